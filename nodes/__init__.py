@@ -1,0 +1,1 @@
+"""ComfyUI V3 nodes; the only package here that imports comfy."""

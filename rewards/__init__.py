@@ -1,0 +1,1 @@
+"""Rewards: `reward(images, prompts) -> scores`, higher is better."""
