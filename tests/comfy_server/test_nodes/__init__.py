@@ -1,0 +1,8 @@
+"""Nodes for the tests only: tiny models, stock sampling with given noises, nodes that keep or break things."""
+
+from .keep import NODES as KEEP
+from .models import NODES as MODELS
+from .obstacles import NODES as OBSTACLES
+from .stock import NODES as STOCK
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*KEEP, *MODELS, *OBSTACLES, *STOCK)}

@@ -1,0 +1,124 @@
+"""Tiny random models of every family, in the layouts ComfyUI itself uses, made without a download."""
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.taesd.taesd
+import torch
+
+CONTEXT = 16
+FAMILIES = {
+    "eps": comfy.model_base.ModelType.EPS,
+    "v": comfy.model_base.ModelType.V_PREDICTION,
+    "flow": comfy.model_base.ModelType.FLOW,
+}
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "transformer_depth": [1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1],
+    "context_dim": CONTEXT,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "adm_in_channels": None,
+}
+
+
+def fill(module: torch.nn.Module, seed: int) -> None:
+    """Draw every parameter: ComfyUI's layers skip initialisation, so they hold whatever the memory held."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2:
+            values = torch.full_like(parameter, 1.0 if name.endswith("weight") else 0.0)
+        else:
+            values = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+        parameter.data.copy_(values)
+
+
+def unet(family: str, seed: int, dtype=torch.float32) -> comfy.model_patcher.ModelPatcher:
+    config = comfy.supported_models.SD15(dict(UNET))
+    config.set_inference_dtype(dtype, torch.float32 if dtype != torch.float32 else None)
+    model = comfy.model_base.BaseModel(config, model_type=FAMILIES[family])
+    fill(model.diffusion_model, seed)
+    model.diffusion_model.out[-1].weight.data.mul_(0.3)
+    load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=load, offload_device=offload)
+
+
+def vae(channels: int, seed: int) -> comfy.sd.VAE:
+    model = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    fill(model, seed)
+    # TAESD's last layer speaks [0, 1]; random weights give N(0, 1), too wide for a picture.
+    last = model.taesd_decoder[-1]
+    last.weight.data.mul_(0.2)
+    last.bias.data.fill_(0.5)
+    model.vae_scale.data.fill_(1.0)
+    return comfy.sd.VAE(sd=model.state_dict())
+
+
+class DNOTestModel:
+    """A tiny random model of one family, with conditionings and a TAESD-layout VAE."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "family": (list(FAMILIES),),
+                "seed": ("INT", {"default": 0}),
+                "dtype": (["float32", "float16", "bfloat16"], {"default": "float32"}),
+                "vae_channels": ("INT", {"default": 4}),
+            }
+        }
+
+    RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING", "VAE")
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    def load(self, family, seed, dtype, vae_channels):
+        generator = torch.Generator().manual_seed(seed + 1)
+        positive, negative = (torch.randn(1, 7, CONTEXT, generator=generator) for _ in range(2))
+        model = unet(family, seed, getattr(torch, dtype))
+        return model, [[positive, {}]], [[negative, {}]], vae(vae_channels, seed + 2)
+
+
+class DNOTestLatent:
+    """A random latent, for img2img; with a mask, for inpainting; with batch indices."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "batch": ("INT", {"default": 1}),
+                "channels": ("INT", {"default": 4}),
+                "size": ("INT", {"default": 8}),
+                "scale": ("FLOAT", {"default": 1.0}),
+                "mask": (["none", "half", "soft"], {"default": "none"}),
+                "batch_index": ("STRING", {"default": ""}),
+                "dims": ("INT", {"default": 4}),
+            }
+        }
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, batch, channels, size, scale, mask, batch_index, dims):
+        shape = (batch, channels, size, size) if dims == 4 else (batch, channels, 2, size, size)
+        latent = {"samples": scale * torch.randn(shape, generator=torch.Generator().manual_seed(5))}
+        if mask != "none":
+            latent["noise_mask"] = torch.zeros(1, 8 * size, 8 * size)
+            latent["noise_mask"][..., 4 * size :] = 1.0 if mask == "half" else torch.linspace(0, 1, 4 * size)
+        if batch_index:
+            latent["batch_index"] = [int(index) for index in batch_index.split(",")]
+        return (latent,)
+
+
+NODES = (DNOTestModel, DNOTestLatent)
