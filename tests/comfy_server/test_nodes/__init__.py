@@ -4,5 +4,6 @@ from .keep import NODES as KEEP
 from .models import NODES as MODELS
 from .obstacles import NODES as OBSTACLES
 from .stock import NODES as STOCK
+from .witness import NODES as WITNESSES
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*KEEP, *MODELS, *OBSTACLES, *STOCK)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*KEEP, *MODELS, *OBSTACLES, *STOCK, *WITNESSES)}

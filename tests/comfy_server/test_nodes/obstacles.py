@@ -1,3 +1,125 @@
-"""What a user's workflow may hold that stands in the way of gradients, and what the tests need to see of the process."""
+"""What a user's workflow may hold that stands in the way of gradients."""
 
-NODES = ()
+import time
+
+import comfy.lora
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+
+
+@torch.library.custom_op("dno_test::no_formula", mutates_args=())
+def no_formula(x: torch.Tensor) -> torch.Tensor:
+    """A fused kernel as comfy-kitchen's: it runs, and has no backward pass."""
+    return x * 1.0
+
+
+def without_gradients(run, args):
+    with torch.no_grad():
+        return run(args["input"], args["timestep"], **args["c"])
+
+
+def through_a_fused_kernel(run, args):
+    return no_formula(run(no_formula(args["input"]), args["timestep"], **args["c"]))
+
+
+def slowly(run, args):
+    time.sleep(0.1)
+    return run(args["input"], args["timestep"], **args["c"])
+
+
+def counting_calls(run, args, calls=[0]):  # noqa: B006
+    """A stateful model: each call's result differs from the last's."""
+    calls[0] += 1
+    return run(args["input"], args["timestep"], **args["c"]) * (1 + 0.1 * (calls[0] % 7))
+
+
+WRAPPERS = {
+    "no_grad": without_gradients, "fused kernel": through_a_fused_kernel, "slow": slowly, "stateful": counting_calls
+}  # fmt: skip
+
+
+def network_without_gradients(executor, *args, **kwargs):
+    with torch.no_grad():
+        return executor(*args, **kwargs)
+
+
+def detaching_attention(func, q, k, v, *args, **kwargs):
+    return attention_pytorch(q.detach(), k, v.detach(), *args, **kwargs)
+
+
+class DNOTestObstacle:
+    """A model with something in the way."""
+
+    KINDS = (*WRAPPERS, "network under no_grad", "detaching attention", "lora", "fast fp8", "multigpu", "lowvram")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "kind": (list(cls.KINDS),)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "put"
+    CATEGORY = "tests"
+
+    def put(self, model, kind):
+        model = model.clone()
+        if kind in WRAPPERS:
+            model.set_model_unet_function_wrapper(WRAPPERS[kind])
+        elif kind == "network under no_grad":
+            wrappers = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+            model.add_wrapper(wrappers, network_without_gradients)
+        elif kind == "detaching attention":
+            model.model_options["transformer_options"]["optimized_attention_override"] = detaching_attention
+        elif kind == "lora":
+            generator = torch.Generator().manual_seed(9)
+            weights = {k: w for k, w in model.model.state_dict().items() if k.endswith("to_q.weight")}
+            change = {k: (0.5 * torch.randn(w.shape, generator=generator),) for k, w in weights.items()}
+            model.add_patches(change, 1.0)
+        elif kind == "multigpu":
+            model.get_additional_models_with_key = lambda key: [object()] if key == "multigpu" else []
+        elif kind == "fast fp8":
+            model.model.diffusion_model.extra = torch.nn.ModuleList([comfy.ops.fp8_ops.Linear(4, 4)])
+        elif kind == "lowvram":
+            model.model.model_lowvram = True
+        return (model,)
+
+
+class BrokenReward:
+    """Brightness, but for one thing."""
+
+    name = "broken"
+
+    def __init__(self, kind):
+        self.kind, self.calls = kind, 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        scores = images.mean(dim=(1, 2, 3))
+        if self.kind == "nan" or self.kind == "nan later" and self.calls > 2:
+            scores = scores * float("nan")
+        if self.kind == "raises":
+            raise KeyError("a bug in a reward")
+        if self.kind == "detached":
+            scores = scores.detach()
+        return scores.sum() if self.kind == "scalar" else scores
+
+    @property
+    def differentiable(self):
+        return self.kind != "not differentiable"
+
+
+class DNOTestReward:
+    @classmethod
+    def INPUT_TYPES(cls):
+        kinds = ["nan", "nan later", "raises", "detached", "scalar", "not differentiable"]
+        return {"required": {"kind": (kinds,)}}
+
+    RETURN_TYPES = ("DNO_REWARD",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, kind):
+        return (BrokenReward(kind),)
+
+
+NODES = (DNOTestObstacle, DNOTestReward)

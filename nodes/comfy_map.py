@@ -1,0 +1,206 @@
+"""ComfyUI's sampling as a `core.SampleMap`: one `comfy.samplers.Sampler` that any guider can run.
+
+ComfyUI does what it does for every sampler: it loads and patches the model, prepares conditionings, ControlNets, masks
+and hooks, then calls `OptimizedSampler.sample`. Everything here happens inside that call.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import comfy.model_management as mm
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from .. import core
+from . import gradients
+
+# ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
+GRAPH_FACTOR = 4
+
+
+class OptimizedSampler(comfy.samplers.Sampler):
+    """Search the noise of one sampling run for a higher reward.
+
+    Attributes:
+        vae: the comfy VAE that turns latents into the pictures the reward sees.
+        optimization: the rest of the settings.
+        result: after `sample`, the `core.Result`; its latent is what `sample` returned.
+    """
+
+    def __init__(self, vae, optimization):
+        self.vae, self.optimization, self.result = vae, optimization, None
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        patcher = model_wrap.model_patcher
+        vae_patcher = gradients.with_resident_weights(self.vae.patcher)
+        for each in (patcher, vae_patcher):
+            gradients.refuse_undifferentiable(each)
+        with gradients.gradients_enabled(), gradients.watched_for_gradients(model_wrap.inner_model) as expect_gradient:
+            # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
+            memory = GRAPH_FACTOR * self._memory_of_a_call(model_wrap, noise.shape)
+            gradients.load_together([patcher, *model_wrap.loaded_models, vae_patcher], memory)
+            model_wrap.conds = gradients.thaw(model_wrap.conds)
+            run = ComfyRun(
+                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)),
+                gradients.with_plain_attention(extra_args["model_options"]), extra_args.get("seed"), expect_gradient,
+            )  # fmt: skip
+            decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model)
+            self.result = self.optimization.of(run, decode)
+        return self.result.latent
+
+    def _memory_of_a_call(self, model_wrap, shape):
+        required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
+        return required + self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+
+
+@dataclass
+class ComfyRun:
+    """What ComfyUI hands to a sampler, as the pieces of a `core.SampleMap`.
+
+    Attributes:
+        guider: the comfy guider, callable as (x, sigma, model_options=, seed=) -> denoised.
+        sigmas: (T + 1,).
+        noise: (B, C, H, W), unit variance, x_T of the seed; in inpainting also what the kept part is noised with.
+        latent_image: (B, C, H, W) in the model's own scale.
+        denoise_mask: (B, C, H, W), 1 where the picture is made anew; or None.
+        model_options: for the guider.
+        seed: for the guider.
+        expect_gradient: told before each call whether its result must have a gradient.
+    """
+
+    guider: object
+    sigmas: torch.Tensor
+    noise: torch.Tensor
+    latent_image: torch.Tensor
+    denoise_mask: torch.Tensor | None
+    model_options: dict
+    seed: int
+    expect_gradient: object
+
+    @property
+    def model_sampling(self):
+        return self.guider.inner_model.model_sampling
+
+    @property
+    def schedule(self):
+        """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
+        flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
+        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
+
+    def start(self, noise):
+        """Return x at the first sigma, as `KSAMPLER.sample` begins."""
+        most = comfy.samplers.Sampler().max_denoise(self.guider, self.sigmas)
+        return self.model_sampling.noise_scaling(self.sigmas[0], noise, self._rows(self.latent_image, noise), most)
+
+    def denoise(self, x, sigma):
+        """Return the guider's denoised, with the kept part of an inpainting put in as `KSamplerX0Inpaint` does."""
+        self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
+        model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
+        mask = self._rows(self.denoise_mask, x)
+        return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
+
+    def finish(self, x):
+        return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
+
+    def sample_map(self, eta, decode, on_step):
+        return core.SampleMap(
+            self.denoise, self.schedule, tuple(self.noise.shape), eta, start=self.start, finish=self.finish,
+            decode=decode, mask=self.denoise_mask, on_step=on_step,
+        )  # fmt: skip
+
+    def first_noise(self, injected, settings):
+        """Return iteration 0's noise: x_T as the guider got it, the rest by the stock rule with seed + 1 on the CPU."""
+        drawn = core.Noise.randn(self.noise.shape, injected, self.seed).injected
+        return core.Noise(self.noise.float(), drawn.to(self.noise.device), settings)
+
+    @staticmethod
+    def _rows(tensor, x):
+        """Repeat a batch for candidates: x has q * B rows, candidate-major."""
+        if tensor is None or tensor.shape[0] == x.shape[0]:
+            return tensor
+        return comfy.utils.repeat_to_batch_size(tensor, x.shape[0])
+
+
+def decode_raw(vae, autoencoder, model, latent):
+    """Decode a latent in the model's scale to images (B, 3, H, W) in [0, 1], not clamped, differentiable.
+
+    `VAE.decode` is the same but for the clamp; it falls back to an undifferentiable tiled decode when memory is short.
+    """
+    latent = model.process_latent_out(latent.float())
+    raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
+    if _clamps(vae.process_output, raw):
+        return (raw + 1) / 2
+    # Straight through: the values of process_output, the gradient of the identity. The clone is for 0.33: it works in
+    # place.
+    return raw + (vae.process_output(raw.detach().clone()) - raw.detach())
+
+
+def _clamps(process_output, raw):
+    probe = torch.tensor([-3.0, 0.5, 3.0], device=raw.device)
+    return torch.equal(process_output(probe.clone()), ((probe + 1) / 2).clamp(0, 1))
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The settings of one optimisation.
+
+    Attributes:
+        reward: reward(images, prompts) -> scores.
+        eta: in [0, 1].
+        iterations: updates of the noise; 0 only samples.
+        solver, regularizer: of `core`, or None for the default and for none.
+        seconds: time budget, or None.
+        watch: rewards that are recorded, not optimised.
+        settings: what makes the noise, kept with it and with the history.
+    """
+
+    reward: object
+    eta: float = 1.0
+    iterations: int = 20
+    solver: object = None
+    regularizer: object = None
+    seconds: float | None = None
+    watch: tuple = ()
+    settings: dict = field(default_factory=dict)
+
+    def of(self, run, decode):
+        """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
+        progress = Progress(run.guider.model_patcher, self.iterations, run.schedule.steps)
+        sample_map = run.sample_map(self.eta, decode, progress.on_step)
+        result = core.optimize(
+            sample_map, self.reward, run.first_noise(sample_map.injected, self.settings), solver=self.solver,
+            regularizer=self.regularizer, iterations=self.iterations, seconds=self.seconds, watch=self.watch,
+            callback=progress.on_iteration,
+        )  # fmt: skip
+        progress.end()
+        result.history.settings.update(self.settings)
+        return result
+
+
+class Progress:
+    """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
+
+    def __init__(self, patcher, iterations, steps):
+        forward = backward = steps + 1
+        self.bar = comfy.utils.ProgressBar(iterations * (forward + backward) + forward)
+        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+
+    def on_step(self, phase, index, total):
+        mm.throw_exception_if_processing_interrupted()
+        self.bar.update(1)
+
+    def on_iteration(self, evaluation, best):
+        if self.previewer is not None:
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", best.latent.detach())
+            self.bar.update_absolute(self.bar.current, preview=preview)
+
+    def end(self):
+        """Fill the bar: a spent budget ends a run early."""
+        self.bar.update_absolute(self.bar.total)

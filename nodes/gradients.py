@@ -1,0 +1,174 @@
+"""Gradients inside a running ComfyUI, without a copy of the weights.
+
+ComfyUI runs every node in `torch.inference_mode()`: weights, schedules and conditionings are inference tensors, which
+autograd refuses to save. Leaving the mode is not enough; the tensors must be made anew. For weights that is free: a
+new tensor object over the same storage (`rewrap`). Conditionings are small and copied (`thaw`).
+
+Which ComfyUI versions and settings stand in the way, and what to do about each, is said by `refuse_undifferentiable`
+and `explained`.
+"""
+
+import contextlib
+
+import comfy.model_management as mm
+import comfy.ops
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+
+NO_FORMULA = ("no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved")
+
+
+@contextlib.contextmanager
+def gradients_enabled():
+    """Leave inference mode, allow gradients, and ask the models for their plain operations; restore all on exit."""
+    training = getattr(mm, "in_training", None)
+    with torch.inference_mode(False), torch.enable_grad(), explained():
+        try:
+            if training is not None:
+                # Flux, Lumina, LTX and others then avoid fused kernels that have no backward pass (ComfyUI 0.33).
+                mm.in_training = True
+            yield
+        finally:
+            if training is not None:
+                mm.in_training = training
+
+
+@contextlib.contextmanager
+def explained():
+    """Say what it means for the user when autograd meets an operation that it cannot differentiate."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if not any(words in str(error).lower() for words in NO_FORMULA):
+            raise
+        raise RuntimeError(
+            "this model cannot be differentiated in this ComfyUI version: it uses an operation without a backward pass"
+            f" ({str(error).splitlines()[0]}). Remove nodes that patch the model (attention, quantisation, caches), try"
+            " another checkpoint format, or use another model"
+        ) from error
+
+
+def load_together(patchers, memory_required):
+    """Load all models fully and at once, and make their weights fit for autograd.
+
+    Raises:
+        RuntimeError: a model's weights do not stay in memory whole, so that saved ones could be overwritten.
+    """
+    mm.load_models_gpu(patchers, memory_required=memory_required, force_full_load=True)
+    for patcher in patchers:
+        if getattr(patcher.model, "model_lowvram", False):
+            raise RuntimeError(
+                f"{type(patcher.model).__name__} is only partly in GPU memory; expected all of it, since offloaded"
+                " weights are overwritten before the backward pass reads them. Start ComfyUI without --lowvram or"
+                " --novram, free memory, or use a smaller model"
+            )
+    for loaded in mm.current_loaded_models:
+        if loaded.model is not None:
+            rewrap(loaded.model.model)
+
+
+def rewrap(module):
+    """Replace a module's inference tensors by normal ones over the same storage: no copy, no gradient of their own."""
+    renewed = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+                    tensors[name] = renewed.setdefault(id(tensor), _renew(tensor, name))
+
+
+@torch.inference_mode(False)
+def _renew(tensor, name):
+    if type(tensor.data) is not torch.Tensor:
+        raise RuntimeError(
+            f"the weight {name} is stored as {type(tensor.data).__name__}; expected plain tensors, since quantised"
+            " ones cannot be differentiated. Load a checkpoint in float8, float16, bfloat16 or float32"
+        )
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if isinstance(tensor, torch.nn.Parameter):
+        plain = torch.nn.Parameter(plain, requires_grad=False)
+    plain.__dict__.update(tensor.__dict__)
+    return plain
+
+
+def thaw(value):
+    """Return `value` with the inference tensors in its dicts, lists, tuples and conditioning objects copied."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {key: thaw(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(thaw(item) for item in value)
+    if hasattr(value, "_copy_with") and hasattr(value, "cond"):
+        return value._copy_with(thaw(value.cond))
+    return value
+
+
+def with_plain_attention(model_options):
+    """Set PyTorch's own attention: others have no backward pass or, worse, detach without a word."""
+    override = {"optimized_attention_override": lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+    options = {**model_options.get("transformer_options", {}), **override}
+    return {**model_options, "transformer_options": options}
+
+
+def with_resident_weights(patcher):
+    """Return a patcher whose weights stay in memory: ComfyUI's dynamic ones may be overwritten while in use.
+
+    Raises:
+        RuntimeError: the loader of this model knows no other way.
+    """
+    if not getattr(patcher, "is_dynamic", bool)():
+        return patcher
+    try:
+        return patcher.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{type(patcher.model).__name__} keeps its weights in dynamic video memory; expected weights that stay."
+            " Start ComfyUI with --disable-dynamic-vram"
+        ) from error
+
+
+def refuse_undifferentiable(patcher):
+    """Raise RuntimeError for models whose gradients would be missing or silently wrong, and say what to do."""
+    if getattr(patcher, "get_additional_models_with_key", lambda _: [])("multigpu"):
+        raise RuntimeError(
+            "the model is split over several GPUs, whose copies run without gradients; expected one GPU."
+            " Remove the multi-GPU node before the DNO Sampler"
+        )
+    kinds = tuple(getattr(comfy.ops, name).Linear for name in ("fp8_ops", "cublas_ops") if hasattr(comfy.ops, name))
+    if any(isinstance(module, kinds) for module in patcher.model.modules()):
+        raise RuntimeError(
+            "the model was loaded for fast float8 or cuBLAS arithmetic, which has no backward pass."
+            " Load it with weight_dtype fp8_e4m3fn instead of fp8_e4m3fn_fast, and start ComfyUI without --fast"
+        )
+
+
+@contextlib.contextmanager
+def watched_for_gradients(model):
+    """Raise as soon as the network inside `model` returns a result without gradient though its input has one.
+
+    The sampler alone would not notice: denoised = x - sigma * output has a gradient by x even if the output has none.
+
+    Args:
+        model: a `comfy.model_base.BaseModel`.
+
+    Yields:
+        expect: call expect(True) before a call whose result must have a gradient, expect(False) before others.
+    """
+    expected = [False]
+
+    def check(_module, _args, output):
+        outputs = output if isinstance(output, (list, tuple)) else [output]
+        if expected[0] and not any(part.requires_grad for part in outputs):
+            raise RuntimeError(
+                "the gradient is lost inside the model: its network ran under no_grad or inference_mode, or a patch"
+                " detached its result. Remove nodes that cache, compile or replace the model's network, or ask their"
+                " author to leave gradients on"
+            )
+
+    hook = model.diffusion_model.register_forward_hook(check)
+    try:
+        yield lambda expect: expected.__setitem__(0, expect)
+    finally:
+        hook.remove()

@@ -1,0 +1,114 @@
+"""A solver that looks around from inside a run instead of optimising, and a node for the process's global flags."""
+
+import comfy.model_management as mm
+import torch
+
+
+def pointers(model):
+    return [parameter.data_ptr() for parameter in model.model.parameters()]
+
+
+def flags():
+    return {
+        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+        "in_training": getattr(mm, "in_training", None), "anomaly": torch.is_anomaly_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(), "autocast": torch.is_autocast_enabled(),
+        "dtype": str(torch.get_default_dtype()), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+class Witness:
+    """A solver that keeps the noise and takes notes."""
+
+    def __init__(self, model, checks):
+        self.model, self.checks, self.notes, self.before = model, checks, {}, pointers(model)
+
+    def fresh(self):
+        return self
+
+    def step(self, problem, noise):
+        for check in self.checks:
+            getattr(self, check)(problem, noise)
+        return noise, problem.evaluate(noise)
+
+    def gradient(self, problem, noise):
+        self.notes["gradient_error"] = problem.check_gradient(noise).tolist()
+
+    def storage(self, problem, noise):
+        parameters = list(self.model.model.parameters())
+        self.notes["same_storage"] = pointers(self.model) == self.before
+        self.notes["inference_weights"] = sum(parameter.is_inference() for parameter in parameters)
+        self.notes["trainable_weights"] = sum(parameter.requires_grad for parameter in parameters)
+
+    def flags(self, problem, noise):
+        self.notes["flags"] = flags()
+
+    def candidates(self, problem, noise):
+        """Two candidates flattened into one batch against each alone: rows are (q, B), candidate-major."""
+        other = noise.map(lambda tensor: -tensor)
+        both = type(noise)(
+            torch.cat([noise.initial, other.initial]), torch.cat([noise.injected, other.injected], dim=1)
+        )
+        apart = torch.cat([problem.sample_map.latent(each) for each in (noise, other)])
+        together = problem.sample_map.latent(both)
+        self.notes["candidates_error"] = ((together - apart).abs().max() / apart.abs().max()).item()
+
+
+class DNOTestWitness:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "checks": ("STRING", {})}}
+
+    RETURN_TYPES = ("DNO_SOLVER",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, model, checks):
+        return (Witness(model, checks.split()),)
+
+
+class DNOTestNotes:
+    """What a witness noted; `after` is any output of the sampler, so that this runs when it is done."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"witness": ("DNO_SOLVER",), "after": ("LATENT",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, witness, after):
+        return {"ui": {"notes": [witness.notes]}}
+
+
+class DNOTestFlags:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"nonce": ("STRING", {})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, nonce):
+        return {"ui": {"flags": [flags()]}}
+
+
+class DNOTestHistory:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"history": ("DNO_HISTORY",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, history):
+        return {"ui": {"history": [{key: getattr(history, key) for key in ("rows", "best", "stopped", "settings")}]}}
+
+
+NODES = (DNOTestWitness, DNOTestNotes, DNOTestFlags, DNOTestHistory)
