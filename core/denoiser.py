@@ -1,0 +1,65 @@
+"""From a network that predicts eps or v at training timesteps to `denoise(x, sigma) -> denoised`, with guidance.
+
+The same split as k-diffusion's `external.py`: what a network predicts is settled here, samplers see only `denoised`.
+"""
+
+import torch
+
+
+class DiscreteDenoiser:
+    """A network trained on discrete timesteps in VP coordinates, seen in sigma space.
+
+    With x = x0 + sigma * eps and c_in = 1 / sqrt(1 + sigma^2) the network is called on c_in * x, and
+
+        eps model:  denoised = x - sigma * eps
+        v model:    denoised = c_in^2 * x - sigma * c_in * v
+
+    Args:
+        network: (x_in (B, ...), timesteps (B,) int64, condition (B, ...)) -> prediction, shape of x_in.
+        alphas_cumprod: (N,) cumulative alphas of the training timesteps.
+        prediction: "eps" or "v".
+    """
+
+    def __init__(self, network, alphas_cumprod, prediction="eps"):
+        if prediction not in ("eps", "v"):
+            raise ValueError(f"unknown prediction {prediction!r}; expected 'eps' or 'v'")
+        self.network, self.prediction = network, prediction
+        alphas_cumprod = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        self.log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().log()
+
+    def timestep(self, sigma):
+        """Return the training timestep nearest to each sigma in log sigma, (B,) int64."""
+        distance = sigma.double().log()[:, None] - self.log_sigmas.to(sigma.device)
+        return distance.abs().argmin(dim=1)
+
+    def __call__(self, x, sigma, condition):
+        """Return the x0 estimate at (x, sigma): x (B, ...), sigma (B,)."""
+        sigmas = sigma.view(-1, *[1] * (x.ndim - 1))
+        c_in = (1 + sigmas.square()).rsqrt()
+        output = self.network(c_in * x, self.timestep(sigma), condition)
+        if self.prediction == "eps":
+            return x - sigmas * output
+        return c_in.square() * x - sigmas * c_in * output
+
+
+class Guided:
+    """Classifier-free guidance around a conditional denoiser: uncond + cfg * (cond - uncond), in one network call.
+
+    Args:
+        denoise: (x, sigma, condition) -> denoised.
+        condition, negative: (B, ...) each; candidates beyond B repeat them, candidate-major.
+        cfg: guidance scale; at 1 the negative is not evaluated.
+    """
+
+    def __init__(self, denoise, condition, negative, cfg):
+        self.denoise, self.condition, self.negative, self.cfg = denoise, condition, negative, cfg
+
+    def __call__(self, x, sigma):
+        """Return the guided x0 estimate at (x, sigma); x holds a multiple of B rows."""
+        candidates = len(x) // len(self.condition)
+        condition, negative = (c.repeat(candidates, *[1] * (c.ndim - 1)) for c in (self.condition, self.negative))
+        if self.cfg == 1:
+            return self.denoise(x, sigma, condition)
+        both = self.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([negative, condition]))
+        uncond, cond = both.chunk(2)
+        return uncond + self.cfg * (cond - uncond)

@@ -1,0 +1,112 @@
+"""The noise z = (x_T, w_1, w_2, ..) of one sampling run: everything that is optimised, and nothing else."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "dno_noise_1"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The sampling noise of a batch, unit variance.
+
+    Attributes:
+        initial: (B, C, H, W), x_T before the model's own scaling; further dimensions (video) are kept as they are.
+        injected: (L, B, C, H, W), the noises of the steps that inject one, in sampling order; L is 0 for the ODE.
+        settings: what made it and what replays it, JSON types only; saved with the tensors.
+    """
+
+    initial: torch.Tensor
+    injected: torch.Tensor
+    settings: dict = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        if self.injected.ndim != self.initial.ndim + 1 or self.injected.shape[1:] != self.initial.shape:
+            raise ValueError(
+                f"injected noise is {tuple(self.injected.shape)}; expected (L, *{tuple(self.initial.shape)}), one noise"
+                " of the initial noise's shape per step"
+            )
+
+    @classmethod
+    def randn(cls, shape, injected=0, seed=0):
+        """Draw true noise by ComfyUI's rule: x_T from `seed`, the injected noises one after another from `seed + 1`.
+
+        Drawn on the CPU in float32 whatever the model runs on, so that a seed means the same picture everywhere.
+
+        Args:
+            shape: (B, C, H, W).
+            injected: L, the number of steps that inject noise.
+            seed: any integer; taken modulo 2^64.
+        """
+        initial = torch.randn(shape, generator=_generator(seed))
+        generator = _generator(seed + 1)
+        steps = [torch.randn(shape, generator=generator) for _ in range(injected)]
+        return cls(initial, torch.stack(steps) if steps else initial.new_zeros((0, *initial.shape)))
+
+    @property
+    def batch(self):
+        """B, the number of pictures."""
+        return self.initial.shape[0]
+
+    def flat(self):
+        """Return z as (B, n): each picture's x_T, then its injected noises in order."""
+        rest = self.injected.transpose(0, 1).reshape(self.batch, -1)
+        return torch.cat([self.initial.reshape(self.batch, -1), rest], dim=1)
+
+    def with_flat(self, flat):
+        """Return the Noise of this shape whose `flat()` is `flat`, (B, n)."""
+        size = self.initial[0].numel()
+        initial = flat[:, :size].reshape(self.initial.shape)
+        rest = flat[:, size:].reshape(self.batch, self.injected.shape[0], *self.initial.shape[1:])
+        return Noise(initial, rest.transpose(0, 1), self.settings)
+
+    def map(self, function):
+        """Apply an elementwise `function` to both tensors."""
+        return Noise(function(self.initial), function(self.injected), self.settings)
+
+    def to(self, *args, **kwargs):
+        """Move or cast both tensors, as `torch.Tensor.to`."""
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def item(self, index):
+        """Return picture `index`'s own noise, a batch of one."""
+        if not -self.batch <= index < self.batch:
+            raise ValueError(f"picture {index} of a batch of {self.batch}; expected 0 .. {self.batch - 1}")
+        index %= self.batch
+        return Noise(self.initial[index : index + 1], self.injected[:, index : index + 1], self.settings)
+
+    def save(self, path):
+        """Write tensors and settings to a safetensors file."""
+        tensors = {"initial": self.initial, "injected": self.injected}
+        metadata = {"format": FORMAT, "settings": json.dumps(self.settings, sort_keys=True)}
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path):
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a noise file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no noise file at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, keys = file.metadata() or {}, set(file.keys())
+                tensors = {key: file.get_tensor(key) for key in keys}
+        except SafetensorError as error:
+            message = f"{path} is not a safetensors file ({error}); expected one written by Noise.save"
+            raise ValueError(message) from error
+        if metadata.get("format") != FORMAT or keys != {"initial", "injected"}:
+            raise ValueError(f"{path} is not a noise file: found {sorted(keys)}; expected one written by Noise.save")
+        return cls(tensors["initial"], tensors["injected"], json.loads(metadata["settings"]))
+
+
+def _generator(seed):
+    return torch.Generator("cpu").manual_seed(int(seed) % 2**64)

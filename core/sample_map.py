@@ -1,0 +1,296 @@
+"""The noise-to-sample map M(z) of the paper's Section 1.1.2, and its backward pass in stages.
+
+One tensor's way through this file:
+
+    noise.initial --start--> x_T --step, step, ..--> x_0 --finish--> latent --decode--> images        (`sample`)
+    noise.injected[i] enters at its step
+
+    d_images --decode's VJP--> d_latent --steps backwards--> d_x_T --start's VJP--> Noise of gradients (`Pullback`)
+
+The backward pass is not one autograd graph. Every stage is re-run with grad from what the forward pass stored (one
+x per step), differentiated, and freed, so that the peak memory is one network call's graph whatever the number of
+steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster, and memory grows with the steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .noise import Noise
+from .schedule import Schedule, check_eta, sde_step, step_coefficients
+
+LOST_GRADIENT = (
+    "the {stage} gave a result without gradient, so nothing can be optimised through it. Likely causes: another node"
+    " left torch's gradients off globally, the model runs under no_grad or inference_mode inside, or its attention"
+    " kernel has no backward pass. Remove the patch or node that does so, or use a gradient-free solver"
+)
+
+
+@dataclass
+class SampleMap:
+    """The map from noise to pictures of one model, prompt and schedule.
+
+    Attributes:
+        denoise: (x (B, ...), sigma (B,)) -> denoised, k-diffusion's convention, guidance applied. It must be a pure
+            function of its arguments and accept any multiple of B rows (perturbed candidates, candidate-major).
+        schedule: the noise levels.
+        shape: (B, C, H, W) of the latent.
+        eta: in [0, 1]; 0 is the ODE, where only x_T matters, 1 the paper's SDE.
+        start: initial noise -> x at schedule.sigmas[0], differentiable; default: pure noise at that level.
+        finish: x at the last sigma -> latent; default: the same.
+        decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
+        prompts: the B prompts, handed to rewards, or None.
+        mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
+        keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step.
+        on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
+            raise from it to interrupt.
+        rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.
+    """
+
+    denoise: Callable
+    schedule: Schedule
+    shape: tuple
+    eta: float = 1.0
+    start: Callable | None = None
+    finish: Callable | None = None
+    decode: Callable | None = None
+    prompts: list | None = None
+    mask: torch.Tensor | None = None
+    keep_graphs: bool = False
+    on_step: Callable | None = None
+    rerun_tolerance: float = 0.02
+
+    def __post_init__(self):
+        self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
+        self.start = self.start or self._pure_noise
+        self.finish = self.finish or _same
+        self.decode = self.decode or _same
+        if self.prompts is not None and len(self.prompts) != self.shape[0]:
+            raise ValueError(f"{len(self.prompts)} prompts for a batch of {self.shape[0]}; expected one per picture")
+
+    @property
+    def injected(self):
+        """L, the number of injected noises that matter: the schedule's, or 0 for the ODE."""
+        return self.schedule.injected if self.eta > 0 else 0
+
+    def randn(self, seed=0):
+        """Draw true noise for this map (`Noise.randn`)."""
+        return Noise.randn(self.shape, self.injected, seed)
+
+    def active(self, noise):
+        """Return a list of B flat vectors, each picture's entries of z that are optimised, x_T's first."""
+        return [vector[keep] for vector, keep in zip(noise.flat(), self._active_entries(noise), strict=True)]
+
+    def active_initial(self, noise):
+        """Return a list of B flat vectors, each picture's optimised entries of x_T alone."""
+        return self.active(Noise(noise.initial, noise.injected[:0]))
+
+    def masked(self, noise):
+        """Return `noise` (of gradients) with the entries that are not optimised set to 0."""
+        if self.mask is None:
+            return noise
+        return noise.map(lambda tensor: tensor * (self.mask > 0).to(tensor))
+
+    def with_active(self, noise, vectors):
+        """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: `active` backwards."""
+        flat = torch.zeros_like(noise.flat())
+        for row, keep, vector in zip(flat, self._active_entries(noise), vectors, strict=True):
+            row[keep] = vector.to(row)
+        return noise.with_flat(flat)
+
+    @torch.no_grad()
+    def latent(self, noise):
+        """Return the latent that `noise` samples to, (B, C, H, W), without gradient."""
+        return self.finish(self._walk(noise)[-1])
+
+    @torch.no_grad()
+    def sample(self, noise):
+        """Return the pictures that `noise` samples to, (B, 3, H, W), without gradient."""
+        return self._decode(self.latent(noise))
+
+    def pullback(self, noise):
+        """Sample with what the backward pass needs.
+
+        Returns:
+            images: (B, 3, H, W), detached.
+            vjp: a `Pullback`; vjp(d_images) is the Noise of gradients, once.
+        """
+        vjp = Pullback(self, noise)
+        return vjp.images, vjp
+
+    def _walk(self, noise, kept=None):
+        """Return the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
+        self._check(noise)
+        x = self.start(noise.initial)
+        samples = [x]
+        for index in range(self.schedule.steps):
+            self._report("forward", index)
+            if kept is None:
+                denoised = self._denoise(x, index)
+            else:
+                kept.append(self._denoise_with_graph(x, index))
+                denoised = kept[-1][1].detach()
+            x = self._step(x, denoised, index, noise)
+            samples.append(x)
+        return samples
+
+    def _step(self, x, denoised, index, noise):
+        sigma, sigma_next = self.schedule.intervals[index]
+        injected = noise.injected[index] if index < len(noise.injected) else None
+        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family)
+
+    def _denoise(self, x, index):
+        return self.denoise(x, x.new_full((x.shape[0],), self.schedule.sigmas[index]))
+
+    def _denoise_with_graph(self, x, index):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            denoised = self._denoise(x, index)
+        if not denoised.requires_grad:
+            raise RuntimeError(LOST_GRADIENT.format(stage=f"model (step {index + 1} of {self.schedule.steps})"))
+        return x, denoised
+
+    def _decode(self, latent):
+        self._report("decode", 0, 1)
+        return self.decode(latent)
+
+    def _report(self, phase, index, total=None):
+        if self.on_step is not None:
+            self.on_step(phase, index, total or self.schedule.steps)
+
+    def _pure_noise(self, initial):
+        sigma = self.schedule.sigmas[0]
+        return initial * (sigma if self.schedule.family != "vp" else (1 + sigma**2) ** 0.5)
+
+    def _active_entries(self, noise):
+        if self.mask is None:
+            return torch.ones_like(noise.flat(), dtype=torch.bool)
+        one = (self.mask > 0).expand(noise.initial.shape).to(noise.initial.device)
+        return Noise(one, one.expand(noise.injected.shape)).flat()
+
+    def _check(self, noise):
+        expected = (self.injected, *self.shape)
+        found = tuple(noise.injected.shape)
+        if found[0] != expected[0] or found[2:] != expected[2:] or found[1] % expected[1]:
+            raise ValueError(
+                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected; expected {self.shape} with"
+                f" {expected[0]} at {self.schedule.steps} steps and eta {self.eta}. Use the settings it was made with"
+            )
+
+
+class Pullback:
+    """The backward pass of one sampling run: gradients by images or latent in, a Noise of gradients out.
+
+    Single use: whatever happens inside, every graph and every stored sample is freed when it has been called.
+
+    Attributes:
+        images: (B, 3, H, W), detached.
+        latent: (B, C, H, W), detached.
+    """
+
+    def __init__(self, sample_map, noise):
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
+        self._map, self._noise = sample_map, noise
+        self._graphs = [] if sample_map.keep_graphs else None
+        with torch.no_grad():
+            self._samples = sample_map._walk(noise, self._graphs)
+            self.latent = sample_map.finish(self._samples[-1])
+            self.images = sample_map._decode(self.latent)
+
+    def __call__(self, d_images):
+        """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
+
+        Args:
+            d_images: (B, 3, H, W), the gradient of the scores by the images.
+        """
+        x = self._stored()[-1].detach().requires_grad_()
+        try:
+            self._map._report("backward", 0, self._map.schedule.steps + 1)
+            with torch.enable_grad():
+                images = self._map.decode(self._map.finish(x))
+            if not images.requires_grad:
+                raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
+            return self._through_steps(_vjp(images, x, d_images))
+        finally:
+            self.release()
+
+    def from_latent(self, d_latent):
+        """Return d/dz of <d_latent, latent>, as calling it does for images."""
+        x = self._stored()[-1].detach().requires_grad_()
+        try:
+            with torch.enable_grad():
+                latent = self._map.finish(x)
+            return self._through_steps(_vjp(latent, x, d_latent) if latent is not x else d_latent)
+        finally:
+            self.release()
+
+    def release(self):
+        """Free every graph and stored sample; calling the pullback afterwards is an error."""
+        self._samples = self._graphs = None
+
+    def _stored(self):
+        if self._samples is None:
+            raise RuntimeError("this pullback was used or released already; take a new one from sample_map.pullback")
+        return self._samples
+
+    def _through_steps(self, gradient):
+        sample_map, schedule = self._map, self._map.schedule
+        injected = torch.zeros_like(self._noise.injected, dtype=gradient.dtype)
+        for index in reversed(range(schedule.steps)):
+            sample_map._report("backward", schedule.steps - index, schedule.steps + 1)
+            c_x, c_denoised, c_noise = step_coefficients(*schedule.intervals[index], sample_map.eta, schedule.family)
+            if index < len(injected):
+                injected[index] = c_noise * gradient
+            x, denoised = self._step_graph(index)
+            gradient = c_x * gradient + _vjp(denoised, x, c_denoised * gradient)
+        return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
+
+    def _step_graph(self, index):
+        """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
+        if self._graphs is not None:
+            return self._graphs.pop()
+        sample_map, samples = self._map, self._samples
+        x, denoised = sample_map._denoise_with_graph(samples[index], index)
+        again = sample_map._step(samples[index], denoised.detach(), index, self._noise)
+        self._check_rerun(index, again, denoised.detach())
+        samples.pop()
+        return x, denoised
+
+    def _check_rerun(self, index, again, denoised):
+        _, c_denoised, _ = step_coefficients(
+            *self._map.schedule.intervals[index], self._map.eta, self._map.schedule.family
+        )
+        allowed = self._map.rerun_tolerance * abs(c_denoised) * denoised.float().square().mean().sqrt()
+        error = (again - self._samples[index + 1]).float().square().mean().sqrt()
+        if error > allowed + 1e-6 * again.float().square().mean().sqrt():
+            raise RuntimeError(
+                f"step {index + 1} gave another result when it was run again (difference {float(error):.3g}, allowed"
+                f" {float(allowed):.3g}): the model keeps a state between calls. Remove step caches (TeaCache,"
+                " EasyCache, DeepCache), context windows, keyframed hooks or random augmentation, or keep the graphs"
+            )
+
+    def _start_vjp(self, gradient):
+        initial = self._noise.initial.detach().requires_grad_()
+        with torch.enable_grad():
+            x = self._map.start(initial)
+        if not x.requires_grad:
+            raise RuntimeError(LOST_GRADIENT.format(stage="model's noise scaling"))
+        return _vjp(x, initial, gradient)
+
+
+def _vjp(output, x, cotangent):
+    """Return the gradient of <cotangent, output> by x in the cotangent's dtype, freeing output's graph.
+
+    Each item's cotangent enters the network scaled to a largest entry of 1, and the factor comes back outside: half
+    precision would lose small gradients otherwise.
+    """
+    scale = cotangent.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = scale.reshape(-1, *[1] * (cotangent.ndim - 1))
+    (gradient,) = torch.autograd.grad(output, x, (cotangent / scale).to(output))
+    return gradient.to(cotangent.dtype) * scale.to(gradient.device)
+
+
+def _same(value):
+    return value

@@ -1,0 +1,48 @@
+"""Imports point down only, and nothing heavy is imported before it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMFY = {"comfy", "comfy_api", "comfy_extras", "nodes", "server", "folder_paths", "execution", "latent_preview"}
+LAYERS = {"core": {"core"}, "rewards": {"core", "rewards"}, "nodes": {"core", "rewards", "nodes"}}
+
+
+def imports(path):
+    """Yield (top-level name, room of this pack or None) of every import in a file, nested ones included."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0], None
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            target = base + tuple((node.module or "").split("."))
+            yield None, next(part for part in target if part) if any(target) else node.names[0].name
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down_only(layer):
+    for path in (ROOT / layer).rglob("*.py"):
+        for name, room in imports(path):
+            assert room is None or room in LAYERS[layer], f"{path} imports {room}"
+            assert layer == "nodes" or name not in COMFY, f"{path} imports {name}"
+            assert name != "comfyui_dno" or "training" in path.parts, f"{path}: use relative imports inside the pack"
+
+
+def test_importing_the_core_loads_no_model_library():
+    heavy = ("diffusers", "transformers", "matplotlib", "open_clip", "comfy")
+    code = f"import sys, comfyui_dno.core, comfyui_dno.rewards; print([n for n in {heavy} if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    assert found.stdout.strip() == "[]"
+
+
+def test_requirements_agree_with_pyproject():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (ROOT / "requirements.txt").read_text().split() == project["dependencies"]

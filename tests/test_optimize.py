@@ -1,0 +1,266 @@
+"""The loop: what it returns, what stops it, what it never loses."""
+
+import json
+
+import pytest
+import torch
+from comfyui_dno import core, rewards
+from tiny_models import sample_map
+
+
+def mean_pixel(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+
+
+def start(noise_map, seed=0):
+    return noise_map.randn(seed).to(torch.float64)
+
+
+def run(noise_map=None, reward=mean_pixel, **settings):
+    noise_map = noise_map or sample_map()
+    settings = {"floor": 0.0, "iterations": 5} | settings
+    return core.optimize(noise_map, reward, start(noise_map), **settings)
+
+
+@pytest.mark.parametrize("solver", [
+    core.GradientAscent(lr=0.03), core.GradientAscent(lr=5.0, optimizer="sgd"), core.GradientAscent(lr=0.03, clip=0.01),
+])
+def test_the_reward_rises(solver):
+    history = run(solver=solver, iterations=12).history
+    for item in (0, 1):
+        scores = history.column("score", item)
+        assert scores[-1] > scores[0] + 0.005
+        assert len(scores) == 13
+
+
+def test_adam_equals_torchs_adam_on_the_whole_graph():
+    noise_map = sample_map(batch=1)
+    noise = start(noise_map)
+    z = noise.flat().clone().requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.02)
+    for _ in range(4):
+        step = noise.with_flat(z)
+        x = noise_map.start(step.initial)
+        for index, (sigma, sigma_next) in enumerate(noise_map.schedule.intervals):
+            denoised = noise_map.denoise(x, x.new_full((1,), sigma))
+            x = core.sde_step(x, denoised, sigma, sigma_next, 1.0, step.injected[index] if sigma_next else None)
+        loss = -noise_map.decode(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    result = run(noise_map, solver=core.GradientAscent(lr=0.02), iterations=4)
+    torch.testing.assert_close(result.noise.flat(), z.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_zero_iterations_sample_once():
+    noise_map = sample_map()
+    result = run(noise_map, iterations=0)
+    torch.testing.assert_close(result.images, noise_map.sample(start(noise_map)))
+    assert len(result.history.rows) == 1 and result.history.stopped == "0 iterations done"
+
+
+def test_the_result_is_each_pictures_own_best_and_samples_again():
+    noise_map = sample_map()
+    result = run(noise_map, solver=core.GradientAscent(lr=2.0), iterations=8)
+    for item in (0, 1):
+        scores = result.history.column("score", item)
+        assert result.history.best[item] == max(range(9), key=scores.__getitem__)
+        assert mean_pixel(result.images, None)[item] == pytest.approx(max(scores))
+    torch.testing.assert_close(noise_map.sample(result.noise), result.images)
+    torch.testing.assert_close(noise_map.decode(result.latent), result.images)
+
+
+def test_the_best_so_far_never_falls():
+    seen = []
+    noise_map = sample_map()
+    solver = core.GradientAscent(lr=3.0)
+    run(noise_map, solver=solver, callback=lambda evaluation, best: seen.append(best.scores.clone()))
+    assert all((later >= earlier).all() for earlier, later in zip(seen, seen[1:], strict=False))
+
+
+def test_same_inputs_give_the_same_bits_twice():
+    regularizer = core.ProbabilityRegularizer()
+    results = [run(regularizer=regularizer, solver=core.GradientAscent(lr=0.1)) for _ in range(2)]
+    assert torch.equal(results[0].noise.flat(), results[1].noise.flat())
+    assert torch.equal(results[0].images, results[1].images)
+    columns = [[{k: v for k, v in row.items() if k != "seconds"} for row in result.history.rows] for result in results]
+    assert columns[0] == columns[1]
+
+
+def test_a_solver_object_can_be_shared_between_runs():
+    solver = core.GradientAscent(lr=0.1)
+    assert torch.equal(run(solver=solver).noise.flat(), run(solver=solver).noise.flat())
+
+
+def test_improbable_noise_does_not_become_the_best():
+    """A large step leaves the shell at once: the start is returned although its reward is lower."""
+    noise_map = sample_map(batch=1)
+    free = run(noise_map, solver=core.GradientAscent(lr=1.0), floor=0.0)
+    kept = run(noise_map, solver=core.GradientAscent(lr=1.0), floor=0.01)
+    assert kept.history.best == [0] and free.history.best != [0]
+    torch.testing.assert_close(kept.noise.flat(), start(noise_map).flat())
+
+
+def test_the_regulariser_keeps_the_noise_probable():
+    solver = core.GradientAscent(lr=0.2)
+    free = run(solver=solver, iterations=25).history.rows[-1]["log_p"]
+    kept = run(solver=solver, iterations=25, regularizer=core.ProbabilityRegularizer()).history.rows[-1]["log_p"]
+    assert all(a < -15 < -5 < b for a, b in zip(free, kept, strict=True))
+
+
+def test_the_penalty_is_part_of_the_gradient():
+    noise_map = sample_map()
+    noise = start(noise_map).map(lambda tensor: tensor * 1.7)
+    problem = core.Problem(noise_map, mean_pixel, core.ProbabilityRegularizer(gamma=2.0, k=3, permutations=4))
+    assert (problem.check_gradient(noise, step=1e-5) < 1e-4).all()
+
+
+def test_the_gradient_check_is_recorded_and_sees_a_wrong_gradient():
+    assert max(run(check_gradient=True).history.settings["gradient_error"]) < 1e-3
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * 1.5
+
+    wrong = run(reward=lambda images, prompts: mean_pixel(Wrong.apply(images), None), check_gradient=True)
+    assert min(wrong.history.settings["gradient_error"]) > 0.3
+
+
+@pytest.mark.parametrize("settings, rows, reason", [
+    ({"seconds": 0.0}, 1, "time budget of 0.0 s is spent"),
+    ({"target": -9.0}, 1, "reached the target score -9.0"),
+    ({"stop_probability": 0.9999999}, 1, "P(z) fell below"),
+    ({"stop_probability": 1e-3, "solver": core.GradientAscent(lr=1.0)}, 2, "P(z) fell below"),
+])
+def test_a_run_stops_when_told_to_and_says_why(settings, rows, reason):
+    history = run(**settings).history
+    assert len(history.rows) == rows and reason in history.stopped
+
+
+def test_the_time_budget_is_kept():
+    history = run(seconds=0.3, iterations=10000).history
+    assert 1 < len(history.rows) < 10000 and history.rows[-1]["seconds"] <= 0.4
+
+
+def after(calls, action):
+    """A reward that does `action(score)` from its n-th call on."""
+    count = []
+
+    def reward(images, prompts):
+        count.append(1)
+        scores = mean_pixel(images, prompts)
+        return action(scores) if len(count) > calls else scores
+
+    return reward
+
+
+def interrupt(scores):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("action, reason", [
+    (lambda scores: scores * float("nan"), "the reward reward is [nan, nan] at iteration 3"),
+    (lambda scores: scores * float("inf"), "at iteration 3; expected finite numbers"),
+    (lambda scores: (scores * 0).sqrt() + scores.detach(), "the gradient of the reward by the noise is [nan, nan]"),
+    (interrupt, "interrupted"),
+])
+def test_what_was_found_is_kept_when_a_run_breaks(action, reason):
+    result = run(reward=after(3, action), solver=core.GradientAscent(lr=0.1))
+    assert reason in result.history.stopped
+    assert len(result.history.rows) == 3 and result.history.best == [2, 2]
+
+
+def test_a_reward_that_is_not_finite_from_the_start_is_an_error():
+    with pytest.raises(core.NotFiniteError, match="at iteration 0; expected finite numbers"):
+        run(reward=after(0, lambda scores: scores * float("nan")))
+
+
+def test_other_exceptions_pass_and_leave_the_flags_as_they_were():
+    class Interrupted(BaseException):
+        """Stands for ComfyUI's interruption."""
+
+    def interrupt_third(phase, index, total):
+        if phase == "backward":
+            raise Interrupted
+
+    with torch.no_grad():
+        with pytest.raises(Interrupted):
+            run(sample_map(on_step=interrupt_third))
+        assert not torch.is_grad_enabled()
+
+
+def test_watched_rewards_are_recorded_and_never_optimised():
+    def darkness(images, prompts):
+        return -images.mean(dim=(1, 2, 3))
+
+    watched, alone = run(watch=(darkness,)), run()
+    assert torch.equal(watched.noise.flat(), alone.noise.flat())
+    assert watched.history.watched == ["darkness"]
+    scores, seen = watched.history.column("score", 1), watched.history.column("watch/darkness", 1)
+    assert seen == pytest.approx([-value for value in scores])
+
+
+def test_the_history_goes_to_json_and_holds_every_column():
+    history = run(regularizer=core.ProbabilityRegularizer(), iterations=2).history
+    record = json.loads(history.to_json())
+    assert [row["iteration"] for row in record["rows"]] == [0, 1, 2]
+    for key in ("score", "log_p", "log_p_initial", "norm", "penalty"):
+        assert all(len(row[key]) == 2 for row in record["rows"])
+    assert record["rows"][-1]["gradient_norm"] is None and min(record["rows"][0]["gradient_norm"]) > 0
+    assert [picture.shape for picture in history.pictures] == [(2, 3, 12, 12)] * 3
+
+
+def test_the_prompts_of_the_map_reach_the_reward():
+    seen = []
+
+    def reward(images, prompts):
+        seen.append(prompts)
+        return mean_pixel(images, prompts)
+
+    run(sample_map(prompts=["a", "b"]), reward=reward, iterations=0)
+    assert seen == [["a", "b"]]
+
+
+@pytest.mark.parametrize("reward, message", [
+    (lambda images, prompts: images.mean(), r"returned \(\); expected one score per picture"),
+    (lambda images, prompts: [0.0, 0.0], "returned list; expected one score per picture"),
+])
+def test_rewards_of_the_wrong_form_are_refused(reward, message):
+    with pytest.raises(ValueError, match=message):
+        run(reward=reward)
+
+
+def test_rewards_without_gradient_are_refused():
+    with pytest.raises(RuntimeError, match="lost the gradient"):
+        run(reward=lambda images, prompts: mean_pixel(images, prompts).detach())
+
+    class Bytes:
+        name, differentiable = "file size", False
+
+    with pytest.raises(ValueError, match="file size is not differentiable"):
+        run(reward=Bytes())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"lr": 0}, "expected a number > 0"), ({"optimizer": "lbfgs"}, "expected 'adam' or 'sgd'"),
+])
+def test_bad_solver_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        core.GradientAscent(**arguments)
+
+
+def test_negative_iterations_are_refused():
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        run(iterations=-1)
+
+
+def test_brightness_is_the_mean_pixel_between_minus_one_and_one_unclamped():
+    images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4), torch.full((3, 4, 4), 1.5)])
+    assert rewards.Brightness()(images, None).tolist() == [-1, 1, 2]
+    assert rewards.Brightness(negative=True)(images, None).tolist() == [1, -1, -2]
+    assert rewards.Brightness()(images.half(), None).dtype == torch.float32

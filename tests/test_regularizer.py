@@ -1,0 +1,195 @@
+"""The probability regulariser against the paper's formulas written plainly, golden values, and its promises of cost."""
+
+import math
+import statistics
+import subprocess
+import sys
+import time
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from comfyui_dno import core
+from comfyui_dno.core.regularizer import log_noise_probability, permuted_log_probabilities
+from tiny_models import sample_map
+
+
+def plain_bounds(z, k):
+    """Eq. (9) and (10), row by row, with an SVD."""
+    m = z.numel() // k
+    rows = z[: m * k].view(m, k)
+    mean = rows.mean(dim=0).norm()
+    spectral = torch.linalg.matrix_norm(rows.T @ rows / m - torch.eye(k, dtype=z.dtype), 2)
+    log_p1 = math.log(2) - m * mean**2 / (2 * k)
+    excess = max(float((1 + spectral).sqrt() - 1 - math.sqrt(k / m)), 0.0)
+    return min(float(log_p1), 0.0), min(math.log(2) - m * excess**2 / 2, 0.0)
+
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-8), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("n, k, zeros, ones", [
+    (835584, 2, -35462.5604, (-208895.3069, -35462.5604)),
+    (835584, 4, -17543.1167, (-104447.3069, -103535.2040)),
+    (3072, 2, -109.1168, (-767.3069, -109.1168)),
+    (3072, 4, -44.2328, (-383.3069, -329.8812)),
+])
+def test_zeros_and_ones_have_the_golden_values(n, k, zeros, ones, dtype, rtol):
+    log_p1, log_p2 = core.log_probabilities(torch.zeros(n, dtype=dtype), k)
+    assert float(log_p1) == 0 and float(log_p2) == pytest.approx(zeros, rel=max(rtol, 1e-6))
+    found = [float(value) for value in core.log_probabilities(torch.ones(n, dtype=dtype), k)]
+    assert found == pytest.approx(list(ones), rel=max(rtol, 1e-6))
+
+
+def test_a_normal_quantile_grid_is_improbable_as_it_is_laid_out():
+    z = torch.special.ndtri((torch.arange(3072, dtype=torch.float64) + 0.5) / 3072)
+    log_p1, log_p2 = core.log_probabilities(z)
+    assert float(log_p1) == 0 and float(log_p2) == pytest.approx(-109.101701, abs=1e-5)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    n=st.integers(2, 300),
+    k=st.integers(1, 12),
+    scale=st.floats(0.2, 3),
+    shift=st.floats(-1, 1),
+    seed=st.integers(0, 99),
+)
+def test_bounds_equal_the_plain_formulas_for_any_k(n, k, scale, shift, seed):
+    hypothesis.assume(k <= n)
+    z = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale + shift
+    found = [float(value) for value in core.log_probabilities(z, k)]
+    assert found == pytest.approx(plain_bounds(z, k), rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize("n", [40, 3072, 5000])
+@pytest.mark.parametrize("k", [2, 5])
+def test_permuted_layouts_are_permutations(n, k):
+    """A z whose numbers are all one value, or whose sum is known, has moments no permutation can change."""
+    generator = torch.Generator().manual_seed(0)
+    ones = permuted_log_probabilities(torch.ones(n, dtype=torch.float64), k, 30, generator)
+    for log_p in ones:
+        assert log_p.max() - log_p[1:].min() < 0.1 * log_p.abs().max() + 1e-9
+    z = torch.randn(n, dtype=torch.float64, generator=generator) * 1.3 + 0.2
+    # 40 first shuffles of 10 layouts each: layouts of one call share what n mod (number of blocks) leaves out.
+    found = torch.stack([torch.stack(permuted_log_probabilities(z, k, 10, generator))[:, 1:] for _ in range(40)])
+    plain = torch.tensor([plain_bounds(z[torch.randperm(n, generator=generator)], k) for _ in range(400)]).double()
+    allowed = 0.25 * plain.std(dim=0) + 0.01 * plain.mean(dim=0).abs() + 1e-3
+    assert ((found.mean(dim=(0, 2)) - plain.mean(dim=0)).abs() < allowed).all()
+
+
+def test_true_noise_has_the_known_quantiles_of_p():
+    z = torch.randn(300, 3072, generator=torch.Generator().manual_seed(0))
+    found = core.noise_probability(z).quantile(torch.tensor([0.05, 0.5, 0.95]))
+    torch.testing.assert_close(found, torch.tensor([0.06, 0.26, 0.62]), rtol=0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda z: z * 1.1, lambda z: z * 0.9, lambda z: z + 0.1, lambda z: torch.zeros_like(z), lambda z: z.sign(),
+    lambda z: z.view(-1, 2).mean(dim=1, keepdim=True).mul(2**0.5).expand(-1, 2).reshape(-1),
+])
+def test_spoiled_noise_is_out_of_distribution(spoil):
+    z = torch.randn(20480, generator=torch.Generator().manual_seed(0))
+    spoiled = spoil(z)
+    # Signs keep the mean, the variance and every correlation: only a larger k could tell, and P does not claim to.
+    expected = core.noise_probability(spoiled[None]) < 1e-6
+    assert bool(expected) != torch.equal(spoiled, z.sign())
+    assert core.noise_probability(z[None]) > 0.01
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 7])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_gradient_equals_central_differences(k, apart):
+    noise_map = sample_map(batch=2)
+    noise = core.Noise.randn((2, 3, 6, 6), 3, seed=1).to(torch.float64).map(lambda tensor: tensor * 1.6 + 0.3)
+    regularizer = core.ProbabilityRegularizer(gamma=0.7, k=k, permutations=9, apart=apart)
+    _, gradient = regularizer.gradient(noise_map, noise, iteration=3)
+    direction = torch.randn(noise.flat().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ends = [
+        regularizer.gradient(noise_map, noise.with_flat(noise.flat() + sign * 1e-6 * direction), iteration=3)[0]
+        for sign in (1, -1)
+    ]
+    expected = (ends[0] - ends[1]) / 2e-6
+    torch.testing.assert_close((gradient.flat() * direction).sum(dim=1), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_probable_noise_is_left_alone_and_new_permutations_come_each_iteration():
+    noise_map = sample_map(batch=1)
+    exact = core.Noise.randn((1, 3, 6, 6), 3, seed=0)
+    flat = exact.flat()
+    calm = exact.with_flat((flat - flat.mean()) / flat.std())
+    value, gradient = core.ProbabilityRegularizer(permutations=0).gradient(noise_map, calm)
+    assert float(value) == 0 and not gradient.flat().any()
+    regularizer = core.ProbabilityRegularizer(apart=False)
+    drifted = calm.map(lambda tensor: tensor * 2 + 1)
+    first, second = (regularizer.gradient(noise_map, drifted, iteration=i)[0] for i in (0, 1))
+    assert first < -1 and first != second
+    assert first == regularizer.gradient(noise_map, drifted, iteration=0)[0]
+
+
+def test_x_t_alone_is_judged_although_the_rest_hides_it():
+    noise_map = core.SampleMap(lambda x, sigma: x, core.Schedule(torch.linspace(9, 0, 21)), (1, 4, 16, 16))
+    noise = noise_map.randn(0)
+    drifted = core.Noise(noise.initial + 0.25, noise.injected)
+    assert log_noise_probability(noise_map.active(drifted)).exp() > 0.01
+    assert log_noise_probability(noise_map.active_initial(drifted)).exp() < 1e-6
+    whole = core.ProbabilityRegularizer(apart=False).gradient(noise_map, drifted)[0]
+    apart = core.ProbabilityRegularizer(apart=True).gradient(noise_map, drifted)[0]
+    assert apart < whole - 5
+
+
+def test_half_precision_noise_is_judged_in_float32():
+    z = torch.randn(20480, generator=torch.Generator().manual_seed(3)).half()
+    assert core.log_probabilities(z)[0].dtype == torch.float32
+    torch.testing.assert_close(core.noise_probability(z[None]), core.noise_probability(z.float()[None]))
+
+
+@pytest.mark.parametrize("k", [0, 9])
+def test_k_larger_than_n_is_refused(k):
+    with pytest.raises(ValueError, match=r"expected 1 \.\. 8"):
+        core.log_probabilities(torch.zeros(8), k)
+
+
+def test_it_costs_at_most_half_of_the_plain_loop_at_stable_diffusions_size():
+    """n = 835,584, k = 2, b = 100: value and gradient, against randperm + SVD for each permutation."""
+    z = torch.randn(835584, generator=torch.Generator().manual_seed(0)) * 1.01
+
+    def plain(count):
+        leaf, total = z.clone().requires_grad_(), 0.0
+        for _ in range(count):
+            rows = leaf[torch.randperm(leaf.numel())].view(-1, 2)
+            m = len(rows)
+            spectral = torch.linalg.matrix_norm(rows.T @ rows / m - torch.eye(2), 2)
+            total = total - m * rows.mean(dim=0).norm() ** 2 / 4
+            total = total - m * ((1 + spectral).sqrt() - 1 - math.sqrt(2 / m)).clamp(min=0) ** 2 / 2
+        total.backward()
+
+    def ours():
+        leaf = z.clone().requires_grad_()
+        sum(log_p.mean() for log_p in permuted_log_probabilities(leaf, 2, 100)).backward()
+
+    def seconds(run, *arguments):
+        start = time.perf_counter()
+        run(*arguments)
+        return time.perf_counter() - start
+
+    ratios = [seconds(ours) / (10 * seconds(plain, 10)) for _ in range(3)]
+    assert statistics.median(ratios) < 0.5
+
+
+def test_it_needs_less_than_400_megabytes_at_stable_diffusions_size():
+    code = """
+import torch
+from comfyui_dno.core.regularizer import permuted_log_probabilities
+def run(n):
+    z = torch.randn(n).mul(1.01).requires_grad_()
+    sum(log_p.mean() for log_p in permuted_log_probabilities(z, 2, 100)).backward()
+def resident(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+run(4096)
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts from here
+before = resident("VmRSS")
+run(835584)
+print(resident("VmHWM") - before)
+"""
+    kilobytes = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 835584 * 4 / 1024 < kilobytes < 400e3

@@ -1,0 +1,234 @@
+"""The staged backward pass against whole-graph autograd and central differences."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from comfyui_dno import core
+from tiny_models import SIGMAS, TinyDenoiser, decode, sample_map
+
+
+def double_noise(noise_map, seed=0):
+    return noise_map.randn(seed).to(torch.float64)
+
+
+def whole_graph_gradient(noise_map, noise, d_images):
+    """Plain autograd through a plain loop over `sde_step`, written without SampleMap's stages."""
+    initial, injected = noise.initial.clone().requires_grad_(), noise.injected.clone().requires_grad_()
+    schedule = noise_map.schedule
+    x = noise_map.start(initial)
+    for index, (sigma, sigma_next) in enumerate(schedule.intervals):
+        denoised = noise_map.denoise(x, x.new_full((len(x),), sigma))
+        step_noise = injected[index] if index < len(injected) else None
+        x = core.sde_step(x, denoised, sigma, sigma_next, noise_map.eta, step_noise, schedule.family)
+    images = decode(x)
+    loss = (images * d_images).sum()
+    return images.detach(), torch.autograd.grad(loss, [initial, injected], allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("family", SIGMAS)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_the_staged_gradient_equals_whole_graph_autograd(family, eta, keep_graphs):
+    noise_map = sample_map(family, eta, cfg=3.0, keep_graphs=keep_graphs)
+    noise = double_noise(noise_map)
+    d_images = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    expected_images, (initial, injected) = whole_graph_gradient(noise_map, noise, d_images)
+    images, vjp = noise_map.pullback(noise)
+    gradient = vjp(d_images)
+    torch.testing.assert_close(images, expected_images, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient.initial, initial, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient.injected, injected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", SIGMAS)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_gradient_equals_central_differences(family, eta):
+    noise_map = sample_map(family, eta, cfg=2.0)
+    noise = double_noise(noise_map)
+    d_images = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    direction = torch.randn(noise.flat().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    _, vjp = noise_map.pullback(noise)
+    found = (vjp(d_images).flat() * direction).sum()
+
+    def value(step):
+        return (noise_map.sample(noise.with_flat(noise.flat() + step * direction)) * d_images).sum()
+
+    expected = (value(1e-5) - value(-1e-5)) / 2e-5
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_a_linear_denoiser_has_the_closed_form_gradient():
+    """D(x) = a x makes M linear: x_0 is a known multiple of each noise."""
+    a, sigmas = 0.3, (2.0, 1.0, 0.0)
+    schedule = core.Schedule(sigmas)
+    noise_map = core.SampleMap(lambda x, sigma: a * x, schedule, (1, 1, 2, 2))
+    noise = noise_map.randn(0)
+    c_x, c_denoised, c_noise = core.step_coefficients(2.0, 1.0)
+    first = (c_x + a * c_denoised) * a * (1 + 4) ** 0.5
+    _, vjp = noise_map.pullback(noise)
+    gradient = vjp(torch.ones(1, 1, 2, 2))
+    torch.testing.assert_close(gradient.initial, torch.full((1, 1, 2, 2), first), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.injected, torch.full((1, 1, 1, 2, 2), c_noise * a), rtol=1e-6, atol=0)
+    torch.testing.assert_close(noise_map.latent(noise), first * noise.initial + c_noise * a * noise.injected[0])
+
+
+def test_the_gradient_by_the_latent_chains_to_the_gradient_by_the_images():
+    noise_map = sample_map()
+    noise = double_noise(noise_map)
+    _, vjp = noise_map.pullback(noise)
+    latent = vjp.latent.requires_grad_()
+    (d_latent,) = torch.autograd.grad(decode(latent).sum(), latent)
+    _, again = noise_map.pullback(noise)
+    torch.testing.assert_close(vjp.from_latent(d_latent).flat(), again(torch.ones_like(again.images)).flat())
+
+
+def test_items_of_a_batch_are_independent():
+    noise_map = sample_map()
+    noise = double_noise(noise_map)
+    d_images = torch.zeros(2, 3, 12, 12, dtype=torch.float64)
+    d_images[1] = 1
+    _, vjp = noise_map.pullback(noise)
+    gradient = vjp(d_images).flat()
+    single = sample_map(batch=1)
+    _, vjp = single.pullback(noise.item(1))
+    assert not gradient[0].any()
+    torch.testing.assert_close(gradient[1:], vjp(d_images[1:]).flat())
+
+
+def test_tiny_cotangents_survive_a_half_precision_network():
+    """Unscaled, gradients of 1e-9 are zero in float16."""
+    network = TinyDenoiser().half()
+    schedule = core.Schedule(SIGMAS["vp"])
+
+    def denoise(x, sigma):
+        return network(x.half(), sigma.half()).float()
+
+    noise_map = core.SampleMap(denoise, schedule, (2, 3, 6, 6))
+    noise = noise_map.randn(0)
+    ones = torch.ones(2, 3, 6, 6)
+    _, vjp = noise_map.pullback(noise)
+    expected = vjp(ones).flat()
+    _, vjp = noise_map.pullback(noise)
+    small = vjp(ones * torch.tensor([1e-12, 1.0]).view(2, 1, 1, 1)).flat()
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(small[0] * 1e12, expected[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(small[1], expected[1], rtol=1e-3, atol=1e-3)
+
+
+class GraphCounter:
+    """Counts how many of a denoiser's graphs are alive at each call, through a tensor each graph saves."""
+
+    def __init__(self):
+        self.alive, self.most = [], 0
+
+    def __call__(self, x, sigma):
+        factor = torch.full_like(x, 0.3)
+        self.alive = [reference for reference in self.alive if reference() is not None]
+        if x.requires_grad:
+            self.alive.append(weakref.ref(factor))
+        self.most = max(self.most, len(self.alive))
+        return x * factor
+
+
+@pytest.mark.parametrize("steps", [3, 12])
+def test_only_one_steps_graph_is_alive_at_a_time(steps):
+    counter = GraphCounter()
+    schedule = core.Schedule(torch.linspace(5, 0, steps + 1))
+    noise_map = core.SampleMap(counter, schedule, (1, 1, 2, 2))
+    _, vjp = noise_map.pullback(noise_map.randn(0))
+    vjp(torch.ones(1, 1, 2, 2))
+    assert counter.most == 1
+    noise_map.keep_graphs = True
+    _, vjp = noise_map.pullback(noise_map.randn(0))
+    assert counter.most == steps
+    vjp.release()
+    gc.collect()
+    assert not [reference for reference in counter.alive if reference() is not None]
+
+
+def test_graphs_are_freed_when_a_step_is_interrupted():
+    counter = GraphCounter()
+    schedule = core.Schedule(torch.linspace(5, 0, 7))
+
+    def interrupt(phase, index, total):
+        if phase == "backward" and index == 3:
+            raise KeyboardInterrupt
+
+    noise_map = core.SampleMap(counter, schedule, (1, 1, 2, 2), keep_graphs=True, on_step=interrupt)
+    _, vjp = noise_map.pullback(noise_map.randn(0))
+    with pytest.raises(KeyboardInterrupt):
+        vjp(torch.ones(1, 1, 2, 2))
+    gc.collect()
+    assert not [reference for reference in counter.alive if reference() is not None]
+    with pytest.raises(RuntimeError, match="used or released"):
+        vjp(torch.ones(1, 1, 2, 2))
+
+
+def test_a_model_that_keeps_state_between_calls_is_named():
+    calls = []
+
+    def cached(x, sigma):
+        calls.append(1)
+        return x * 0.5 + (0.2 if len(calls) > 4 else 0.0)
+
+    noise_map = core.SampleMap(cached, core.Schedule((4.0, 2.0, 1.0, 0.5, 0.0)), (1, 1, 4, 4))
+    _, vjp = noise_map.pullback(noise_map.randn(0))
+    with pytest.raises(RuntimeError, match="keeps a state between calls"):
+        vjp(torch.ones(1, 1, 4, 4))
+
+
+def test_lost_gradients_and_inference_mode_are_named():
+    noise_map = core.SampleMap(lambda x, sigma: (x * 0.5).detach(), core.Schedule((2.0, 1.0, 0.0)), (1, 1, 4, 4))
+    _, vjp = noise_map.pullback(noise_map.randn(0))
+    with pytest.raises(RuntimeError, match=r"model \(step 2 of 2\) gave a result without gradient"):
+        vjp(torch.ones(1, 1, 4, 4))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        noise_map.pullback(noise_map.randn(0))
+
+
+def test_gradients_flow_although_the_caller_left_them_off():
+    noise_map = sample_map()
+    with torch.no_grad():
+        images, vjp = noise_map.pullback(double_noise(noise_map))
+        assert vjp(torch.ones_like(images)).flat().abs().max() > 0
+        assert not torch.is_grad_enabled()
+
+
+def test_masked_entries_have_no_gradient_and_do_not_count():
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[0, :, :2] = 1
+    mask[1, :, :3] = 0.5
+    noise_map = sample_map(mask=mask)
+    noise = double_noise(noise_map)
+    _, vjp = noise_map.pullback(noise)
+    gradient = vjp(torch.ones_like(vjp.images))
+    assert not gradient.initial[0, :, 2:].any() and gradient.initial[0, :, :2].any()
+    assert not gradient.injected[:, 1, :, 3:].any() and gradient.injected[:, 1, :, :3].any()
+    assert [len(vector) for vector in noise_map.active(noise)] == [4 * 3 * 2 * 6, 4 * 3 * 3 * 6]
+    assert [len(vector) for vector in noise_map.active_initial(noise)] == [3 * 2 * 6, 3 * 3 * 6]
+    restored = noise_map.with_active(noise, noise_map.active(noise))
+    torch.testing.assert_close(restored.flat(), noise_map.masked(noise).flat())
+
+
+def test_candidates_beyond_the_batch_are_sampled_candidate_major():
+    noise_map = sample_map()
+    noise = double_noise(noise_map)
+    twice = core.Noise(noise.initial.repeat(2, 1, 1, 1), noise.injected.repeat(1, 2, 1, 1, 1))
+    torch.testing.assert_close(noise_map.sample(twice), noise_map.sample(noise).repeat(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("bad", [{"shape": (2, 4, 6, 6)}, {"injected": 2}, {"shape": (3, 3, 6, 6)}])
+def test_noise_of_another_shape_is_told_what_was_expected(bad):
+    settings = {"shape": (2, 3, 6, 6), "injected": 3} | bad
+    with pytest.raises(ValueError, match=r"expected \(2, 3, 6, 6\) with 3 at 4 steps"):
+        sample_map().sample(core.Noise.randn(**settings))
+
+
+def test_steps_report_forward_decode_and_backward():
+    seen = []
+    noise_map = sample_map(on_step=lambda *step: seen.append(step))
+    _, vjp = noise_map.pullback(double_noise(noise_map))
+    vjp(torch.ones_like(vjp.images))
+    assert seen == [("forward", i, 4) for i in range(4)] + [("decode", 0, 1)] + [("backward", i, 5) for i in range(5)]
