@@ -9,12 +9,13 @@ from .embedded.load import load_embedded
 from .history import Evaluation, History
 from .noise import Noise
 from .optimize import NotFiniteError, Problem, Result, optimize
-from .regularizer import ProbabilityRegularizer, log_probabilities, noise_probability
+from .regularizer import P_SUSPICIOUS, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
 from .solvers import GradientAscent
 
 __all__ = [
+    "P_SUSPICIOUS",
     "DiscreteDenoiser",
     "Evaluation",
     "GradientAscent",

@@ -40,8 +40,7 @@ class Problem:
     def evaluate(self, noise):
         """Sample and score `noise`, forward only."""
         latent = self.sample_map.latent(noise)
-        with torch.no_grad():
-            images = self.sample_map.decode(latent)
+        images = self.sample_map.images(latent)
         scores = score(self.reward, images, self.sample_map.prompts)
         penalty = self.regularizer.gradient(self.sample_map, noise, self.iteration)[0] if self.regularizer else None
         return self._evaluation(noise, latent, images, scores, penalty=penalty)

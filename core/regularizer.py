@@ -24,7 +24,7 @@ import torch
 
 GROUPS, BLOCKS = 64, 512
 P_SUSPICIOUS = 0.01
-"""True noise has P(z) above this but for about one draw in 500 (k = 2, b = 100)."""
+"""True noise has P(z) above this but for about one draw in 800 (k = 2, b = 100; 7 of 6,000 draws measured)."""
 
 
 def log_probabilities(z, k=2):

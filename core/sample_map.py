@@ -88,9 +88,7 @@ class SampleMap:
 
     def masked(self, noise):
         """Return `noise` (of gradients) with the entries that are not optimised set to 0."""
-        if self.mask is None:
-            return noise
-        return noise.map(lambda tensor: tensor * (self.mask > 0).to(tensor))
+        return noise.with_flat(noise.flat() * self._active_entries(noise))
 
     def with_active(self, noise, vectors):
         """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: `active` backwards."""
@@ -105,9 +103,19 @@ class SampleMap:
         return self.finish(self._walk(noise)[-1])
 
     @torch.no_grad()
+    def images(self, latent):
+        """Return the pictures of a latent, (B, 3, H, W), without gradient."""
+        self._report("decode", 0, 1)
+        return self.decode(latent)
+
     def sample(self, noise):
         """Return the pictures that `noise` samples to, (B, 3, H, W), without gradient."""
-        return self._decode(self.latent(noise))
+        return self.images(self.latent(noise))
+
+    def stages(self, iterations):
+        """Return how often `on_step` is called in `iterations` gradient iterations and the last evaluation."""
+        forward = backward = self.schedule.steps + 1
+        return iterations * (forward + backward) + forward
 
     def pullback(self, noise):
         """Sample with what the backward pass needs.
@@ -151,10 +159,6 @@ class SampleMap:
             raise RuntimeError(LOST_GRADIENT.format(stage=f"model (step {index + 1} of {self.schedule.steps})"))
         return x, denoised
 
-    def _decode(self, latent):
-        self._report("decode", 0, 1)
-        return self.decode(latent)
-
     def _report(self, phase, index, total=None):
         if self.on_step is not None:
             self.on_step(phase, index, total or self.schedule.steps)
@@ -164,9 +168,12 @@ class SampleMap:
         return initial * (sigma if self.schedule.family != "vp" else (1 + sigma**2) ** 0.5)
 
     def _active_entries(self, noise):
+        """Return (batch, n) booleans, the layout of `Noise.flat`: which entries of z are optimised."""
         if self.mask is None:
             return torch.ones_like(noise.flat(), dtype=torch.bool)
-        one = (self.mask > 0).expand(noise.initial.shape).to(noise.initial.device)
+        candidates = noise.batch // self.shape[0]
+        one = (self.mask > 0).to(noise.initial.device).expand(self.shape)
+        one = one.repeat(candidates, *[1] * (len(self.shape) - 1))
         return Noise(one, one.expand(noise.injected.shape)).flat()
 
     def _check(self, noise):
@@ -197,7 +204,7 @@ class Pullback:
         with torch.no_grad():
             self._samples = sample_map._walk(noise, self._graphs)
             self.latent = sample_map.finish(self._samples[-1])
-            self.images = sample_map._decode(self.latent)
+            self.images = sample_map.images(self.latent)
 
     def __call__(self, d_images):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.

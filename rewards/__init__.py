@@ -5,6 +5,7 @@ images are (B, 3, H, W) RGB, nominally [0, 1] and not clamped; prompts is a list
 histories and messages call it. Any callable of this form is a reward.
 """
 
+from .consistency import Consistency
 from .pixels import Brightness
 
-__all__ = ["Brightness"]
+__all__ = ["Brightness", "Consistency"]

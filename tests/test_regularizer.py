@@ -83,6 +83,11 @@ def test_true_noise_has_the_known_quantiles_of_p():
     torch.testing.assert_close(found, torch.tensor([0.06, 0.26, 0.62]), rtol=0.2, atol=0.02)
 
 
+def test_true_noise_passes_the_floor():
+    z = torch.randn(1000, 1024, generator=torch.Generator().manual_seed(0))
+    assert (core.noise_probability(z) < core.P_SUSPICIOUS).float().mean() < 0.005
+
+
 @pytest.mark.parametrize("spoil", [
     lambda z: z * 1.1, lambda z: z * 0.9, lambda z: z + 0.1, lambda z: torch.zeros_like(z), lambda z: z.sign(),
     lambda z: z.view(-1, 2).mean(dim=1, keepdim=True).mul(2**0.5).expand(-1, 2).reshape(-1),

@@ -208,6 +208,8 @@ def test_masked_entries_have_no_gradient_and_do_not_count():
     assert not gradient.injected[:, 1, :, 3:].any() and gradient.injected[:, 1, :, :3].any()
     assert [len(vector) for vector in noise_map.active(noise)] == [4 * 3 * 2 * 6, 4 * 3 * 3 * 6]
     assert [len(vector) for vector in noise_map.active_initial(noise)] == [3 * 2 * 6, 3 * 3 * 6]
+    twice = core.Noise(noise.initial.repeat(2, 1, 1, 1), noise.injected.repeat(1, 2, 1, 1, 1))
+    assert [len(vector) for vector in noise_map.active(twice)] == [4 * 3 * 2 * 6, 4 * 3 * 3 * 6] * 2
     restored = noise_map.with_active(noise, noise_map.active(noise))
     torch.testing.assert_close(restored.flat(), noise_map.masked(noise).flat())
 

@@ -17,7 +17,8 @@ def test_a_run_equals_diffusers_ddim(eta, prediction, spacing):
     leading = spacing == "leading"
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=not leading, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1 if leading else 0,
+        set_alpha_to_one=not leading, prediction_type=prediction, timestep_spacing=spacing,
+        steps_offset=1 if leading else 0,
     )
     scheduler.alphas_cumprod = scaled_linear_alphas_cumprod()
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0] if leading else torch.tensor(1.0, dtype=torch.float64)

@@ -1,0 +1,117 @@
+"""Curves and contact sheets as PIL pictures, for people who would rather look than read."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+LN10 = math.log(10)
+
+
+def to_pictures(images):
+    """Return a list of B PIL pictures of images (B, 3, H, W): floats in [0, 1], clamped, or uint8."""
+    if images.dtype != torch.uint8:
+        images = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def contact_sheet(pictures, captions=None, columns=None, size=192):
+    """Lay pictures out in rows, each with its caption below.
+
+    Args:
+        pictures: PIL pictures, at least one.
+        captions: one text a picture, lines separated by newlines; or None.
+        columns: pictures a row; default all in one row up to 8.
+        size: width of a tile in pixels; pictures are scaled to fit.
+    """
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture")
+    columns = columns or min(len(pictures), 8)
+    font, gap = ImageFont.load_default(13), 6
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0) if captions else 0
+    height = round(size * max(picture.height / picture.width for picture in pictures))
+    tile = (size + gap, height + 17 * lines + gap)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * tile[0] + gap, rows * tile[1] + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(pictures):
+        x, y = gap + index % columns * tile[0], gap + index // columns * tile[1]
+        scaled = (size, round(size * picture.height / picture.width))
+        sheet.paste(picture.resize(scaled, Image.Resampling.LANCZOS), (x, y))
+        if captions:
+            draw.multiline_text((x, y + height + 2), captions[index], fill="black", font=font, spacing=2)
+    return sheet
+
+
+def trajectory(history, item=0, count=8, size=160):
+    """Show one picture's way through the iterations: `count` snapshots, the first, the last and the best among them."""
+    last, best = len(history.rows) - 1, history.best[item] if history.best else 0
+    chosen = {round(last * i / max(count - 1, 1)) for i in range(count)} - {best}
+    inner = sorted(chosen - {0, last})
+    if inner and len(chosen) + 1 > count:
+        chosen.remove(min(inner, key=lambda index: abs(index - best)))
+    chosen = sorted(chosen | {best})
+    captions = []
+    for index in chosen:
+        row = history.rows[index]
+        name = f"iteration {index}" + (" (best)" if index == best else "")
+        p = probability(min(row["log_p"][item], row["log_p_initial"][item]))
+        captions.append(f"{name}\n{history.reward} {row['score'][item]:.3f}\nP {p}")
+    pictures = [to_pictures(history.pictures[index][item : item + 1])[0] for index in chosen]
+    return contact_sheet(pictures, captions, columns=len(pictures), size=size)
+
+
+def curves(histories, item=None):
+    """Plot reward, watched scores and log10 P by iteration.
+
+    Args:
+        histories: one History, or a dict of them by label.
+        item: one picture of the batch, or None for all.
+
+    Returns:
+        A PIL picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    histories = histories if isinstance(histories, dict) else {"": histories}
+    first = next(iter(histories.values()))
+    watched = list(dict.fromkeys(name for history in histories.values() for name in history.watched))
+    panels = [("score", first.reward)] + [(f"watch/{name}", name) for name in watched] + [("p", "log10 P(z)")]
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), dpi=100, layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, (label, history) in enumerate(histories.items()):
+            if key == "p":
+                _draw_column(axes, history, "log_p", f"{label} z".strip(), f"C{number}", "-", item, LN10)
+                _draw_column(axes, history, "log_p_initial", f"{label} x_T".strip(), f"C{number}", ":", item, LN10)
+            else:
+                _draw_column(axes, history, key, label, f"C{number}", "-", item)
+        axes.set(title=title, xlabel="iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8)
+    axes.axhline(-6, color="gray", linewidth=0.8, linestyle="--")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], -60), top=1)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def _draw_column(axes, history, key, label, color, style, item, divide_by=1.0):
+    """Draw one line a picture, and a dot at its best."""
+    items = range(len(history.rows[0]["score"])) if item is None else [item]
+    for index in items:
+        values = [math.nan if value is None else value / divide_by for value in history.column(key, index)]
+        iterations = [row["iteration"] for row in history.rows]
+        name = label if label and index == items[0] else None
+        axes.plot(iterations, values, style, color=color, label=name, alpha=1.0 if len(items) == 1 else 0.7)
+        if history.best and style == "-":
+            axes.plot(history.best[index], values[history.best[index]], "o", color=color, markersize=4)
+
+
+def probability(log_p):
+    """Write a probability given by its natural logarithm: 0.31, or 1e-23 where it is small."""
+    return f"{math.exp(log_p):.2f}" if log_p > math.log(0.01) else f"1e{log_p / LN10:.0f}"

@@ -1,0 +1,26 @@
+"""Agreement of a picture of the embedded model with its prompt: the stand-in for CLIP's on full-size models."""
+
+from ..core.embedded.scorer import load_scorer
+
+
+class Consistency:
+    """CS = (P(colour) + P(animal)) / 2 in [0, 1], by the small classifier that ships with the pack.
+
+    Args:
+        prompt: "<colour> <animal>" for every picture; None takes the prompts the sample map hands over.
+        device: where the classifier runs.
+    """
+
+    name = "consistency"
+    differentiable = True
+
+    def __init__(self, prompt=None, device="cpu"):
+        self.prompt, self.scorer = prompt, load_scorer(device)
+
+    def __call__(self, images, prompts=None):
+        """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
+        wanted = self.prompt if self.prompt is not None else prompts
+        if wanted is None:
+            raise ValueError("the consistency score needs a prompt such as 'black cat'; found none, so pass prompt=")
+        _, _, score = self.scorer.consistency(images.float(), wanted)
+        return score

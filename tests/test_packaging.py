@@ -1,0 +1,64 @@
+"""What people install: a wheel with weights and data inside, and a ComfyUI folder that loads lazily."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel of the tracked files, unpacked into a folder of its own."""
+    scratch = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (scratch / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, scratch / "tree" / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(scratch)]
+    subprocess.run([*build, str(scratch / "tree")], check=True, capture_output=True)
+    (wheel,) = scratch.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch / "site")]
+    subprocess.run([*pip, str(wheel)], check=True)
+    return scratch / "site"
+
+
+def test_the_wheel_holds_the_pack_and_nothing_else(installed):
+    top = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info") and path.name != "bin"}
+    assert top == {"comfyui_dno"}
+    names = {path.relative_to(installed / "comfyui_dno").as_posix() for path in (installed / "comfyui_dno").rglob("*")}
+    assert {"core/embedded/model.safetensors", "nodes/__init__.py", "example_workflows/dno_quickstart.json"} <= names
+    assert not [name for name in names if name.startswith(("tests", "core/embedded/training"))]
+
+
+def test_the_installed_command_samples_the_embedded_model(installed, tmp_path):
+    """Run outside the checkout, with the wheel before it on the path."""
+    command = [sys.executable, str(installed / "bin" / "dno"), *"run --iterations 0 --steps 2 --out out".split()]
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    subprocess.run([*command, "--prompt", "black cat"], check=True, cwd=tmp_path, env=environment, capture_output=True)
+    assert (tmp_path / "out" / "after.png").is_file()
+
+
+def test_the_embedded_model_is_at_most_16_megabytes():
+    assert (ROOT / "core/embedded/model.safetensors").stat().st_size <= 16e6
+
+
+def test_importing_the_root_imports_nothing_and_names_no_node_mappings():
+    code = (
+        "import sys, comfyui_dno; print(sorted(name for name in sys.modules if name.startswith('comfyui_dno')),"
+        "hasattr(comfyui_dno, 'NODE_CLASS_MAPPINGS'), 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    assert found.stdout.strip() == "['comfyui_dno'] False False"
+
+
+def test_no_top_level_nodes_module_is_exposed():
+    """Ours would shadow ComfyUI's own nodes.py."""
+    code = "import importlib.util; print(importlib.util.find_spec('nodes'))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    assert found.stdout.strip() == "None"
