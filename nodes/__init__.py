@@ -2,7 +2,9 @@
 
 from comfy_api.latest import ComfyExtension
 
-from .rewards import DNOBrightnessReward
+from .embedded import DNOLoadEmbeddedModel
+from .report import DNOReport, DNOTrajectory
+from .rewards import DNOBrightnessReward, DNOConsistencyReward
 from .sampler import DNOSampler
 from .solvers import DNOProbabilityRegularizer, DNOSolverGradient
 
@@ -11,6 +13,10 @@ NODES = [
     DNOSolverGradient,
     DNOProbabilityRegularizer,
     DNOBrightnessReward,
+    DNOConsistencyReward,
+    DNOReport,
+    DNOTrajectory,
+    DNOLoadEmbeddedModel,
 ]
 
 

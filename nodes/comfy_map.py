@@ -172,8 +172,9 @@ class Optimization:
 
     def of(self, run, decode):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress = Progress(run.guider.model_patcher, self.iterations, run.schedule.steps)
+        progress = Progress(run.guider.model_patcher)
         sample_map = run.sample_map(self.eta, decode, progress.on_step)
+        progress.begin(sample_map.stages(self.iterations))
         result = core.optimize(
             sample_map, self.reward, run.first_noise(sample_map.injected, self.settings), solver=self.solver,
             regularizer=self.regularizer, iterations=self.iterations, seconds=self.seconds, watch=self.watch,
@@ -187,10 +188,11 @@ class Optimization:
 class Progress:
     """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
 
-    def __init__(self, patcher, iterations, steps):
-        forward = backward = steps + 1
-        self.bar = comfy.utils.ProgressBar(iterations * (forward + backward) + forward)
+    def __init__(self, patcher):
         self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+
+    def begin(self, stages):
+        self.bar = comfy.utils.ProgressBar(stages)
 
     def on_step(self, phase, index, total):
         mm.throw_exception_if_processing_interrupted()

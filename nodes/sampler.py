@@ -50,8 +50,8 @@ class DNOSampler(io.ComfyNode):
                 sockets.Reward.Input("reward", tooltip="What the pictures shall score high in."),
                 io.Float.Input(
                     "eta", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Noise injected in each step: 1 is the SDE (more noise to optimise, faster), 0 the ODE, where"
-                    " only the first noise counts.",
+                    tooltip="Noise injected in each step: 1 is the SDE, with more noise to optimise and a faster search;"
+                    " 0 the ODE, where only the first noise counts.",
                 ),
                 io.Int.Input(
                     "iterations", default=20, min=0, max=100000,
@@ -78,7 +78,7 @@ class DNOSampler(io.ComfyNode):
                 io.Latent.Output("latent", display_name="latent", tooltip="Each picture's best latent."),
                 io.Image.Output("image", display_name="image", tooltip="That latent, decoded by the VAE."),
                 sockets.Noise.Output("noise", display_name="noise", tooltip="The noise that samples to it."),
-                sockets.History.Output("history", display_name="history", tooltip="The record of the search, for reports."),
+                sockets.History.Output("history", display_name="history", tooltip="The record, for the report nodes."),
             ],
         )  # fmt: skip
 
@@ -117,7 +117,9 @@ def checked_latent(model, vae, latent_image):
     ratios = {name: value for name, value in latent_image.items() if name.startswith("downscale_ratio")}
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
     if getattr(latent, "is_nested", False) or latent.ndim != 4:
-        raise ValueError("the latent is not a picture's: expected (B, C, H, W). Video and audio models are not supported")
+        raise ValueError(
+            "the latent is not a picture's; expected (B, C, H, W). Models for video and audio are not supported"
+        )
     channels = model.get_model_object("latent_format").latent_channels
     if latent.shape[1] != channels:
         raise ValueError(

@@ -13,7 +13,7 @@ class DNOSolverGradient(io.ComfyNode):
             node_id="DNOSolverGradient",
             display_name="DNO Solver (Gradient)",
             category=sockets.CATEGORY,
-            description="Climbs the reward by its exact gradient with respect to the noise. Needs a differentiable reward.",
+            description="Climbs the reward by its exact gradient by the noise. Needs a differentiable reward.",
             inputs=[
                 io.Float.Input(
                     "lr", default=0.01, min=0.00001, max=100.0, step=0.001, round=0.00001,

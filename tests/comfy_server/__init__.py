@@ -1,4 +1,4 @@
-"""A real ComfyUI for the tests: `find_comfyui` says where it is, `ComfyServer` runs it, `Graph` writes API-format workflows."""
+"""A real ComfyUI for the tests: `find_comfyui` says where, `ComfyServer` runs it, `Graph` writes its workflows."""
 
 from .fetch import find_comfyui
 from .graph import Graph

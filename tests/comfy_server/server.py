@@ -81,7 +81,8 @@ class ComfyServer:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI stopped at start-up with code {self.process.returncode}:\n{self.log()[-4000:]}")
+                code = self.process.returncode
+                raise RuntimeError(f"ComfyUI stopped at start-up with code {code}:\n{self.log()[-4000:]}")
             try:
                 self.get("/system_stats")
                 return
@@ -116,6 +117,12 @@ class ComfyServer:
             # ComfyUI says in the body which input of which node it refuses.
             raise ValueError(error.read().decode()) from None
         return json.loads(body) if body.strip() else None
+
+    @property
+    def version(self) -> tuple:
+        """ComfyUI's version, e.g. (0, 3, 75)."""
+        text = self.get("/system_stats")["system"]["comfyui_version"]
+        return tuple(int(number) for number in text.split("."))
 
     def interrupt(self):
         self.post("/interrupt")

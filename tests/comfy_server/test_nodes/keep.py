@@ -21,7 +21,8 @@ def tensors_of(value) -> dict:
     """The tensors of a LATENT, an IMAGE, a conditioning or any object with tensor attributes, by name."""
     if isinstance(value, torch.Tensor):
         return {"tensor": value}
-    fields = value if isinstance(value, dict) else {k: getattr(value, k) for k in ("initial", "injected") if hasattr(value, k)}
+    names = ("initial", "injected")  # of a DNO_NOISE
+    fields = value if isinstance(value, dict) else {name: getattr(value, name, None) for name in names}
     return {name: field for name, field in fields.items() if isinstance(field, torch.Tensor)}
 
 

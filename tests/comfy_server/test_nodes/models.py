@@ -5,8 +5,8 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
-import comfy.taesd.taesd
 import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
 
 CONTEXT = 16
 FAMILIES = {
@@ -47,25 +47,28 @@ def unet(family: str, seed: int, dtype=torch.float32) -> comfy.model_patcher.Mod
     config.set_inference_dtype(dtype, torch.float32 if dtype != torch.float32 else None)
     model = comfy.model_base.BaseModel(config, model_type=FAMILIES[family])
     fill(model.diffusion_model, seed)
-    model.diffusion_model.out[-1].weight.data.mul_(0.3)
+    # A random network is rougher than a trained one: differences would not show its gradient.
+    model.diffusion_model.out[-1].weight.data.mul_(0.1)
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=load, offload_device=offload)
 
 
 def vae(channels: int, seed: int) -> comfy.sd.VAE:
-    model = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    sizes = {
+        "double_z": True, "z_channels": channels, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 0, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    config = {"params": {"ddconfig": sizes, "embed_dim": channels}}
+    model = AutoencoderKL(**config["params"])
     fill(model, seed)
-    # TAESD's last layer speaks [0, 1]; random weights give N(0, 1), too wide for a picture.
-    last = model.taesd_decoder[-1]
-    last.weight.data.mul_(0.2)
-    last.bias.data.fill_(0.5)
-    model.vae_scale.data.fill_(1.0)
-    return comfy.sd.VAE(sd=model.state_dict())
+    # Random weights give pixels of variance 1; a picture's are mostly within [-1, 1].
+    model.decoder.conv_out.weight.data.mul_(0.3)
+    return comfy.sd.VAE(sd=model.state_dict(), config=config)
 
 
 class DNOTestModel:
-    """A tiny random model of one family, with conditionings and a TAESD-layout VAE."""
+    """A tiny random model of one family, with conditionings and an autoencoder."""
 
     @classmethod
     def INPUT_TYPES(cls):

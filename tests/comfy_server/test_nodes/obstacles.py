@@ -2,7 +2,7 @@
 
 import time
 
-import comfy.lora
+import comfy.ops
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -80,7 +80,8 @@ class DNOTestObstacle:
         elif kind == "fast fp8":
             model.model.diffusion_model.extra = torch.nn.ModuleList([comfy.ops.fp8_ops.Linear(4, 4)])
         elif kind == "lowvram":
-            model.model.model_lowvram = True
+            always = property(lambda self: True, lambda self, value: None)
+            model.model.__class__ = type("PartlyLoaded", (type(model.model),), {"model_lowvram": always})
         return (model,)
 
 

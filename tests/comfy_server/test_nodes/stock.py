@@ -5,7 +5,7 @@ import comfy.samplers
 
 
 class DNOTestStockSampler:
-    """KSampler, but for `noise`: where given, the stock sampler's noise_sampler returns its injected noises in order."""
+    """KSampler, but it starts from the initial noise of `noise`, and its noise_sampler returns the injected ones."""
 
     @classmethod
     def INPUT_TYPES(cls):

@@ -1,0 +1,68 @@
+"""Report nodes: what a search did, as pictures."""
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..core import plots
+from . import sockets
+
+
+class DNOReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOReport",
+            display_name="DNO Report",
+            category=sockets.CATEGORY,
+            description="Curves of the reward, the watched reward and the noise's probability over the iterations.",
+            inputs=[
+                sockets.History.Input("history", tooltip="From the DNO Sampler."),
+                io.Int.Input(
+                    "picture", default=-1, min=-1, max=4096,
+                    tooltip="Number of the picture in the batch, from 0; -1 draws all of them.",
+                ),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="The curves, for Preview or Save Image.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, history, picture) -> io.NodeOutput:
+        item = None if picture < 0 else checked_item(history, picture)
+        return io.NodeOutput(as_image(plots.curves(history, item)))
+
+
+class DNOTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOTrajectory",
+            display_name="DNO Trajectory",
+            category=sockets.CATEGORY,
+            description="A contact sheet of one picture's way through the search: first, last, best and some between.",
+            inputs=[
+                sockets.History.Input("history", tooltip="From the DNO Sampler."),
+                io.Int.Input(
+                    "picture", default=0, min=0, max=4096, tooltip="Number of the picture in the batch, from 0."
+                ),
+                io.Int.Input("count", default=8, min=2, max=64, tooltip="How many snapshots to show."),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="The sheet, for Preview or Save Image.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, history, picture, count) -> io.NodeOutput:
+        return io.NodeOutput(as_image(plots.trajectory(history, checked_item(history, picture), count)))
+
+
+def checked_item(history, picture):
+    """Return `picture`; raise ValueError where the batch has no such one."""
+    batch = len(history.best)
+    if picture >= batch:
+        raise ValueError(f"picture is {picture} but the batch has {batch}; expected 0 .. {batch - 1}")
+    return picture
+
+
+def as_image(picture):
+    """Return a PIL picture as a ComfyUI IMAGE, (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]

@@ -1,0 +1,178 @@
+"""The search inside a real ComfyUI: gradients, what it leaves behind, progress, interruption."""
+
+import time
+
+import pytest
+import torch
+from workflows import Workflow, error
+
+MODELS = [("eps", "float32"), ("v", "float32"), ("flow", "float32")]
+
+
+def history_of(run):
+    (history,) = [output["history"][0] for output in run.outputs.values() if "history" in output]
+    return history
+
+
+def notes_of(run):
+    (notes,) = [output["notes"][0] for output in run.outputs.values() if "notes" in output]
+    return notes
+
+
+def flags(comfy):
+    graph = Workflow()
+    node = graph.node("DNOTestFlags", nonce=str(time.time_ns()))
+    return comfy.run(graph).outputs[node.id]["flags"][0]
+
+
+def stock_picture(comfy, nonce):
+    """An ordinary KSampler prompt. Its steps differ by nonce in nothing but the cache's view of them."""
+    graph = Workflow()
+    graph.prompt["1"]["inputs"]["seed"] = 0
+    sampled = graph.node("KSampler", **graph.sampling(cfg=8.0 + nonce * 1e-12), sampler_name="euler_ancestral")
+    graph.keep("latent", sampled[0])
+    return comfy.run(graph).kept["latent"]["samples"]
+
+
+@pytest.mark.parametrize("family, dtype", [*MODELS, ("eps", "bfloat16"), ("eps", "float16")])
+def test_a_few_iterations_raise_the_reward_of_every_picture(comfy, family, dtype):
+    graph = Workflow(family, dtype)
+    solver = graph.node("DNOSolverGradient", lr=0.03, optimizer="adam", momentum=0.9, clip=0.0)
+    ours = graph.dno(iterations=4, solver=solver[0], cfg=3.0)
+    graph.node("DNOTestHistory", history=ours[3])
+    history = history_of(comfy.run(graph))
+    scores = torch.tensor([row["score"] for row in history["rows"]])
+    assert scores.shape == (5, 2)
+    assert (scores[-1] > scores[0]).all(), scores
+    assert history["settings"]["seed"] == 3
+
+
+@pytest.mark.parametrize("family, dtype", MODELS)
+def test_the_gradient_is_the_directional_difference(comfy, family, dtype):
+    graph = Workflow(family, dtype)
+    graph.witnessed("gradient", cfg=3.0)
+    errors = notes_of(comfy.run(graph))["gradient_error"]
+    assert max(errors) < 0.02, errors
+
+
+@pytest.mark.parametrize("mask", ["none", "half", "soft"])
+def test_the_gradient_is_right_in_img2img_and_inpainting(comfy, mask):
+    graph = Workflow()
+    graph.witnessed("gradient", cfg=3.0, denoise=0.6, latent=graph.latent(batch=2, mask=mask))
+    errors = notes_of(comfy.run(graph))["gradient_error"]
+    assert max(errors) < 0.02, errors
+
+
+def test_inpainting_changes_only_the_masked_part_of_noise_and_picture(comfy):
+    graph = Workflow()
+    latent = graph.latent(batch=2, mask="half")
+    for iterations in (0, 3):
+        ours = graph.dno(iterations=iterations, latent=latent)
+        graph.keep(f"latent{iterations}", ours[0])
+        graph.keep(f"noise{iterations}", ours[2])
+    kept = comfy.run(graph).kept
+    for name, key in (("latent", "samples"), ("noise", "initial"), ("noise", "injected")):
+        before, after = kept[f"{name}0"][key], kept[f"{name}3"][key]
+        assert torch.equal(before[..., :4], after[..., :4]), (name, key)
+        assert not torch.equal(before[..., 4:], after[..., 4:]), (name, key)
+
+
+def test_candidates_flattened_into_one_batch_equal_each_alone(comfy):
+    graph = Workflow()
+    graph.witnessed("candidates", denoise=0.6, latent=graph.latent(batch=2, mask="soft"))
+    assert notes_of(comfy.run(graph))["candidates_error"] < 1e-5
+
+
+def test_another_packs_detaching_attention_does_not_falsify_the_gradient(comfy):
+    noises = []
+    for obstacle in (None, "detaching attention"):
+        graph = Workflow(obstacle=obstacle)
+        graph.keep("noise", graph.dno(iterations=2)[2])
+        noises.append(comfy.run(graph).kept["noise"]["initial"])
+    assert torch.equal(*noises)
+
+
+def test_the_gradient_is_right_with_a_lora_and_the_model_without_it_is_unharmed(comfy):
+    before = stock_picture(comfy, 1)
+    graph = Workflow(obstacle="lora")
+    graph.witnessed("gradient storage", cfg=3.0)
+    assert max(notes_of(comfy.run(graph))["gradient_error"]) < 0.02
+    assert torch.equal(stock_picture(comfy, 2), before)
+
+
+def test_weights_are_not_copied(comfy):
+    graph = Workflow(model_seed=1)
+    graph.witnessed("storage")
+    notes = notes_of(comfy.run(graph))
+    assert notes == {"same_storage": True, "inference_weights": 0, "trainable_weights": 0}
+
+
+def test_inside_gradients_are_on_and_afterwards_every_flag_is_as_before(comfy):
+    before = flags(comfy)
+    graph = Workflow()
+    graph.witnessed("flags")
+    inside = notes_of(comfy.run(graph))["flags"]
+    assert before["inference"] and not before["grad"] and not before["in_training"]
+    assert inside["grad"] and not inside["inference"] and inside["in_training"] is not False
+    assert flags(comfy) == before
+
+
+def test_flags_are_as_before_after_an_exception_too(comfy):
+    before = flags(comfy)
+    graph = Workflow()
+    graph.reward = graph.node("DNOTestReward", kind="raises")[0]
+    graph.dno(iterations=2)
+    graph.keep("latent", [str(len(graph.prompt)), 0])
+    assert "a bug in a reward" in comfy.fail(graph)
+    assert flags(comfy) == before
+
+
+def test_progress_counts_every_network_call_and_each_iteration_shows_a_preview(comfy):
+    graph = Workflow()
+    graph.keep("latent", graph.dno(iterations=3, steps=4)[0])
+    run = comfy.run(graph)
+    values = [(data["value"], data["max"]) for data in run.of_type("progress")]
+    assert len({most for _, most in values}) == 1
+    assert [value for value, _ in values] == sorted(value for value, _ in values)
+    assert values[-1][0] == values[-1][1]
+    # Three iterations forward and backward and a last one forward, with the decodes, and nothing skipped.
+    assert len({value for value, _ in values}) >= 3 * (4 + 4) + 4
+    assert len(run.of_type("preview")) == 4
+
+
+def test_a_time_budget_ends_the_search_early_and_keeps_the_best(comfy):
+    graph = Workflow(obstacle="slow")
+    ours = graph.dno(iterations=1000, seconds=3.0)
+    graph.node("DNOTestHistory", history=ours[3])
+    start = time.monotonic()
+    history = history_of(comfy.run(graph))
+    assert time.monotonic() - start < 8
+    assert "time budget" in history["stopped"] and 1 <= len(history["rows"]) < 10
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_an_interruption_takes_effect_within_one_network_call_and_leaves_no_trace(comfy, record_property, when):
+    picture, before = stock_picture(comfy, 3), flags(comfy)
+    graph = Workflow(obstacle="slow")
+    graph.keep("latent", graph.dno(iterations=50)[0])
+    steps = 6
+    moment = steps // 2 if when == "forward" else steps + steps // 2
+    interrupted = []
+
+    def interrupt(run, kind, data):
+        if kind == "progress" and data["value"] == moment + 14 and not interrupted:
+            interrupted.append(time.monotonic())
+            comfy.interrupt()
+
+    run = comfy.run(graph, on_message=interrupt)
+    latency = run.messages[-1][2] - interrupted[0]
+    record_property("latency_ms", round(1000 * latency))
+    assert run.ended == "execution_interrupted"
+    assert run.of_type("progress")[-1]["value"] <= moment + 14 + 2
+    assert torch.equal(stock_picture(comfy, 4), picture)
+    assert flags(comfy) == before
+
+
+def test_the_cheap_final_check_that_the_two_stock_pictures_above_are_really_sampled_anew(comfy):
+    pictures = [stock_picture(comfy, nonce) for nonce in (5, 5e6)]
+    assert 0 < error(*pictures) < 1e-3

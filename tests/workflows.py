@@ -1,0 +1,52 @@
+"""The workflow that most node tests start from: a tiny model, a reward and a DNO Sampler."""
+
+from comfy_server import Graph
+
+
+def error(found, expected):
+    """The largest difference, relative to the largest expected value."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+class Workflow(Graph):
+    """A graph with a tiny model in it.
+
+    Attributes:
+        model, positive, negative, vae, reward: links to put into other nodes; overwrite them to patch the workflow.
+    """
+
+    def __init__(self, family="eps", dtype="float32", obstacle=None, vae_channels=4, model_seed=0):
+        super().__init__()
+        tiny = self.node("DNOTestModel", family=family, seed=model_seed, dtype=dtype, vae_channels=vae_channels)
+        self.model, self.positive, self.negative, self.vae = (tiny[i] for i in range(4))
+        if obstacle:
+            self.model = self.node("DNOTestObstacle", model=self.model, kind=obstacle)[0]
+        self.reward = self.node("DNOBrightnessReward", negative=False)[0]
+
+    def latent(self, **settings):
+        """A latent from `DNOTestLatent`, or without settings an empty one, a batch of 2."""
+        defaults = {"batch": 2, "channels": 4, "size": 8, "scale": 1.0, "mask": "none", "batch_index": "", "dims": 4}
+        if settings:
+            return self.node("DNOTestLatent", **{**defaults, **settings})[0]
+        return self.node("EmptyLatentImage", width=64, height=64, batch_size=2)[0]
+
+    def sampling(self, latent=None, seed=3, steps=6, cfg=8.0, scheduler="normal", denoise=1.0):
+        """KSampler's inputs, but for the sampler's name."""
+        return {
+            "model": self.model, "seed": seed, "steps": steps, "cfg": cfg, "scheduler": scheduler,
+            "positive": self.positive, "negative": self.negative, "latent_image": latent or self.latent(),
+            "denoise": denoise,
+        }  # fmt: skip
+
+    def dno(self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, **sampling):
+        """A DNO Sampler node."""
+        return self.node(
+            "DNOSampler", **self.sampling(**sampling), vae=self.vae, reward=self.reward, eta=eta,
+            iterations=iterations, solver=solver, regularizer=regularizer, watch=watch, seconds=seconds,
+        )  # fmt: skip
+
+    def witnessed(self, checks, **settings):
+        """Run one iteration in which a witness makes `checks`; return the node that has its notes."""
+        witness = self.node("DNOTestWitness", model=self.model, checks=checks)
+        ours = self.dno(iterations=1, solver=witness[0], **settings)
+        return self.node("DNOTestNotes", witness=witness[0], after=ours[0])
