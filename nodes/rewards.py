@@ -5,6 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from .. import rewards
+from ..core.embedded.vocabulary import words_of
 from . import sockets
 
 
@@ -52,6 +53,7 @@ class DNOConsistencyReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompt) -> io.NodeOutput:
+        words_of(prompt)  # raises before any sampling
         # Outside inference mode: the classifier's weights take part in gradients later.
         with torch.inference_mode(False):
             return io.NodeOutput(rewards.Consistency(prompt, comfy.model_management.get_torch_device()))

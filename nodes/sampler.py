@@ -50,7 +50,7 @@ class DNOSampler(io.ComfyNode):
                 sockets.Reward.Input("reward", tooltip="What the pictures shall score high in."),
                 io.Float.Input(
                     "eta", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Noise injected in each step: 1 is the SDE, with more noise to optimise and a faster search;"
+                    tooltip="Noise injected in each step: 1 is the SDE, with more noise to optimise, searched faster;"
                     " 0 the ODE, where only the first noise counts.",
                 ),
                 io.Int.Input(

@@ -5,6 +5,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import comfy.taesd.taesd
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
@@ -54,12 +55,19 @@ def unet(family: str, seed: int, dtype=torch.float32) -> comfy.model_patcher.Mod
     return patcher(model, load_device=load, offload_device=offload)
 
 
-def vae(channels: int, seed: int) -> comfy.sd.VAE:
+def another_vae(channels: int) -> comfy.sd.VAE:
+    """A VAE whose number of channels ComfyUI finds in its weights."""
+    model = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    fill(model, 0)
+    return comfy.sd.VAE(sd=model.state_dict())
+
+
+def vae(seed: int) -> comfy.sd.VAE:
     sizes = {
-        "double_z": True, "z_channels": channels, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
         "ch_mult": [1, 1, 1, 1], "num_res_blocks": 0, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
-    config = {"params": {"ddconfig": sizes, "embed_dim": channels}}
+    config = {"params": {"ddconfig": sizes, "embed_dim": 4}}
     model = AutoencoderKL(**config["params"])
     fill(model, seed)
     # Random weights give pixels of variance 1; a picture's are mostly within [-1, 1].
@@ -89,7 +97,8 @@ class DNOTestModel:
         generator = torch.Generator().manual_seed(seed + 1)
         positive, negative = (torch.randn(1, 7, CONTEXT, generator=generator) for _ in range(2))
         model = unet(family, seed, getattr(torch, dtype))
-        return model, [[positive, {}]], [[negative, {}]], vae(vae_channels, seed + 2)
+        autoencoder = vae(seed + 2) if vae_channels == 4 else another_vae(vae_channels)
+        return model, [[positive, {}]], [[negative, {}]], autoencoder
 
 
 class DNOTestLatent:

@@ -1,0 +1,109 @@
+"""What users read when something does not fit: what was expected, what was found, what to do."""
+
+import pytest
+from workflows import Workflow
+
+
+def message(comfy, graph, sampler):
+    graph.keep("latent", sampler[0])
+    return comfy.fail(graph)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"channels": 16}, ["16 channels", "works on 4", "empty latent"]),
+        ({"dims": 5}, ["expected (B, C, H, W)", "video"]),
+    ],
+)
+def test_a_latent_of_another_model_is_refused(comfy, settings, words):
+    graph = Workflow()
+    found = message(comfy, graph, graph.dno(latent=graph.latent(**settings)))
+    assert all(word in found for word in words), found
+
+
+def test_an_empty_latent_of_other_channels_is_repeated_as_in_ksampler(comfy):
+    graph = Workflow()
+    ours = graph.dno(latent=graph.latent(channels=16, scale=0.0))
+    graph.keep("latent", ours[0])
+    assert comfy.run(graph).kept["latent"]["samples"].shape == (2, 4, 8, 8)
+
+
+def test_a_vae_of_another_model_is_refused(comfy):
+    graph = Workflow(vae_channels=16)
+    found = message(comfy, graph, graph.dno())
+    assert "16 channels" in found and "4" in found and "connect the one that belongs to this model" in found, found
+
+
+@pytest.mark.parametrize("setting, words", [({"steps": 0}, "smaller than min"), ({"eta": 1.5}, "bigger than max")])
+def test_numbers_outside_their_range_are_refused_by_the_server(comfy, setting, words):
+    graph = Workflow()
+    graph.keep("latent", graph.dno(**setting)[0])
+    with pytest.raises(ValueError, match=words):
+        comfy.run(graph)
+
+
+def test_without_a_step_there_is_nothing_to_optimise(comfy):
+    graph = Workflow()
+    assert "no step is left" in message(comfy, graph, graph.dno(denoise=0.0))
+
+
+@pytest.mark.parametrize(
+    "obstacle, words",
+    [
+        ("no_grad", ["gradient is lost inside the model", "Remove nodes"]),
+        ("network under no_grad", ["gradient is lost inside the model", "Remove nodes"]),
+        ("fused kernel", ["cannot be differentiated in this ComfyUI version", "no_formula", "another model"]),
+        ("stateful", ["another result when it was run again", "caches"]),
+        ("fast fp8", ["fast float8", "fp8_e4m3fn instead of"]),
+        ("multigpu", ["several GPUs", "Remove the multi-GPU node"]),
+        ("lowvram", ["only partly in GPU memory", "--lowvram"]),
+    ],
+)
+def test_a_model_without_gradients_is_refused_with_what_to_do(comfy, obstacle, words):
+    graph = Workflow(obstacle=obstacle, model_seed=len(obstacle))  # some obstacles stay in the model
+    found = message(comfy, graph, graph.dno(iterations=1))
+    assert all(word in found for word in words), found
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("nan", ["broken", "nan", "iteration 0", "expected finite"]),
+        ("detached", ["broken", "lost the gradient"]),
+        ("scalar", ["broken", "one score per picture"]),
+        ("not differentiable", ["broken", "not differentiable"]),
+    ],
+)
+def test_a_reward_that_breaks_its_contract_is_named(comfy, kind, words):
+    graph = Workflow()
+    graph.reward = graph.node("DNOTestReward", kind=kind)[0]
+    found = message(comfy, graph, graph.dno(iterations=1))
+    assert all(word in found for word in words), found
+
+
+def test_a_reward_that_turns_non_finite_ends_the_search_and_the_best_so_far_is_kept(comfy):
+    graph = Workflow()
+    graph.reward = graph.node("DNOTestReward", kind="nan later")[0]
+    ours = graph.dno(iterations=10)
+    graph.keep("image", ours[1])
+    history = graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    found = run.outputs[history.id]["history"][0]
+    assert len(found["rows"]) == 2 and "nan" in found["stopped"]
+    assert run.kept["image"]["tensor"].isfinite().all()
+
+
+def test_a_picture_outside_the_batch_is_refused(comfy):
+    graph = Workflow()
+    ours = graph.dno(iterations=1)
+    graph.keep("image", graph.node("DNOTrajectory", history=ours[3], picture=2, count=4)[0])
+    found = comfy.fail(graph)
+    assert "picture is 2" in found and "expected 0 .. 1" in found
+
+
+def test_a_prompt_without_an_animal_is_refused_before_sampling(comfy):
+    graph = Workflow()
+    graph.reward = graph.node("DNOConsistencyReward", prompt="a fast car")[0]
+    found = message(comfy, graph, graph.dno())
+    assert "animal" in found and "cat" in found, found
