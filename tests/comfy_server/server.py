@@ -49,6 +49,7 @@ class ComfyServer:
     """A running ComfyUI with this pack and the test nodes; stop it with `stop()`."""
 
     def __init__(self, comfyui: Path, folder: Path):
+        folder.mkdir(exist_ok=True)
         self.comfyui, self.folder = comfyui, folder
         self.url = f"127.0.0.1:{_free_port()}"
         self.log_path = folder / "server.log"

@@ -1,0 +1,36 @@
+"""ComfyUI's front end in a real browser."""
+
+import contextlib
+import shutil
+
+from playwright.sync_api import sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.DNOSampler"
+
+
+def find_chromium() -> str:
+    """Return the path of an installed Chromium.
+
+    Raises:
+        FileNotFoundError: there is none on PATH.
+    """
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        raise FileNotFoundError(f"no browser on PATH, looked for {', '.join(NAMES)}; `apt-get install chromium` has one")
+    return found
+
+
+@contextlib.contextmanager
+def front_end(server):
+    """Yield a page in which ComfyUI's app has loaded and knows this pack's nodes."""
+    server.post("/settings", {"Comfy.TutorialCompleted": True})
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        try:
+            page = browser.new_page(viewport={"width": 1700, "height": 1000})
+            page.goto(f"http://{server.url}/")
+            page.wait_for_function(READY, timeout=120_000)
+            yield page
+        finally:
+            browser.close()
