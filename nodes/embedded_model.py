@@ -81,7 +81,7 @@ def load_vae():
 
 
 class _Words:
-    """What SDTokenizer asks of a transformers tokenizer, from the model's own table: unknown words are left out with a warning."""
+    """What SDTokenizer asks of a transformers tokenizer, from the model's own table; unknown words are warned of."""
 
     @classmethod
     def from_pretrained(cls, path, **settings):
@@ -127,7 +127,7 @@ class _TextEncoder(comfy.sd1_clip.SD1ClipModel):
 
 
 def load_clip():
-    """Return the text encoder as a comfy.sd.CLIP that the stock CLIP Text Encode node accepts; prompt weights such as (black:1.2) work."""
+    """Return the text encoder as a comfy.sd.CLIP for the stock CLIP Text Encode node; (black:1.2) works."""
     target = comfy.supported_models_base.ClipTarget(_Tokenizer, _TextEncoder)
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
     # Stable Diffusion 1 does not use the pooled output that this projection makes.

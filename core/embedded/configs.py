@@ -1,8 +1,9 @@
-"""The embedded model's sizes: the standard Stable Diffusion architecture in small, as diffusers and transformers spell it.
+"""The embedded model's sizes: the standard Stable Diffusion architecture in small, as diffusers and transformers spell
+it.
 
-Plain dicts, so that reading them imports nothing. Channels are multiples of 32 (GroupNorm has 32 groups everywhere in Stable Diffusion) and
-the U-Net has 8 heads, which `attention_head_dim` means there, because ComfyUI's SD15 allows no other number; there the channels of every level are
-also whole multiples of the first level's.
+Plain dicts, so that reading them imports nothing. Channels are multiples of 32 (GroupNorm has 32 groups everywhere in
+Stable Diffusion) and the U-Net has 8 heads, which `attention_head_dim` means there, because ComfyUI's SD15 allows no
+other number; there the channels of every level are also whole multiples of the first level's.
 """
 
 IMAGE_SIZE = 128
@@ -14,8 +15,8 @@ VAE = {
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (32, 32, 64, 96),
-    "layers_per_block": 1,
+    "block_out_channels": (64, 64, 64, 64),
+    "layers_per_block": 0,
     "latent_channels": LATENT_CHANNELS,
     "norm_num_groups": 32,
     "sample_size": IMAGE_SIZE,

@@ -7,7 +7,7 @@ from .weights import PATH, part
 
 
 def _ready(module, device, dtype):
-    """Return a module on its device, in eval mode, without parameter gradients (diffusers' own `to` warns about any dtype)."""
+    """Return a module in eval mode, without parameter gradients; diffusers' own `to` would warn about any dtype."""
     return torch.nn.Module.to(module, device, dtype).eval().requires_grad_(False)
 
 
@@ -51,7 +51,7 @@ def scheduler():
 
 @torch.no_grad()
 def encode_prompts(prompts, text_encoder=None):
-    """Return the text encoder's hidden states (B, 77, 64) of a list of B prompts; builds the text encoder where none is given."""
+    """Return the hidden states (B, 77, 64) of a list of B prompts; builds the text encoder where none is given."""
     text_encoder = text_encoder or build_text_encoder()
     device = next(text_encoder.parameters()).device
     return text_encoder(input_ids=vocabulary.tokenize(prompts).to(device)).last_hidden_state

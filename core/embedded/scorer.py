@@ -1,7 +1,7 @@
 """How consistent a picture is with its prompt: a small classifier of colour and animal.
 
-It stands in for the paper's CLIP consistency score on the embedded model: CS = (P(colour) + P(animal)) / 2, in [0, 1]. It is differentiable with
-respect to the pixels, so it serves as a reward too.
+It stands in for the paper's CLIP consistency score on the embedded model: CS = (P(colour) + P(animal)) / 2, in [0, 1].
+It is differentiable with respect to the pixels, so it serves as a reward too.
 """
 
 import torch
@@ -13,7 +13,9 @@ from .vocabulary import ANIMALS, COLOURS, words_of
 
 def _stage(inputs, outputs, stride):
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU(),
+        nn.Conv2d(inputs, outputs, 3, stride, 1),
+        nn.GroupNorm(8, outputs),
+        nn.SiLU(),
     )
 
 
@@ -49,7 +51,8 @@ class ConsistencyScorer(nn.Module):
             prompts: B prompts, or one for all.
 
         Returns:
-            P(colour), P(animal) and their mean CS, each (B,). Where a prompt names no colour, P(colour) is NaN and CS is P(animal).
+            P(colour), P(animal) and their mean CS, each (B,). Where a prompt names no colour, P(colour) is NaN and CS
+            is P(animal).
 
         Raises:
             ValueError: a prompt names no animal the model knows.
@@ -60,7 +63,9 @@ class ConsistencyScorer(nn.Module):
         wanted = [words_of(prompt) for prompt in prompts]
         colour_logits, animal_logits = self(images)
         rows = torch.arange(len(images), device=images.device)
-        animal = animal_logits.softmax(-1)[rows, torch.tensor([ANIMALS.index(a) for _, a in wanted], device=rows.device)]
+        animal = animal_logits.softmax(-1)[
+            rows, torch.tensor([ANIMALS.index(a) for _, a in wanted], device=rows.device)
+        ]
         index = torch.tensor([COLOURS.index(c) if c else 0 for c, _ in wanted], device=rows.device)
         named = torch.tensor([c is not None for c, _ in wanted], device=rows.device)
         colour = colour_logits.softmax(-1)[rows, index]

@@ -1,7 +1,7 @@
 """The words the embedded model knows, and their CLIP token ids.
 
-Every word is one token of CLIP's byte-pair encoding, so a tokenizer is not needed: this table gives the ids that CLIP's own gives, and
-ComfyUI's stock SD1 tokenizer agrees. Unknown words are left out with one warning each.
+Every word is one token of CLIP's byte-pair encoding, so a tokenizer is not needed: this table gives the ids that
+CLIP's own gives, and ComfyUI's stock SD1 tokenizer agrees. Unknown words are left out with one warning each.
 """
 
 import logging
@@ -45,7 +45,7 @@ def warn_unknown(words):
 
 
 def known_words(prompt):
-    """Return the words of a prompt that the model knows, in order; articles are dropped, other words are dropped and logged."""
+    """Return the words of a prompt that the model knows, in order; articles are dropped, others dropped and logged."""
     words = [word for word in re.findall(r"[a-z0-9']+", prompt.lower()) if word not in ARTICLES]
     warn_unknown(word for word in words if word not in TOKEN_IDS)
     return [word for word in words if word in TOKEN_IDS]

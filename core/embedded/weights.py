@@ -14,7 +14,8 @@ _EMBEDDING = "text_model.embeddings.token_embedding.weight"
 def part(name, dtype=torch.float32, path=PATH):
     """Read one part of the model.
 
-    The text encoder's token embedding is stored as the used rows only; it comes back whole, with zeros for the tokens nobody uses.
+    The text encoder's token embedding is stored as the used rows only; it comes back whole, with zeros for the tokens
+    nobody uses.
 
     Args:
         name: "unet" or "vae" (diffusers' keys), "text" (transformers' keys, with the "text_model." prefix) or "scorer".
@@ -52,4 +53,8 @@ def save(parts, path=PATH):
         for name, state in parts.items()
         for key, value in state.items()
     }
-    save_file(tensors, path, metadata={"format": "pt", "license": "MIT", "modelspec.title": "comfyui_dno embedded model"})
+    save_file(
+        tensors,
+        path,
+        metadata={"format": "pt", "license": "Apache-2.0", "modelspec.title": "comfyui_dno embedded model"},
+    )
