@@ -44,34 +44,35 @@ def log_probabilities(z, k=2):
 
 
 def permuted_log_probabilities(z, k=2, permutations=100, generator=None):
-    """Return ln p1 and ln p2 of the identity layout and of `permutations` random ones.
+    """Return ln p1 and ln p2 of the identity layout and of `permutations` random ones, the same for every row of z.
 
     Differentiable by z; the time hardly depends on `permutations`.
 
     Args:
-        z: (n,) noise.
+        z: (..., n) noise.
         k: length of a sub-vector.
         permutations: b, at least 0.
         generator: a CPU torch.Generator for the permutations; None uses the global one.
 
     Returns:
-        ln p1 and ln p2, each (1 + b,), the identity first.
+        ln p1 and ln p2, each (..., 1 + b), the identity first.
     """
     z = _wide(z)
-    first = log_probabilities(z[None], k)
+    first = tuple(log_p[..., None] for log_p in log_probabilities(z, k))
     if permutations == 0:
         return first
-    groups, size = _blocks(z.numel(), k)
+    n = z.shape[-1]
+    groups, size = _blocks(n, k)
     count = k * groups
-    shuffle = torch.randperm(z.numel(), generator=generator)[: count * size]
-    blocks = z.index_select(0, shuffle.to(z.device)).view(count, size)
-    gram, sums = blocks @ blocks.T, blocks.sum(dim=1)
+    shuffle = torch.randperm(n, generator=generator)[: count * size]
+    blocks = z.index_select(-1, shuffle.to(z.device)).unflatten(-1, (count, size))
+    gram, sums = blocks @ blocks.mT, blocks.sum(dim=-1)
     order = torch.rand((permutations, count), generator=generator).argsort(dim=1).to(z.device)
     order = order.view(permutations, k, groups)
     m = groups * size
-    covariance = gram[order[:, :, None], order[:, None, :]].sum(dim=-1) / m
-    rest = _log_bounds(sums[order].sum(dim=-1) / m, covariance, m)
-    return tuple(torch.cat(pair) for pair in zip(first, rest, strict=True))
+    covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m
+    rest = _log_bounds(sums[..., order].sum(dim=-1) / m, covariance, m)
+    return tuple(torch.cat(pair, dim=-1) for pair in zip(first, rest, strict=True))
 
 
 @torch.no_grad()
@@ -92,12 +93,12 @@ def noise_probability(z, k=2, permutations=100, seed=0):
 
 @torch.no_grad()
 def log_noise_probability(z, k=2, permutations=100, seed=0):
-    """Return ln P(z), as `noise_probability`; z may also be a list of B vectors of different lengths."""
+    """Return ln P(z), as `noise_probability`; z may also be a list of B vectors, of different lengths with masks."""
     values = []
-    for vector in z:
-        bounds = permuted_log_probabilities(vector, k, permutations, torch.Generator().manual_seed(seed))
-        values.append(torch.cat(bounds).min())
-    return torch.stack(values)
+    for rows in _stacked(z):
+        bounds = permuted_log_probabilities(rows, k, permutations, torch.Generator().manual_seed(seed))
+        values.append(torch.cat(bounds, dim=-1).amin(dim=-1))
+    return torch.cat(values)
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,21 @@ class ProbabilityRegularizer:
             value: (B,), at most 0; and a Noise of gradients, zero where z is probable enough.
         """
         values, gradients = [], []
-        initial = sample_map.active_initial(noise)
-        for vector, first in zip(sample_map.active(noise), initial, strict=True):
-            z = vector.detach().requires_grad_()
+        initial = _stacked(sample_map.active_initial(noise))
+        for rows, first in zip(_stacked(sample_map.active(noise)), initial, strict=True):
+            z = rows.detach().requires_grad_()
             with torch.enable_grad():
-                value = self.gamma * self._term(z, first.numel(), iteration)
-            gradients.append(torch.autograd.grad(value, z)[0] if value.requires_grad else torch.zeros_like(z))
+                value = self.gamma * self._term(z, first.shape[1], iteration)
+            gradients += torch.autograd.grad(value, z, torch.ones_like(value))[0]
             values.append(value.detach())
-        return torch.stack(values), sample_map.with_active(noise, gradients)
+        return torch.cat(values), sample_map.with_active(noise, gradients)
 
     def _term(self, z, initial_size, iteration):
-        parts = [part for part in z.tensor_split([initial_size]) if part.numel()] if self.apart else [z]
+        """Return E[ln p1 + ln p2] of each row of z (B, n), the first `initial_size` numbers apart if so set."""
+        parts = [part for part in z.tensor_split([initial_size], dim=1) if part.numel()] if self.apart else [z]
         generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
         bounds = [permuted_log_probabilities(part, self.k, self.permutations, generator) for part in parts]
-        return sum(log_p1.mean() + log_p2.mean() for log_p1, log_p2 in bounds)
+        return sum(log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds)
 
 
 def _log_bounds(mean, covariance, m):
@@ -180,6 +182,12 @@ def _rows(n, k):
     if not 1 <= k <= n:
         raise ValueError(f"k is {k} but z has {n} numbers; expected 1 .. {n}")
     return n // k
+
+
+def _stacked(vectors):
+    """Return B vectors as one (B, n) tensor where they are equally long, else as B tensors (1, n)."""
+    vectors = list(vectors)
+    return [torch.stack(vectors)] if len({len(vector) for vector in vectors}) == 1 else [v[None] for v in vectors]
 
 
 def _wide(z):
