@@ -44,7 +44,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         with gradients.gradients_enabled(), gradients.watched_for_gradients(model_wrap.inner_model) as expect_gradient:
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
             memory = GRAPH_FACTOR * self._memory_of_a_call(model_wrap, noise.shape)
-            gradients.load_together([patcher, *model_wrap.loaded_models, vae_patcher], memory)
+            gradients.load_together([patcher, *getattr(model_wrap, "loaded_models", ()), vae_patcher], memory)
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
                 model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)),
@@ -90,6 +90,8 @@ class ComfyRun:
     @property
     def schedule(self):
         """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
+        if getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
+            raise ValueError("this model scales the injected noise, which the DNO Sampler does not support; use another")
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
 

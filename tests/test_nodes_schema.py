@@ -33,8 +33,8 @@ def test_the_schemas_are_those_of_the_snapshot(comfy, tmp_path):
     file.write_text(json.dumps(found, indent=1) + "\n")
     expected = json.loads(SNAPSHOT.read_text())
     assert found == expected, (
-        "the nodes' schemas have changed. Saved workflows store widgets by position: only append, never reorder, rename or"
-        f" remove. If that is what you did, copy {file} to {SNAPSHOT}"
+        "the nodes' schemas have changed. Saved workflows store widgets by position: only append, never reorder, rename"
+        f" or remove. If that is what you did, copy {file} to {SNAPSHOT}"
     )
 
 

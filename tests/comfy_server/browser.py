@@ -17,7 +17,7 @@ def find_chromium() -> str:
     """
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        raise FileNotFoundError(f"no browser on PATH, looked for {', '.join(NAMES)}; `apt-get install chromium` has one")
+        raise FileNotFoundError(f"no browser on PATH, looked for {', '.join(NAMES)}; apt-get install chromium")
     return found
 
 

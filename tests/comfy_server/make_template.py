@@ -8,9 +8,10 @@ import json
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from comfy_server import ComfyServer, find_comfyui
 from comfy_server.browser import front_end
-from PIL import Image
 
 HERE = Path(__file__).parent
 TWIN = HERE / "dno_quickstart_api.json"
@@ -27,7 +28,7 @@ LAYOUT = {  # node id: x, y, width, height
 def to_ui_format(server, twin):
     """Return the twin in the front end's format, laid out and with a fixed seed."""
     with front_end(server) as page:
-        graph = page.evaluate("async (twin) => { await app.loadApiJson(twin, 'dno'); return app.graph.serialize() }", twin)
+        graph = page.evaluate("async (twin) => (await app.loadApiJson(twin, 'dno'), app.graph.serialize())", twin)
     for node in graph["nodes"]:
         x, y, *size = LAYOUT[node["id"]]
         node.update(pos=[x, y], size=size)

@@ -1,9 +1,10 @@
 """Nodes for the tests only: tiny models, stock sampling with given noises, nodes that keep or break things."""
 
+from .full_size import NODES as FULL_SIZE
 from .keep import NODES as KEEP
 from .models import NODES as MODELS
 from .obstacles import NODES as OBSTACLES
 from .stock import NODES as STOCK
 from .witness import NODES as WITNESSES
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*KEEP, *MODELS, *OBSTACLES, *STOCK, *WITNESSES)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *STOCK, *WITNESSES)}
