@@ -91,7 +91,7 @@ class ComfyRun:
     def schedule(self):
         """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
         if getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
-            raise ValueError("this model scales the injected noise, which the DNO Sampler does not support; use another")
+            raise ValueError("this model scales injected noise, which the DNO Sampler does not support; use another")
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
 
