@@ -1,5 +1,7 @@
 """Train the autoencoder on random crops, which are cheap, then on whole pictures, then its decoder alone."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,6 +10,7 @@ from .. import configs
 from .fit import fit
 
 EPSILON = 0.1
+BATCH = 4
 
 
 def to_tensor(pictures):
@@ -86,27 +89,42 @@ def train_autoencoder(pictures, seconds, out, whole=0.5):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        # A linear reading of the mean colours: without it one of the two hue axes stays out of the latents for most of the run.
+        # A linear reading of the mean colours: without it one of the two hue axes long stays out of the latents.
         hues = F.mse_loss(model["hue"](posterior.mean.float()), F.avg_pool2d(images, 8))
         return reconstruction_loss(decoded, images) + 1e-3 * kl + 4 * hues
 
     return fit("vae", model, loss, seconds, 2e-3, out)["vae"]
 
 
-def sharpen_decoder(vae, latents, images, seconds, out, batch=4, blur=0.15):
-    """Train the decoder alone, in place, on whitened latents with a little noise, which is what the U-Net's latents
-    look like.
+def _decoder_of(vae):
+    return nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+
+
+def load_autoencoder(out):
+    """Return the whitened autoencoder that a run left in `out`, with the sharpened decoder if there is one."""
+    from diffusers import AutoencoderKL
+
+    vae = soften_norms(AutoencoderKL(**configs.VAE))
+    vae.load_state_dict(torch.load(Path(out) / "vae_white.pt", weights_only=True))
+    sharpened = Path(out) / "decoder.pt"
+    if sharpened.exists():
+        _decoder_of(vae).load_state_dict(torch.load(sharpened, weights_only=True)["average"])
+    return vae.eval()
+
+
+def sharpen_decoder(vae, latents, images, seconds, out, batch=BATCH, blur=0.15):
+    """Train the decoder alone on whitened latents with a little noise, as generated ones have.
 
     Args:
-        vae: AutoencoderKL with whitened latents.
+        vae: AutoencoderKL with whitened latents; trained in place, its moving average is in the checkpoint.
         latents: (N, 4, 16, 16), unit variance.
         images: (N, 128, 128, 3) uint8, the pictures of the latents.
         seconds: time budget.
         out: checkpoint folder.
-        batch: pictures a step.
+        batch: pictures a step (and worker).
         blur: largest standard deviation of the noise on the latents.
     """
-    model = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+    model = _decoder_of(vae)
 
     def loss(progress):
         chosen = torch.randint(len(latents), (batch,))
@@ -116,6 +134,4 @@ def sharpen_decoder(vae, latents, images, seconds, out, batch=4, blur=0.15):
             decoded = model["decoder"](model["post_quant_conv"](z / configs.LATENT_SCALE)).float()
         return reconstruction_loss(decoded, to_tensor(images[chosen]))
 
-    average = fit("decoder", model, loss, seconds, 1e-3, out)
-    model.load_state_dict(average.state_dict())
-    vae.eval()
+    fit("decoder", model, loss, seconds, 1e-3, out)

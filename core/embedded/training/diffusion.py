@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
@@ -115,23 +114,6 @@ def train_denoiser(latents, animal, colour, seconds, out, batch=BATCH):
         return F.mse_loss(v, a * noise - s * x0)
 
     return fit("unet", model, loss, seconds, 1.2e-3, out)
-
-
-def _work(rank, workers, port, seconds, out):
-    """Train as one of several single-threaded workers, on the latents left in `out`."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    saved = torch.load(Path(out) / "latents.pt", weights_only=True)
-    train_denoiser(saved["latents"], saved["animal"], saved["colour"], seconds, out, BATCH // workers)
-    dist.destroy_process_group()
-
-
-def train_denoiser_in_parallel(latents, animal, colour, seconds, out, workers=2, port=29533):
-    """Train as train_denoiser does, in `workers` single-threaded processes: a quarter faster than as many threads."""
-    torch.save({"latents": latents, "animal": animal, "colour": colour}, Path(out) / "latents.pt")
-    torch.multiprocessing.spawn(_work, (workers, port, seconds, str(out)), workers)
-    return load_denoiser(out)
 
 
 def load_denoiser(out):
