@@ -88,7 +88,7 @@ class SampleMap:
 
     def masked(self, noise):
         """Return `noise` (of gradients) with the entries that are not optimised set to 0."""
-        return noise.with_flat(noise.flat() * self._active_entries(noise))
+        return noise if self.mask is None else noise.with_flat(noise.flat() * self._active_entries(noise))
 
     def with_active(self, noise, vectors):
         """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: `active` backwards."""
