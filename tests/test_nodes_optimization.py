@@ -26,9 +26,8 @@ def flags(comfy):
 
 
 def stock_picture(comfy, nonce):
-    """An ordinary KSampler prompt. Its steps differ by nonce in nothing but the cache's view of them."""
+    """An ordinary KSampler prompt; the nonce is for ComfyUI's cache alone, float32 rounds it away."""
     graph = Workflow()
-    graph.prompt["1"]["inputs"]["seed"] = 0
     sampled = graph.node("KSampler", **graph.sampling(cfg=8.0 + nonce * 1e-12), sampler_name="euler_ancestral")
     graph.keep("latent", sampled[0])
     return comfy.run(graph).kept["latent"]["samples"]
@@ -128,15 +127,16 @@ def test_flags_are_as_before_after_an_exception_too(comfy):
 
 
 def test_progress_counts_every_network_call_and_each_iteration_shows_a_preview(comfy):
-    graph = Workflow()
+    graph = Workflow(obstacle="slow")
     graph.keep("latent", graph.dno(iterations=3, steps=4)[0])
     run = comfy.run(graph)
     values = [(data["value"], data["max"]) for data in run.of_type("progress")]
-    assert len({most for _, most in values}) == 1
+    # Three iterations forward and backward and a last one forward, each pass with its decode.
+    assert {most for _, most in values} == {3 * 2 * (4 + 1) + (4 + 1)}
     assert [value for value, _ in values] == sorted(value for value, _ in values)
     assert values[-1][0] == values[-1][1]
-    # Three iterations forward and backward and a last one forward, with the decodes, and nothing skipped.
-    assert len({value for value, _ in values}) >= 3 * (4 + 4) + 4
+    # Newer front ends get at most ten messages a second.
+    assert len({value for value, _ in values}) >= (30 if comfy.version <= (0, 3, 75) else 15)
     assert len(run.of_type("preview")) == 4
 
 
@@ -154,25 +154,25 @@ def test_a_time_budget_ends_the_search_early_and_keeps_the_best(comfy):
 def test_an_interruption_takes_effect_within_one_network_call_and_leaves_no_trace(comfy, record_property, when):
     picture, before = stock_picture(comfy, 3), flags(comfy)
     graph = Workflow(obstacle="slow")
-    graph.keep("latent", graph.dno(iterations=50)[0])
-    steps = 6
-    moment = steps // 2 if when == "forward" else steps + steps // 2
+    graph.keep("latent", graph.dno(iterations=3, steps=6)[0])
+    an_iteration = 2 * (6 + 1)
+    moment = an_iteration + (3 if when == "forward" else 10)
     interrupted = []
 
     def interrupt(run, kind, data):
-        if kind == "progress" and data["value"] == moment + 14 and not interrupted:
-            interrupted.append(time.monotonic())
+        if kind == "progress" and data["value"] >= moment and not interrupted:
+            interrupted.extend([time.monotonic(), data["value"]])
             comfy.interrupt()
 
     run = comfy.run(graph, on_message=interrupt)
     latency = run.messages[-1][2] - interrupted[0]
     record_property("latency_ms", round(1000 * latency))
     assert run.ended == "execution_interrupted"
-    assert run.of_type("progress")[-1]["value"] <= moment + 14 + 2
+    assert run.of_type("progress")[-1]["value"] <= interrupted[1] + 2
     assert torch.equal(stock_picture(comfy, 4), picture)
     assert flags(comfy) == before
 
 
-def test_the_cheap_final_check_that_the_two_stock_pictures_above_are_really_sampled_anew(comfy):
+def test_the_stock_pictures_above_are_sampled_anew_each_time(comfy):
     pictures = [stock_picture(comfy, nonce) for nonce in (5, 5e6)]
     assert 0 < error(*pictures) < 1e-3
