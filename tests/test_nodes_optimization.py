@@ -65,8 +65,13 @@ def test_the_gradient_is_right_in_img2img_and_inpainting(comfy, mask):
 def test_inpainting_changes_only_the_masked_part_of_noise_and_picture(comfy):
     graph = Workflow()
     latent = graph.latent(batch=2, mask="half")
+    # Large steps, so that the noise becomes improbable and the regularizer pulls at all of it that it is given.
+    tools = {
+        "solver": graph.node("DNOSolverGradient", lr=0.5, optimizer="adam", momentum=0.9, clip=0.0)[0],
+        "regularizer": graph.node("DNOProbabilityRegularizer", gamma=1.0, k=2, permutations=10, apart=True)[0],
+    }
     for iterations in (0, 3):
-        ours = graph.dno(iterations=iterations, latent=latent)
+        ours = graph.dno(iterations=iterations, latent=latent, **tools)
         graph.keep(f"latent{iterations}", ours[0])
         graph.keep(f"noise{iterations}", ours[2])
     kept = comfy.run(graph).kept
