@@ -29,7 +29,8 @@ def front_end(server):
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         try:
             page = browser.new_page(viewport={"width": 1700, "height": 1000})
-            page.goto(f"http://{server.url}/")
+            page.set_default_timeout(120_000)  # a loaded machine takes its time
+            page.goto(f"http://{server.url}/", timeout=120_000, wait_until="domcontentloaded")
             page.wait_for_function(READY, timeout=120_000)
             yield page
         finally:
