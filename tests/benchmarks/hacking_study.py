@@ -24,7 +24,7 @@ ANIMALS = ("cat", "dog", "rabbit", "elephant", "hedgehog", "duck", "owl", "fish"
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", nargs="+", default=[f"black {animal}" for animal in ANIMALS])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--iterations", type=int, default=36)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.03)
@@ -59,7 +59,7 @@ def run_arm(options, pairs, regularizer, name):
     histories = []
     for first in range(0, len(pairs), 8):
         part = pairs[first : first + 8]
-        sample_map = core.load_embedded([prompt for prompt, _ in part], steps=options.steps)
+        sample_map = core.load_embedded([prompt for prompt, _ in part], steps=options.steps, keep_graphs=True)
         result = core.optimize(
             sample_map, rewards.Brightness(), noise_of(sample_map, [seed for _, seed in part]),
             solver=core.GradientAscent(lr=options.lr), regularizer=regularizer, iterations=options.iterations,
