@@ -134,4 +134,4 @@ def sharpen_decoder(vae, latents, images, seconds, out, batch=BATCH, blur=0.15):
             decoded = model["decoder"](model["post_quant_conv"](z / configs.LATENT_SCALE)).float()
         return reconstruction_loss(decoded, to_tensor(images[chosen]))
 
-    fit("decoder", model, loss, seconds, 1e-3, out)
+    fit("decoder", model, loss, seconds, 1.5e-3, out)
