@@ -13,6 +13,10 @@ from pathlib import Path
 
 import torch
 from comfyui_dno import core, rewards
+from comfyui_dno.core.regularizer import permuted_log_probabilities
+
+STABLE_DIFFUSION = 835584
+"""Numbers in z for Stable Diffusion 1.5 at 512 x 512 with 50 leading DDIM steps."""
 
 
 def main():
@@ -47,6 +51,11 @@ def measure(steps, rounds, device="cpu"):
     regularizer = core.ProbabilityRegularizer()
     # Noise a little off the shell: both of the regulariser's terms are active, as they are while it works.
     loud = noise.map(lambda tensor: tensor * 1.05)
+    big = torch.randn(STABLE_DIFFUSION, generator=torch.Generator().manual_seed(0)).to(device) * 1.05
+
+    def regularise_big():
+        leaf = big.clone().requires_grad_()
+        sum(log_p.mean() for log_p in permuted_log_probabilities(leaf)).backward()
 
     def iteration(keep_graphs):
         sample_map.keep_graphs = keep_graphs
@@ -59,6 +68,7 @@ def measure(steps, rounds, device="cpu"):
         "iteration, re-run": lambda: iteration(False),
         "iteration, kept graphs": lambda: iteration(True),
         "regulariser": lambda: regularizer.gradient(sample_map, loud),
+        f"regulariser, n = {STABLE_DIFFUSION}": regularise_big,
     }
     seconds = {name: [] for name in activities}
     for _ in range(rounds + 1):

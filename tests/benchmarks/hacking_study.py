@@ -40,10 +40,11 @@ def main():
     started = time.perf_counter()
     histories = {name: run_arm(options, pairs, regularizer, name) for name, regularizer in arms.items()}
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python tests/benchmarks/hacking_study.py", *sys.argv[1:]]),
         "settings": {key: value for key, value in vars(options).items() if key != "out"},
         "seconds": round(time.perf_counter() - started),
         "summary": {name: summary(history) for name, history in histories.items()},
+        "consistency of the plain search when it passes the regularised end's reward": equal_reward(**histories),
         "pairs": [
             {"prompt": prompt, "seed": seed} | {name: outcome(history, i) for name, history in histories.items()}
             for i, (prompt, seed) in enumerate(pairs)
@@ -51,7 +52,7 @@ def main():
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     sheet(histories, pairs).save(options.out.with_suffix(".jpg"), quality=88)
-    sys.stdout.write(json.dumps(record["summary"], indent=1) + "\n")
+    sys.stdout.write(json.dumps({key: record[key] for key in record if key != "pairs"}, indent=1) + "\n")
 
 
 def run_arm(options, pairs, regularizer, name):
@@ -105,6 +106,19 @@ def summary(history):
         least, median, most = values[0], statistics.median(values), values[-1]
         table[f"log10 {name} at the end: least, median, most"] = [round(v, 2) for v in (least, median, most)]
     return table
+
+
+def equal_reward(**histories):
+    """Return mean and deviation of the plain arm's consistency where its reward first reaches the other arm's last."""
+    plain, regularised, found = histories["without"], histories["with"], []
+    for item in range(len(plain.best)):
+        target = regularised.column("score", item)[-1]
+        scores, consistency = plain.column("score", item), plain.column("watch/consistency", item)
+        after = next(i for i, value in enumerate(scores) if value >= target)
+        before = max(after - 1, 0)
+        part = (target - scores[before]) / max(scores[after] - scores[before], 1e-9)
+        found.append(consistency[before] + part * (consistency[after] - consistency[before]))
+    return [round(statistics.mean(found), 4), round(statistics.stdev(found), 4)]
 
 
 def sheet(histories, pairs):
