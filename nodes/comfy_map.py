@@ -43,7 +43,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
             gradients.refuse_undifferentiable(each)
         with gradients.gradients_enabled(), gradients.watched_for_gradients(model_wrap.inner_model) as expect_gradient:
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            memory = GRAPH_FACTOR * self._memory_of_a_call(model_wrap, noise.shape)
+            graphs = len(sigmas) - 1 if self.optimization.keep_graphs else 1
+            memory = GRAPH_FACTOR * graphs * self._memory_of_a_call(model_wrap, noise.shape)
             gradients.load_together([patcher, *getattr(model_wrap, "loaded_models", ()), vae_patcher], memory)
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
@@ -111,10 +112,10 @@ class ComfyRun:
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
 
-    def sample_map(self, eta, decode, on_step):
+    def sample_map(self, eta, decode, on_step, keep_graphs=False):
         return core.SampleMap(
             self.denoise, self.schedule, tuple(self.noise.shape), eta, start=self.start, finish=self.finish,
-            decode=decode, mask=self.denoise_mask, on_step=on_step,
+            decode=decode, mask=self.denoise_mask, on_step=on_step, keep_graphs=keep_graphs,
         )  # fmt: skip
 
     def first_noise(self, injected, settings):
@@ -159,6 +160,7 @@ class Optimization:
         iterations: updates of the noise; 0 only samples.
         solver, regularizer: of `core`, or None for the default and for none.
         seconds: time budget, or None.
+        keep_graphs: keep the steps' graphs for the backward pass instead of running the steps again.
         watch: rewards that are recorded, not optimised.
         settings: what makes the noise, kept with it and with the history.
     """
@@ -169,13 +171,14 @@ class Optimization:
     solver: object = None
     regularizer: object = None
     seconds: float | None = None
+    keep_graphs: bool = False
     watch: tuple = ()
     settings: dict = field(default_factory=dict)
 
     def of(self, run, decode):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
         progress = Progress(run.guider.model_patcher)
-        sample_map = run.sample_map(self.eta, decode, progress.on_step)
+        sample_map = run.sample_map(self.eta, decode, progress.on_step, self.keep_graphs)
         progress.begin(sample_map.stages(self.iterations))
         result = core.optimize(
             sample_map, self.reward, run.first_noise(sample_map.injected, self.settings), solver=self.solver,

@@ -51,13 +51,17 @@ def test_control_c_saves_the_best_so_far(tmp_path):
     command = [sys.executable, "-m", "comfyui_dno", *"run --iterations 100000 --steps 3".split()]
     command += ["--prompt", "black cat", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment,
+        # Whoever runs the tests in the background has Ctrl-C ignored, and the child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     seen, deadline = "", time.monotonic() + 120
     while "iteration 2" not in seen and time.monotonic() < deadline:
         seen += process.stderr.read(200)
     process.send_signal(signal.SIGINT)
-    process.stderr.read()
-    assert process.wait(60) == 0
+    process.communicate(timeout=60)
+    assert process.returncode == 0
     record = json.loads((tmp_path / "history.json").read_text())
     assert record["stopped"] == "interrupted" and len(record["rows"]) > 2
     assert (tmp_path / "after.png").exists()

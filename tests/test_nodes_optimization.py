@@ -145,6 +145,14 @@ def test_progress_counts_every_network_call_and_each_iteration_shows_a_preview(c
     assert len(run.of_type("preview")) == 4
 
 
+def test_kept_graphs_give_the_same_picture(comfy):
+    graph = Workflow()
+    for key, keep_graphs in (("re-run", False), ("kept", True)):
+        graph.keep(key, graph.dno(iterations=2, keep_graphs=keep_graphs)[0])
+    kept = comfy.run(graph).kept
+    assert error(kept["kept"]["samples"], kept["re-run"]["samples"]) < 1e-4
+
+
 def test_a_time_budget_ends_the_search_early_and_keeps_the_best(comfy):
     graph = Workflow(obstacle="slow")
     ours = graph.dno(iterations=1000, seconds=3.0)

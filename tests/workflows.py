@@ -38,11 +38,14 @@ class Workflow(Graph):
             "denoise": denoise,
         }  # fmt: skip
 
-    def dno(self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, **sampling):
+    def dno(
+        self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, keep_graphs=None, **sampling
+    ):  # fmt: skip
         """A DNO Sampler node."""
         return self.node(
             "DNOSampler", **self.sampling(**sampling), vae=self.vae, reward=self.reward, eta=eta,
             iterations=iterations, solver=solver, regularizer=regularizer, watch=watch, seconds=seconds,
+            keep_graphs=keep_graphs,
         )  # fmt: skip
 
     def witnessed(self, checks, **settings):
