@@ -39,7 +39,8 @@ class Workflow(Graph):
         }  # fmt: skip
 
     def dno(
-        self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, keep_graphs=None, **sampling
+        self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, keep_graphs=None,
+        **sampling,
     ):  # fmt: skip
         """A DNO Sampler node."""
         return self.node(
