@@ -7,6 +7,7 @@
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,7 +47,12 @@ def demo(options):
     for label, regularizer in arms.items():
         # The plain arm keeps its highest reward, however improbable the noise: that is what it is there to show.
         floor = core.P_SUSPICIOUS if regularizer else 0.0
-        results[label] = _search(options, sample_map, regularizer, floor, label)
+        try:
+            results[label] = _search(options, sample_map, regularizer, floor, label)
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            break
         _save_run(results[label], options.out, prefix=label.replace(" ", "_") + "_")
         if results[label].history.stopped == "interrupted":
             break
@@ -77,6 +83,7 @@ def _sample_map(options):
 
 def _search(options, sample_map, regularizer, floor, label):
     noise = sample_map.randn(options.seed).to(options.device)
+    noise = replace(noise, settings={key: value for key, value in vars(options).items() if _is_setting(value)})
     reward, watch = REWARDS[options.reward](options.device), rewards.Consistency(device=options.device)
     with tqdm(total=sample_map.stages(options.iterations), desc=label, unit="stage") as bar:
         sample_map.on_step = lambda phase, index, total: bar.update()
@@ -93,7 +100,7 @@ def _search(options, sample_map, regularizer, floor, label):
             floor=floor,
             check_gradient=options.check_gradient,
         )
-    result.history.settings |= {key: value for key, value in vars(options).items() if _is_setting(value)}
+    result.history.settings |= noise.settings
     result.history.settings["gamma"] = regularizer.gamma if regularizer else 0.0
     return result
 

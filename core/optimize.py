@@ -15,6 +15,9 @@ from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
 
+# No seed that a user is likely to start from: along the starting noise itself nothing would be checked but its length.
+DIRECTION_SEED = 2**53 + 91
+
 
 class NotFiniteError(ValueError):
     """A reward or a gradient is NaN or infinite."""
@@ -73,7 +76,8 @@ class Problem:
             (B,) relative errors; about 0.01 or less in float32 where the reward is smooth.
         """
         _, gradient = self.gradient(noise)
-        direction = self.sample_map.masked(Noise.randn(noise.initial.shape, len(noise.injected)).to(noise.initial))
+        direction = Noise.randn(noise.initial.shape, len(noise.injected), DIRECTION_SEED).to(noise.initial)
+        direction = self.sample_map.masked(direction)
         ends = [
             self.evaluate(noise.with_flat(noise.flat() + sign * step * direction.flat())) for sign in (1, -1)
         ]
@@ -85,15 +89,14 @@ class Problem:
     def _evaluation(self, noise, latent, images, scores, gradient_norm=None, penalty=None):
         self._require_finite(scores, f"the reward {name_of(self.reward)}")
         sample_map = self.sample_map
-        k = self.regularizer.k if self.regularizer else 2
         return Evaluation(
             noise=noise,
             latent=latent,
             images=images,
             scores=scores,
             watched={name_of(watch): score(watch, images, sample_map.prompts) for watch in self.watch},
-            log_p=log_noise_probability(sample_map.active(noise), k),
-            log_p_initial=log_noise_probability(sample_map.active_initial(noise), k),
+            log_p=log_noise_probability(sample_map.active(noise)),
+            log_p_initial=log_noise_probability(sample_map.active_initial(noise)),
             gradient_norm=gradient_norm,
             penalty=penalty,
             iteration=self.iteration,
@@ -184,7 +187,7 @@ def optimize(
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
     N iterations are N updates and N + 1 evaluations, the last forward-only; 0 iterations sample once. Ctrl-C, a spent
-    budget or a reward that turns non-finite end the run, and the best so far is returned.
+    budget or a reward that turns non-finite (of one picture is enough) end the run, and the best so far is returned.
 
     Args:
         sample_map: the SampleMap.
@@ -216,6 +219,7 @@ def optimize(
     try:
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
+            problem.started = time.perf_counter()
         for iteration in range(iterations + 1):
             problem.iteration = iteration
             if iteration < iterations:

@@ -96,6 +96,9 @@ def log_noise_probability(z, k=2, permutations=100, seed=0):
     """Return ln P(z), as `noise_probability`; z may also be a list of B vectors, of different lengths with masks."""
     values = []
     for rows in _stacked(z):
+        if rows.numel() == 0:  # nothing of it is optimised, so nothing can have become improbable
+            values.append(_wide(rows.new_zeros(len(rows))))
+            continue
         bounds = permuted_log_probabilities(rows, k, permutations, torch.Generator().manual_seed(seed))
         values.append(torch.cat(bounds, dim=-1).amin(dim=-1))
     return torch.cat(values)
@@ -120,6 +123,13 @@ class ProbabilityRegularizer:
     apart: bool = True
     seed: int = 0
 
+    def __post_init__(self):
+        if not self.gamma >= 0 or self.k < 1 or self.permutations < 0:
+            raise ValueError(
+                f"gamma is {self.gamma}, k {self.k}, permutations {self.permutations}; expected gamma >= 0, k >= 1 and"
+                " permutations >= 0"
+            )
+
     def gradient(self, sample_map, noise, iteration=0):
         """Return the term and its gradient.
 
@@ -143,10 +153,11 @@ class ProbabilityRegularizer:
 
     def _term(self, z, initial_size, iteration):
         """Return E[ln p1 + ln p2] of each row of z (B, n), the first `initial_size` numbers apart if so set."""
-        parts = [part for part in z.tensor_split([initial_size], dim=1) if part.numel()] if self.apart else [z]
+        parts = [part for part in z.tensor_split([initial_size if self.apart else 0], dim=1) if part.numel()]
         generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
         bounds = [permuted_log_probabilities(part, self.k, self.permutations, generator) for part in parts]
-        return sum(log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds)
+        nothing = _wide(z).sum(dim=1) * 0  # the term of a picture that is masked altogether
+        return sum((log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds), nothing)
 
 
 def _log_bounds(mean, covariance, m):

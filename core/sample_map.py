@@ -23,7 +23,7 @@ from .schedule import Schedule, check_eta, sde_step, step_coefficients
 LOST_GRADIENT = (
     "the {stage} gave a result without gradient, so nothing can be optimised through it. Likely causes: another node"
     " left torch's gradients off globally, the model runs under no_grad or inference_mode inside, or its attention"
-    " kernel has no backward pass. Remove the patch or node that does so, or use a gradient-free solver"
+    " kernel has no backward pass. Remove the patch or node that does so"
 )
 
 
@@ -37,12 +37,14 @@ class SampleMap:
         schedule: the noise levels.
         shape: (B, C, H, W) of the latent.
         eta: in [0, 1]; 0 is the ODE, where only x_T matters, 1 the paper's SDE.
-        start: initial noise -> x at schedule.sigmas[0], differentiable; default: pure noise at that level.
+        start: initial noise -> x at schedule.sigmas[0], differentiable; default: pure noise, times sigma for flow and
+            sqrt(1 + sigma^2) for "vp", as DDIM starts.
         finish: x at the last sigma -> latent; default: the same.
         decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
         prompts: the B prompts, handed to rewards, or None.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
-        keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step.
+        keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
+            keeps a state between calls is not noticed then.
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
             raise from it to interrupt.
         rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.

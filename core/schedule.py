@@ -40,8 +40,12 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
         x_next = alpha_s D + sqrt(sigma_next^2 - nu^2) * (x - alpha_t D) / sigma + nu * noise
 
     which is DDIM(eta) of Song et al. (2020), Eq. (12), in every parametrisation; nu is `get_ancestral_step`'s sigma_up
-    when alpha = 1. "flow_rf" is ComfyUI's own rule for rectified flow. The step is linear in its three inputs, which is
-    what makes the backward pass of `SampleMap` one network VJP and three multiplications.
+    when alpha = 1. The step is linear in its three inputs, which is what makes the backward pass of `SampleMap` one
+    network VJP and three multiplications. "flow_rf" is ComfyUI's own rule for rectified flow, with a smaller nu:
+
+        sigma_down = sigma_next * (1 + (sigma_next / sigma - 1) * eta),  a = (1 - sigma_next) / (1 - sigma_down)
+        nu = sqrt(sigma_next^2 - (a * sigma_down)^2)
+        x_next = a * (r x + (1 - r) D) + nu * noise,  r = sigma_down / sigma
 
     Args:
         sigma: noise level of x, > 0; at most 1 for flow.

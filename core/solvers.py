@@ -31,6 +31,10 @@ class GradientAscent:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; expected 'adam' or 'sgd'")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; expected a number > 0")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; expected a number > 0, or None for no clipping")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; expected a number in [0, 1)")
 
     def fresh(self):
         """Return the same solver without state."""

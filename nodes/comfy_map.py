@@ -43,8 +43,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             gradients.refuse_undifferentiable(each)
         with gradients.gradients_enabled(), gradients.watched_for_gradients(model_wrap.inner_model) as expect_gradient:
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            graphs = len(sigmas) - 1 if self.optimization.keep_graphs else 1
-            memory = GRAPH_FACTOR * graphs * self._memory_of_a_call(model_wrap, noise.shape)
+            memory = GRAPH_FACTOR * self._memory_of_a_call(model_wrap, noise.shape, len(sigmas) - 1)
             gradients.load_together([patcher, *getattr(model_wrap, "loaded_models", ()), vae_patcher], memory)
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
@@ -55,9 +54,10 @@ class OptimizedSampler(comfy.samplers.Sampler):
             self.result = self.optimization.of(run, decode)
         return self.result.latent
 
-    def _memory_of_a_call(self, model_wrap, shape):
+    def _memory_of_a_call(self, model_wrap, shape, steps):
         required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
-        return required + self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+        calls = steps if self.optimization.keep_graphs else 1
+        return calls * required + self.vae.memory_used_decode(shape, self.vae.vae_dtype)
 
 
 @dataclass

@@ -42,9 +42,10 @@ def explained():
         if not any(words in str(error).lower() for words in NO_FORMULA):
             raise
         raise RuntimeError(
-            "this model cannot be differentiated in this ComfyUI version: it uses an operation without a backward pass"
-            f" ({str(error).splitlines()[0]}). Remove nodes that patch the model (attention, quantisation, caches), try"
-            " another checkpoint format, or use another model"
+            "this model or reward cannot be differentiated in this ComfyUI version: it uses an operation without a"
+            f" backward pass, or weights loaded in inference mode ({str(error).splitlines()[0]}). Remove nodes that"
+            " patch the model (attention, quantisation, caches), try another checkpoint format, or use another model or"
+            " reward"
         ) from error
 
 

@@ -45,7 +45,7 @@ class DNOTrajectory(io.ComfyNode):
                 io.Int.Input(
                     "picture", default=0, min=0, max=4096, tooltip="Number of the picture in the batch, from 0."
                 ),
-                io.Int.Input("count", default=8, min=2, max=64, tooltip="How many snapshots to show."),
+                io.Int.Input("count", default=8, min=3, max=64, tooltip="How many snapshots to show."),
             ],
             outputs=[io.Image.Output("image", display_name="image", tooltip="The sheet, for Preview or Save Image.")],
         )  # fmt: skip

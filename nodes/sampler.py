@@ -1,6 +1,5 @@
 """The DNO Sampler node: KSampler's inputs, KSampler's picture at iteration 0, and a search from there."""
 
-import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import torch
@@ -18,8 +17,8 @@ class DNOSampler(io.ComfyNode):
             display_name="DNO Sampler",
             category=sockets.CATEGORY,
             description=(
-                "Samples like KSampler, then searches the sampling noise for a picture that the reward likes more."
-                " With 0 iterations it is KSampler (euler at eta 0, euler_ancestral at eta 1)."
+                "Samples like KSampler, then searches the sampling noise for a picture that the reward likes more. With"
+                " 0 iterations it is KSampler: euler at eta 0; at eta 1 euler_ancestral, its noises drawn on the CPU."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model used for denoising the input latent."),
@@ -29,7 +28,7 @@ class DNOSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps", default=20, min=1, max=10000,
-                    tooltip="Denoising steps of one sampling run. Time and memory grow with them.",
+                    tooltip="Denoising steps of one sampling run; its time grows with them.",
                 ),
                 io.Float.Input(
                     "cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
@@ -43,7 +42,7 @@ class DNOSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What to exclude from the image."),
                 io.Latent.Input("latent_image", tooltip="The latent image to denoise; masks and batches are honoured."),
                 io.Float.Input(
-                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
                     tooltip="Below 1 the structure of the input image is kept (image to image).",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the latent to the picture that the reward judges."),

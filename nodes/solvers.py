@@ -58,10 +58,10 @@ class DNOProbabilityRegularizer(io.ComfyNode):
                     tooltip="Weight against the reward: 1 for brightness, about 0.1 for human-preference rewards.",
                 ),
                 io.Int.Input(
-                    "k", default=2, min=1, max=1000, tooltip="Length of the sub-vectors whose statistics are tested."
+                    "k", default=2, min=1, max=100, tooltip="Length of the sub-vectors whose statistics are tested."
                 ),
                 io.Int.Input(
-                    "permutations", default=100, min=0, max=10000,
+                    "permutations", default=100, min=0, max=1000,
                     tooltip="Random orders of the noise that are tested beside its own.",
                 ),
                 io.Boolean.Input(

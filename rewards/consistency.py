@@ -15,12 +15,12 @@ class Consistency:
     differentiable = True
 
     def __init__(self, prompt=None, device="cpu"):
-        self.prompt, self.scorer = prompt, load_scorer(device)
+        self.prompt, self.scorer, self.device = prompt, load_scorer(device), device
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
         wanted = self.prompt if self.prompt is not None else prompts
         if wanted is None:
             raise ValueError("the consistency score needs a prompt such as 'black cat'; found none, so pass prompt=")
-        _, _, score = self.scorer.consistency(images.float(), wanted)
-        return score
+        _, _, score = self.scorer.consistency(images.float().to(self.device), wanted)
+        return score.to(images.device)

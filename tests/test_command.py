@@ -24,7 +24,7 @@ def test_demo_writes_pictures_curves_histories_and_says_where(tmp_path, capsys):
     }
     record = json.loads((tmp_path / "demo" / "with_regulariser_history.json").read_text())
     assert len(record["rows"]) == 3 and record["settings"]["gamma"] == 1 and record["settings"]["seed"] == 0
-    assert all(row["watch/consistency"] for row in record["rows"])
+    assert all(0 <= row["watch/consistency"][0] <= 1 for row in record["rows"])
     assert Image.open(tmp_path / "demo" / "with_regulariser_after.png").size == (128, 128)
     assert str(tmp_path / "demo") in capsys.readouterr().out
 
@@ -34,6 +34,7 @@ def test_run_saves_each_picture_of_a_batch_and_its_noise_replays(tmp_path):
     assert main([*arguments, "--prompt", "red owl", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "history.json").read_text())
     noise = core.Noise.load(tmp_path / "noise.safetensors")
+    assert noise.settings["prompt"] == "red owl" and noise.settings["seed"] == 5
     images = core.load_embedded(["red owl"] * 2, steps=4).sample(noise)
     best = [max(row["score"][item] for row in record["rows"]) for item in (0, 1)]
     torch.testing.assert_close(rewards.Brightness(negative=True)(images), torch.tensor(best), rtol=1e-4, atol=1e-4)

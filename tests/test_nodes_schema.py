@@ -57,7 +57,7 @@ def test_float_widgets_say_how_they_round(comfy):
     for name, info in ours(comfy).items():
         inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         for key, (kind, *options) in inputs.items():
-            assert kind != "FLOAT" or options[0].get("step"), (name, key)
+            assert kind != "FLOAT" or options[0].get("step") and options[0].get("round"), (name, key)
 
 
 @pytest.mark.parametrize("node", NODES)

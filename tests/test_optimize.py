@@ -249,11 +249,29 @@ def test_rewards_without_gradient_are_refused():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"lr": 0}, "expected a number > 0"), ({"optimizer": "lbfgs"}, "expected 'adam' or 'sgd'"),
+    ({"lr": 0}, "expected a number > 0"), ({"clip": 0.0}, "or None for no clipping"),
+    ({"momentum": 1.0}, r"in \[0, 1\)"), ({"optimizer": "lbfgs"}, "expected 'adam' or 'sgd'"),
 ])
 def test_bad_solver_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         core.GradientAscent(**arguments)
+
+
+def test_a_picture_that_is_masked_altogether_is_sampled_and_left_alone():
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[1, :, :3] = 1
+    noise_map = sample_map(mask=mask)
+    result = run(noise_map, regularizer=core.ProbabilityRegularizer(), solver=core.GradientAscent(lr=0.1))
+    noise = start(noise_map)
+    assert torch.equal(result.noise.initial[0], noise.initial[0])
+    assert not torch.equal(result.noise.initial[1], noise.initial[1])
+    assert all(row["log_p"][0] == 0 and row["penalty"][0] == 0 for row in result.history.rows)
+
+
+@pytest.mark.parametrize("settings", [{"gamma": -1}, {"k": 0}, {"permutations": -1}])
+def test_bad_regulariser_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="expected gamma >= 0, k >= 1 and permutations >= 0"):
+        core.ProbabilityRegularizer(**settings)
 
 
 def test_negative_iterations_are_refused():

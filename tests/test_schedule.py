@@ -52,7 +52,7 @@ def test_stable_diffusions_fifty_leading_steps_have_the_known_sigmas():
     assert core.Schedule.ddim(alphas, 50).injected == 49
 
 
-def test_the_flow_step_at_eta_half_has_the_known_noise_levels():
+def test_the_flow_step_from_nine_to_eight_tenths_has_the_known_noise_levels():
     assert core.step_coefficients(0.9, 0.8, 1.0, "flow")[2] == pytest.approx(0.717, abs=1e-3)
     assert core.step_coefficients(0.9, 0.8, 1.0, "flow_rf")[2] == pytest.approx(0.631, abs=1e-3)
 
