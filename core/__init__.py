@@ -6,18 +6,27 @@ Start at `optimize` for the loop, `SampleMap` for the map from noise to pictures
 
 from .denoiser import DiscreteDenoiser, Guided
 from .embedded.load import load_embedded
+from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
 from .history import Evaluation, History
 from .noise import Noise
-from .optimize import NotFiniteError, Problem, Result, optimize
-from .regularizer import P_SUSPICIOUS, ProbabilityRegularizer, log_probabilities, noise_probability
+from .optimize import Result, optimize
+from .problem import NotFiniteError, Problem
+from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
-from .solvers import GradientAscent
+from .solvers import GradientAscent, Search, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
     "DiscreteDenoiser",
     "Evaluation",
+    "Exact",
+    "Hybrid1",
+    "Hybrid2",
+    "NormRegularizer",
+    "Search",
+    "ZeNO",
+    "ZerothOrder",
     "GradientAscent",
     "Guided",
     "History",

@@ -1,6 +1,26 @@
-"""Where d score / d images comes from. The exact one differentiates the reward; the pullback does not care."""
+"""Where the gradient of the reward by the noise comes from (the paper's Section 4 and Appendix D).
+
+    Exact         autograd through the reward                             r differentiable
+    Hybrid1       d r / d x estimated from r(x + mu xi), xi on pixels     exact backward pass of M     Eq. (13)
+    Hybrid2       d r / d x estimated from x_i = M(z + mu xi)             exact backward pass of M     Eq. (14)
+    ZerothOrder   d r / d z estimated from r(M(z + mu xi)): ZO-SGD        M is never differentiated
+
+The first three hand a gradient by the images to the same `Pullback`; the last needs none. Symbols: r the reward, M the
+noise-to-sample map, x = M(z), xi ~ N(0, I), q the number of perturbations, mu their size. Perturbed noises are
+candidates of one batch, candidate-major, (q * B) rows; the baseline r(x) is scored in the same batch, so that a reward
+with batch effects or drift cannot make a difference of its own.
+
+Eq. (18) of the paper writes r(M(x_i)) where r(x_i) is meant. [derived] H_2 is about mu^2 J J^T d r / d x with J the
+Jacobian of M: a preconditioned ascent direction, not a multiple of the gradient.
+"""
+
+from dataclasses import dataclass
 
 import torch
+
+from .noise import Noise
+
+GRADIENT_FREE = "Hybrid-1, Hybrid-2 or ZO-SGD (core.Hybrid1, Hybrid2, ZerothOrder), core.ZeNO or core.Search"
 
 
 def score(reward, images, prompts=None):
@@ -26,7 +46,9 @@ def exact(reward, images, prompts=None):
         RuntimeError: the reward returned scores without gradient.
     """
     if not getattr(reward, "differentiable", True):
-        raise ValueError(f"{name_of(reward)} is not differentiable; a gradient solver needs a reward that is")
+        raise ValueError(
+            f"{name_of(reward)} is not differentiable; the exact gradient needs a reward that is. Use {GRADIENT_FREE}"
+        )
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         scores = _checked(reward, reward(images, prompts), images)
@@ -42,6 +64,125 @@ def exact(reward, images, prompts=None):
 def name_of(reward):
     """Return what histories and messages call a reward: its `name`, or its class's or function's."""
     return getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A noise, sampled and scored, with the gradient of its scores.
+
+    Attributes:
+        latent, images, scores: of the noise, (B, ..).
+        gradient: Noise of gradients of the scores, entries that are not optimised 0.
+    """
+
+    latent: torch.Tensor
+    images: torch.Tensor
+    scores: torch.Tensor
+    gradient: Noise
+
+
+class ImageGradient:
+    """An estimator of the gradient by the images; the pullback takes that to the noise."""
+
+    def __call__(self, problem, noise):
+        """Return the Estimate at `noise`."""
+        images, vjp = problem.sample_map.pullback(noise)
+        try:
+            scores, d_images = self.image_gradient(problem, noise, images)
+            gradient = vjp(d_images)
+        finally:
+            vjp.release()
+        return Estimate(vjp.latent, images, scores, gradient)
+
+
+class Exact(ImageGradient):
+    """The reward's own gradient, by autograd."""
+
+    def image_gradient(self, problem, noise, images):
+        scores, d_images = exact(problem.reward, images, problem.sample_map.prompts)
+        problem.require_finite(scores)
+        return scores, d_images
+
+
+@dataclass(frozen=True)
+class Hybrid1(ImageGradient):
+    """H_1 = mean of (r(x + mu xi) - r(x)) xi / mu, Eq. (13): the reward sees pictures with white noise on the pixels.
+
+    Poor for rewards that mean something on clean pictures only.
+
+    Attributes:
+        q: number of perturbations; the paper's 8.
+        mu: standard deviation of the noise on pixels in [0, 1]; the paper's 0.01.
+        seed: of the perturbations.
+    """
+
+    q: int = 8
+    mu: float = 0.01
+    seed: int = 0
+
+    def image_gradient(self, problem, noise, images):
+        xi = problem.randn(self.q, images, self.seed)
+        scores, differences = _differences(problem, images, images + self.mu * xi)
+        return scores, _weighted_mean(differences, xi) / self.mu
+
+
+@dataclass(frozen=True)
+class Hybrid2(ImageGradient):
+    """H_2 = mean of (r(x_i) - r(x)) (x_i - x) / mu^2 with x_i = M(z + mu xi), Eq. (14): clean pictures only.
+
+    The division by mu^2 is ours [derived]: H_2 then tends to J J^T d r / d x, whatever mu is.
+
+    Attributes:
+        q: number of perturbations, each one more sampling run; the paper's 4.
+        mu: standard deviation of the perturbation of z; the paper's 0.02.
+        seed: of the perturbations.
+    """
+
+    q: int = 4
+    mu: float = 0.02
+    seed: int = 0
+
+    def image_gradient(self, problem, noise, images):
+        flat = noise.flat()
+        candidates = problem.sample(noise, flat + self.mu * problem.randn(self.q, flat, self.seed))
+        scores, differences = _differences(problem, images, candidates.images)
+        return scores, _weighted_mean(differences, candidates.images - images) / self.mu**2
+
+
+@dataclass(frozen=True)
+class ZerothOrder:
+    """ZO-SGD: mean of (r(M(z + mu xi)) - r(M(z))) xi / mu, straight on the noise (Nesterov and Spokoiny 2017).
+
+    Attributes:
+        q: number of perturbations; the paper's 16.
+        mu: standard deviation of the perturbation of z; the paper's 0.01.
+        seed: of the perturbations.
+    """
+
+    q: int = 16
+    mu: float = 0.01
+    seed: int = 0
+
+    def __call__(self, problem, noise):
+        """Return the Estimate at `noise`; neither the reward nor the model is differentiated."""
+        flat = noise.flat()
+        xi = problem.randn(self.q, flat, self.seed) * problem.sample_map.active_entries(noise)
+        both = problem.sample(noise, torch.cat([flat[None], flat + self.mu * xi]))
+        scores, differences = _differences(problem, both.images[0], both.images[1:])
+        gradient = noise.with_flat(_weighted_mean(differences, xi) / self.mu)
+        return Estimate(both.latent[0], both.images[0], scores, gradient)
+
+
+def _differences(problem, images, candidates):
+    """Return r(x), (B,), and r(x_i) - r(x), (q, B), scored in one batch."""
+    scores = problem.score(torch.cat([images[None], candidates]))
+    return scores[0], scores[1:] - scores[0]
+
+
+def _weighted_mean(weights, directions):
+    """Return the mean over q of weights (q, B) times directions (q, B, ..)."""
+    weights = weights.to(directions).view(*weights.shape, *[1] * (directions.ndim - 2))
+    return (weights * directions).mean(dim=0)
 
 
 def _checked(reward, scores, images):

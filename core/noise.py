@@ -59,10 +59,10 @@ class Noise:
         return torch.cat([self.initial.reshape(self.batch, -1), rest], dim=1)
 
     def with_flat(self, flat):
-        """Return the Noise of this shape whose `flat()` is `flat`, (B, n)."""
-        size = self.initial[0].numel()
-        initial = flat[:, :size].reshape(self.initial.shape)
-        rest = flat[:, size:].reshape(self.batch, self.injected.shape[0], *self.initial.shape[1:])
+        """Return the Noise whose `flat()` is `flat`, (rows, n): any number of pictures of this noise's shape."""
+        size, shape = self.initial[0].numel(), self.initial.shape[1:]
+        initial = flat[:, :size].reshape(-1, *shape)
+        rest = flat[:, size:].reshape(len(flat), self.injected.shape[0], *shape)
         return Noise(initial, rest.transpose(0, 1), self.settings)
 
     def map(self, function):

@@ -1,155 +1,20 @@
 """The loop: evaluate, record, keep the best, update, until the budget is used up or something says stop."""
 
 import logging
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from .estimators import exact, name_of, score
-from .history import Evaluation, History
+from .estimators import name_of
+from .history import History
 from .noise import Noise
-from .regularizer import P_SUSPICIOUS, ProbabilityRegularizer, log_noise_probability
-from .sample_map import SampleMap
+from .problem import Best, NotFiniteError, Problem
+from .regularizer import P_SUSPICIOUS
 from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
-
-# No seed that a user is likely to start from: along the starting noise itself nothing would be checked but its length.
-DIRECTION_SEED = 2**53 + 91
-
-
-class NotFiniteError(ValueError):
-    """A reward or a gradient is NaN or infinite."""
-
-
-@dataclass
-class Problem:
-    """What a solver may ask: the value of a noise, and its gradient.
-
-    Attributes:
-        sample_map, reward, regularizer, watch: as `optimize` takes them.
-        iteration: number of updates made so far; the loop counts.
-        started: time the run began, seconds.
-    """
-
-    sample_map: SampleMap
-    reward: object
-    regularizer: ProbabilityRegularizer | None = None
-    watch: tuple = ()
-    iteration: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def evaluate(self, noise):
-        """Sample and score `noise`, forward only."""
-        latent = self.sample_map.latent(noise)
-        images = self.sample_map.images(latent)
-        scores = score(self.reward, images, self.sample_map.prompts)
-        penalty = self.regularizer.gradient(self.sample_map, noise, self.iteration)[0] if self.regularizer else None
-        return self._evaluation(noise, latent, images, scores, penalty=penalty)
-
-    def gradient(self, noise):
-        """Sample and score `noise`, and differentiate reward + regulariser by it.
-
-        Returns:
-            the Evaluation of `noise`, and the Noise of gradients of scores + penalty.
-        """
-        images, vjp = self.sample_map.pullback(noise)
-        try:
-            scores, d_images = exact(self.reward, images, self.sample_map.prompts)
-            self._require_finite(scores, f"the reward {name_of(self.reward)}")
-            gradient = vjp(d_images)
-        finally:
-            vjp.release()
-        norm = gradient.flat().norm(dim=1)
-        self._require_finite(norm, "the gradient of the reward by the noise")
-        penalty = None
-        if self.regularizer:
-            penalty, extra = self.regularizer.gradient(self.sample_map, noise, self.iteration)
-            gradient = Noise(gradient.initial + extra.initial, gradient.injected + extra.injected)
-        return self._evaluation(noise, vjp.latent, images, scores, norm, penalty), gradient
-
-    def check_gradient(self, noise, step=1e-2):
-        """Compare the gradient with a central difference along one random direction.
-
-        Returns:
-            (B,) relative errors; about 0.01 or less in float32 where the reward is smooth.
-        """
-        _, gradient = self.gradient(noise)
-        direction = Noise.randn(noise.initial.shape, len(noise.injected), DIRECTION_SEED).to(noise.initial)
-        direction = self.sample_map.masked(direction)
-        ends = [
-            self.evaluate(noise.with_flat(noise.flat() + sign * step * direction.flat())) for sign in (1, -1)
-        ]
-        values = [end.scores + (end.penalty if end.penalty is not None else 0) for end in ends]
-        expected = (values[0] - values[1]) / (2 * step)
-        found = (gradient.flat() * direction.flat()).sum(dim=1)
-        return (found - expected).abs() / expected.abs().clamp(min=1e-12)
-
-    def _evaluation(self, noise, latent, images, scores, gradient_norm=None, penalty=None):
-        self._require_finite(scores, f"the reward {name_of(self.reward)}")
-        sample_map = self.sample_map
-        return Evaluation(
-            noise=noise,
-            latent=latent,
-            images=images,
-            scores=scores,
-            watched={name_of(watch): score(watch, images, sample_map.prompts) for watch in self.watch},
-            log_p=log_noise_probability(sample_map.active(noise)),
-            log_p_initial=log_noise_probability(sample_map.active_initial(noise)),
-            gradient_norm=gradient_norm,
-            penalty=penalty,
-            iteration=self.iteration,
-            seconds=time.perf_counter() - self.started,
-        )
-
-    def _require_finite(self, values, what):
-        if not torch.isfinite(values).all():
-            raise NotFiniteError(f"{what} is {values.tolist()} at iteration {self.iteration}; expected finite numbers")
-
-
-@dataclass
-class Best:
-    """Each picture's best evaluation so far: the highest reward among those whose noise is probable enough.
-
-    Attributes:
-        floor: least ln P, of the whole z and of x_T alone.
-        noise, latent, images: of the best, B rows each, mixed from several iterations.
-        scores: (B,).
-        iterations: (B,) ints.
-    """
-
-    floor: float
-    noise: Noise | None = None
-    latent: torch.Tensor | None = None
-    images: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-    iterations: torch.Tensor | None = None
-
-    def update(self, evaluation):
-        """Take over the pictures that `evaluation` improves. Where no noise passes the floor the first stays."""
-        if self.noise is None:
-            self.noise, self.latent, self.images = evaluation.noise, evaluation.latent, evaluation.images
-            self.scores = evaluation.scores
-            self.iterations = torch.full((len(self.scores),), evaluation.iteration)
-            self._passed = self._passes(evaluation)
-            return
-        passes = self._passes(evaluation)
-        better = passes & (~self._passed | (evaluation.scores > self.scores))
-        self._passed = self._passed | better
-        self.noise = Noise(
-            _where(better, evaluation.noise.initial, self.noise.initial),
-            _where(better, evaluation.noise.injected, self.noise.injected, dim=1),
-            self.noise.settings,
-        )
-        self.latent = _where(better, evaluation.latent, self.latent)
-        self.images = _where(better, evaluation.images, self.images)
-        self.scores = _where(better, evaluation.scores, self.scores)
-        self.iterations[better.cpu()] = evaluation.iteration
-
-    def _passes(self, evaluation):
-        least = torch.minimum(evaluation.log_p, evaluation.log_p_initial)
-        return (least >= self.floor).to(evaluation.scores.device)
 
 
 @dataclass(frozen=True)
@@ -212,10 +77,10 @@ def optimize(
     """
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}; expected 0 or more")
-    problem = Problem(sample_map, reward, regularizer, tuple(watch))
+    best = Best(floor=_log(floor))
+    problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
     solver = (solver or GradientAscent()).fresh()
     history = History(reward=name_of(reward))
-    best = Best(floor=torch.tensor(float(floor)).log().item())
     try:
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
@@ -227,7 +92,6 @@ def optimize(
             else:
                 evaluation = problem.evaluate(noise)
             history.record(evaluation)
-            best.update(evaluation)
             if callback is not None:
                 callback(evaluation, best)
             history.stopped = _reason_to_stop(history, best, seconds, target, stop_probability)
@@ -261,9 +125,4 @@ def _reason_to_stop(history, best, seconds, target, stop_probability):
 
 
 def _log(value):
-    return torch.tensor(float(value)).log().item()
-
-
-def _where(mask, new, old, dim=0):
-    """Return `new` where the (B,) mask is true along dimension `dim`, `old` elsewhere."""
-    return torch.where(mask.to(old.device).view(-1, *[1] * (old.ndim - 1 - dim)), new, old)
+    return math.log(value) if value > 0 else -math.inf

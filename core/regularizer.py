@@ -160,6 +160,27 @@ class ProbabilityRegularizer:
         return sum((log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds), nothing)
 
 
+@dataclass(frozen=True)
+class NormRegularizer:
+    """ReNO's term: -weight * (||z||^2 / 2 - (n - 1) ln ||z||), the logarithm of the chi density of the norm.
+
+    It sees the norm alone; a z of the right norm and no randomness at all passes. Computed in float32 or wider.
+
+    Attributes:
+        weight: ReNO's 0.01.
+    """
+
+    weight: float = 0.01
+
+    def gradient(self, sample_map, noise, iteration=0):
+        """Return the term (B,) and its Noise of gradients, as `ProbabilityRegularizer.gradient`."""
+        vectors = [_wide(vector) for vector in sample_map.active(noise)]
+        norms = [vector.norm().clamp(min=1e-12) for vector in vectors]
+        values = [-self.weight * (r**2 / 2 - (z.numel() - 1) * r.log()) for z, r in zip(vectors, norms, strict=True)]
+        slopes = [-self.weight * (1 - (z.numel() - 1) / r**2) * z for z, r in zip(vectors, norms, strict=True)]
+        return torch.stack(values), sample_map.with_active(noise, slopes)
+
+
 def _log_bounds(mean, covariance, m):
     """Return Lemma 1's ln p1 and ln p2 from the rows' mean (..., k), their second moments (..., k, k) and number m."""
     k = mean.shape[-1]

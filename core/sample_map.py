@@ -43,6 +43,8 @@ class SampleMap:
         decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
         prompts: the B prompts, handed to rewards, or None.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
+        part: which noises are optimised: "all", "initial" (x_T alone), "first K" or "last K" of the injected noises.
+        most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
         keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
             keeps a state between calls is not noticed then.
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
@@ -59,6 +61,8 @@ class SampleMap:
     decode: Callable | None = None
     prompts: list | None = None
     mask: torch.Tensor | None = None
+    part: str = "all"
+    most_rows: int | None = None
     keep_graphs: bool = False
     on_step: Callable | None = None
     rerun_tolerance: float = 0.02
@@ -67,6 +71,7 @@ class SampleMap:
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
         self.start = self.start or self._pure_noise
         self.finish = self.finish or _same
+        optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
         if self.prompts is not None and len(self.prompts) != self.shape[0]:
             raise ValueError(f"{len(self.prompts)} prompts for a batch of {self.shape[0]}; expected one per picture")
@@ -82,7 +87,7 @@ class SampleMap:
 
     def active(self, noise):
         """Return a list of B flat vectors, each picture's entries of z that are optimised, x_T's first."""
-        return [vector[keep] for vector, keep in zip(noise.flat(), self._active_entries(noise), strict=True)]
+        return [vector[keep] for vector, keep in zip(noise.flat(), self.active_entries(noise), strict=True)]
 
     def active_initial(self, noise):
         """Return a list of B flat vectors, each picture's optimised entries of x_T alone."""
@@ -90,12 +95,13 @@ class SampleMap:
 
     def masked(self, noise):
         """Return `noise` (of gradients) with the entries that are not optimised set to 0."""
-        return noise if self.mask is None else noise.with_flat(noise.flat() * self._active_entries(noise))
+        everything = self.mask is None and self.part == "all"
+        return noise if everything else noise.with_flat(noise.flat() * self.active_entries(noise))
 
     def with_active(self, noise, vectors):
         """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: `active` backwards."""
         flat = torch.zeros_like(noise.flat())
-        for row, keep, vector in zip(flat, self._active_entries(noise), vectors, strict=True):
+        for row, keep, vector in zip(flat, self.active_entries(noise), vectors, strict=True):
             row[keep] = vector.to(row)
         return noise.with_flat(flat)
 
@@ -169,14 +175,16 @@ class SampleMap:
         sigma = self.schedule.sigmas[0]
         return initial * (sigma if self.schedule.family != "vp" else (1 + sigma**2) ** 0.5)
 
-    def _active_entries(self, noise):
+    def active_entries(self, noise):
         """Return (batch, n) booleans, the layout of `Noise.flat`: which entries of z are optimised."""
-        if self.mask is None:
-            return torch.ones_like(noise.flat(), dtype=torch.bool)
-        candidates = noise.batch // self.shape[0]
-        one = (self.mask > 0).to(noise.initial.device).expand(self.shape)
-        one = one.repeat(candidates, *[1] * (len(self.shape) - 1))
-        return Noise(one, one.expand(noise.injected.shape)).flat()
+        mask = torch.ones(self.shape) if self.mask is None else self.mask
+        one = (mask > 0).to(noise.initial.device).expand(self.shape)
+        one = one.repeat(noise.batch // self.shape[0], *[1] * (len(self.shape) - 1))
+        with_initial = self.part in ("all", "initial")
+        injected = torch.zeros_like(noise.injected, dtype=torch.bool)
+        for index in optimised_injected(self.part, self.injected)[: len(injected)]:
+            injected[index] = one
+        return Noise(one if with_initial else torch.zeros_like(one), injected).flat()
 
     def _check(self, noise):
         expected = (self.injected, *self.shape)
@@ -287,6 +295,19 @@ class Pullback:
         if not x.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="model's noise scaling"))
         return _vjp(x, initial, gradient)
+
+
+def optimised_injected(part, injected):
+    """Return the indices of the injected noises that `part` optimises; see `SampleMap.part`."""
+    if part in ("all", "initial"):
+        return range(injected if part == "all" else 0)
+    side, _, count = part.partition(" ")
+    if side not in ("first", "last") or not count.isdigit() or not 1 <= int(count) <= injected:
+        raise ValueError(
+            f"part is {part!r}; expected 'all', 'initial', 'first K' or 'last K' with K in 1 .. {injected}, the number"
+            " of injected noises of this schedule and eta"
+        )
+    return range(int(count)) if side == "first" else range(injected - int(count), injected)
 
 
 def _vjp(output, x, cotangent):

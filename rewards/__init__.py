@@ -6,6 +6,7 @@ histories and messages call it. Any callable of this form is a reward.
 """
 
 from .consistency import Consistency
+from .jpeg import JPEG, JPEGProxy
 from .pixels import Brightness
 
-__all__ = ["Brightness", "Consistency"]
+__all__ = ["JPEG", "Brightness", "Consistency", "JPEGProxy"]

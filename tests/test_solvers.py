@@ -1,0 +1,191 @@
+"""Gradient-free solvers against what theory says of them."""
+
+import math
+
+import pytest
+import torch
+from comfyui_dno import core
+from tiny_models import sample_map
+
+
+def identity_map(shape, batch=1):
+    """M(z) = z: one step of a denoiser that undoes the start."""
+    scale = math.sqrt(2)
+    return core.SampleMap(lambda x, sigma: x / scale, core.Schedule((1.0, 0.0)), (batch, *shape), eta=0.0)
+
+
+def linear_reward(n, seed=0):
+    direction = torch.randn(n, generator=torch.Generator().manual_seed(1000 + seed))
+    direction /= direction.norm()
+
+    def reward(images, prompts):
+        return images.flatten(1) @ direction
+
+    reward.differentiable = False
+    return reward
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_zeno_gains_what_theory_says_on_a_linear_reward(seed):
+    """N = 16, K = 50 (800 evaluations), n = 3072: 0.90 sqrt(N K) = 25.5 standard deviations."""
+    noise_map = identity_map((3, 32, 32))
+    noise = noise_map.randn(seed)
+    solver = core.ZeNO(candidates=16, seed=seed)
+    result = core.optimize(noise_map, linear_reward(3072, seed), noise, solver, iterations=50, floor=0.0)
+    scores = result.history.column("score")
+    assert scores[-1] - scores[0] > 22
+    assert abs(scores[-1] - scores[0] - 0.90 * math.sqrt(16 * 50)) < 4
+    assert all(0.95 < norm[0] < 1.05 for norm in (row["norm"] for row in result.history.rows))
+
+
+def test_best_of_800_gains_what_extreme_values_give():
+    noise_map = identity_map((3, 32, 32))
+    gains = []
+    for seed in range(4):
+        solver = core.Search.best_of_n(16, seed=seed)
+        result = core.optimize(noise_map, linear_reward(3072), noise_map.randn(seed), solver, iterations=50, floor=0.0)
+        gains.append(linear_reward(3072)(result.images, None).item())
+    assert abs(sum(gains) / 4 - 3.2) < 0.5
+
+
+def test_softmax_weights_climb_too_but_less():
+    noise_map = identity_map((3, 32, 32))
+    gains = {}
+    for weights in ("linear", "softmax"):
+        solver = core.ZeNO(16, weights=weights, tau=0.3)
+        noise = noise_map.randn(0)
+        scores = core.optimize(noise_map, linear_reward(3072), noise, solver, iterations=50).history.column("score")
+        gains[weights] = scores[-1] - scores[0]
+    assert 5 < gains["softmax"] < gains["linear"]
+
+
+def test_sampling_has_the_mean_and_covariance_of_the_tilted_law():
+    """p(z) exp(r / lambda) with r quadratic is a Gaussian in closed form; 1500 chains in two dimensions."""
+    lam, batch = 1.0, 1500
+    slope, curvature = torch.tensor([0.8, -0.4]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])
+    noise_map = identity_map((2, 1, 1), batch)
+
+    def reward(images, prompts):
+        z = images.flatten(1)
+        return z @ slope - ((z @ curvature) * z).sum(dim=1) / 2
+
+    solver = core.ZeNO(candidates=16, beta=0.05, mode="sample", tau=2 * lam)
+    noises = []
+    core.optimize(
+        noise_map, reward, noise_map.randn(0), solver, iterations=150, floor=0.0,
+        callback=lambda evaluation, best: noises.append(evaluation.noise.flat()),
+    )  # fmt: skip
+    z = torch.cat(noises[-20::5])
+    precision = torch.eye(2) + curvature / lam
+    torch.testing.assert_close(z.mean(dim=0), torch.linalg.solve(precision, slope / lam), rtol=0, atol=0.06)
+    torch.testing.assert_close(z.T.cov(), torch.linalg.inv(precision), rtol=0, atol=0.06)
+
+
+def test_resampling_with_beta_one_draws_by_the_softmax_of_the_scores():
+    """One step of importance resampling from N(0, 1) to N(1, 1): r = z, tau = 1."""
+    noise_map = identity_map((2, 1, 1), 3000)
+
+    def reward(images, prompts):
+        return images[:, 0, 0, 0]
+
+    solver = core.ZeNO(candidates=512, beta=1.0, mode="resample", tau=1.0)
+    noises = []
+    core.optimize(
+        noise_map, reward, noise_map.randn(0), solver, iterations=1, floor=0.0,
+        callback=lambda evaluation, best: noises.append(evaluation.noise.flat()),
+    )  # fmt: skip
+    tilted, free = noises[1].T
+    assert abs(tilted.mean().item() - 1) < 0.08 and abs(tilted.std().item() - 1) < 0.08
+    assert abs(free.mean().item()) < 0.08 and abs(free.std().item() - 1) < 0.08
+
+
+@pytest.mark.parametrize("solver", [
+    core.ZeNO(), core.ZeNO(weights="softmax"), core.ZeNO(mode="sample"), core.ZeNO(mode="resample"),
+    core.Search.best_of_n(), core.Search.zero_order(), core.Search.pcn(),
+])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_best_candidate_is_never_lost_and_nothing_is_differentiated(solver, eta):
+    noise_map = sample_map(eta=eta)
+    seen = []
+
+    def reward(images, prompts):
+        assert not torch.is_grad_enabled() and not images.requires_grad
+        scores = images.mean(dim=(1, 2, 3))
+        seen.append(scores.view(-1, 2))
+        return scores
+
+    reward.differentiable = False
+    noise = noise_map.randn(0).to(torch.float64)
+    result = core.optimize(noise_map, reward, noise, solver, iterations=6, floor=0.0)
+    expected = torch.cat(seen).amax(dim=0)
+    torch.testing.assert_close(result.images.mean(dim=(1, 2, 3)), expected)
+    torch.testing.assert_close(noise_map.sample(result.noise), result.images)
+    assert (expected > torch.tensor(result.history.rows[0]["score"])).all()
+
+
+@pytest.mark.parametrize("solver", [core.Search.zero_order(4), core.Search.pcn()])
+def test_a_search_never_gives_up_a_better_pivot(solver):
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    history = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=20).history
+    for item in (0, 1):
+        scores = history.column("score", item)
+        assert all(later >= earlier for earlier, later in zip(scores, scores[1:], strict=False))
+        assert scores[-1] > scores[0]
+
+
+def test_equal_rewards_make_zeno_a_plain_step_of_the_reference_process():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    solver = core.ZeNO(beta=0.3)
+    history = core.optimize(noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, noise, solver, iterations=20).history
+    assert all(0.85 < norm < 1.1 for row in history.rows for norm in row["norm"])
+
+
+@pytest.mark.parametrize("solver", [core.ZeNO(), core.Search()])
+def test_masked_entries_stay_where_they_are(solver):
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[..., :3] = 1
+    noise_map = sample_map(mask=mask)
+    noise = noise_map.randn(0).to(torch.float64)
+    moved = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=3, floor=0.0).noise
+    assert torch.equal(moved.initial[..., 3:], noise.initial[..., 3:])
+    assert not torch.equal(moved.initial[..., :3], noise.initial[..., :3])
+
+
+def test_renos_way_climbs_on_x_t_alone_and_keeps_its_norm():
+    """Its learning rate of 5 is for 16,384 numbers; here z has 108, a twelfth as long."""
+    noise_map = sample_map(eta=0.0)
+    noise = noise_map.randn(0).to(torch.float64)
+    solver = core.GradientAscent(lr=5 / 12, optimizer="sgd", momentum=0.9, clip=0.1)
+    regularizer = core.NormRegularizer()
+    history = core.optimize(
+        noise_map, lambda i, p: 100 * i.mean(dim=(1, 2, 3)), noise, solver, regularizer, iterations=15, floor=0.0
+    ).history
+    assert max(history.column("score")) > history.column("score")[0] + 0.05
+    assert all(0.8 < norm < 1.3 for row in history.rows for norm in row["norm"])
+
+
+def test_the_norm_regulariser_has_its_closed_forms_gradient():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64).map(lambda tensor: tensor * 1.4)
+    z = noise.flat().clone().requires_grad_()
+    norm = z.norm(dim=1)
+    value = -0.01 * (norm**2 / 2 - (z.shape[1] - 1) * norm.log())
+    found, gradient = core.NormRegularizer().gradient(noise_map, noise)
+    torch.testing.assert_close(found, value.detach())
+    torch.testing.assert_close(gradient.flat(), torch.autograd.grad(value.sum(), z)[0])
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: core.ZeNO(mode="climb"), "expected 'optimise', 'sample' or 'resample'"),
+    (lambda: core.ZeNO(weights="ranks"), "expected 'linear' or 'softmax'"),
+    (lambda: core.ZeNO(candidates=1), "expected 2 or more"),
+    (lambda: core.ZeNO(beta=0), r"expected a number in \(0, 1\]"),
+    (lambda: core.ZeNO(tau=0), "expected a number > 0"),
+    (lambda: core.Search(candidates=0), "expected 1 or more"),
+    (lambda: core.Search(beta=1.5), r"expected a number in \(0, 1\]"),
+])
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
