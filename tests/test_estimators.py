@@ -40,6 +40,7 @@ def test_hybrid_2_estimates_j_jt_times_the_images_gradient():
     d_images = core.estimators.exact(smooth, images)[1].flatten()
     expected = (jacobian.T @ (jacobian @ (jacobian.T @ d_images)))[None]
     assert cosine(found, expected) > 0.9
+    torch.testing.assert_close((found * expected).sum(), expected.square().sum(), rtol=0.2, atol=0)
 
 
 def forward(noise_map, noise):

@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.core import plots
+from comfyui_dno.rewards.jpeg import _planes
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,17 @@ def test_the_proxy_orders_pictures_as_their_file_sizes_do(pictures):
     assert sizes.corrcoef()[0, 1] > 0.98
     ranks = sizes.argsort(dim=1).argsort(dim=1).float()
     assert ranks.corrcoef()[0, 1] > 0.95
+
+
+def test_the_proxy_sees_the_planes_that_pillow_writes():
+    pixels = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    (picture,) = plots.to_pictures(pixels.to(torch.uint8))
+    y, cb, cr = torch.from_numpy(np.asarray(picture.convert("YCbCr")).copy()).permute(2, 0, 1).double() - 128
+    found = _planes(pixels.double())
+    torch.testing.assert_close(found[0][0], y, rtol=0, atol=1)
+    for plane, expected in ((found[1], cb), (found[2], cr)):
+        halved = torch.nn.functional.avg_pool2d(expected[None], 2)
+        torch.testing.assert_close(plane, halved, rtol=0, atol=1)
 
 
 def test_the_proxys_gradient_is_right_for_odd_sizes_too():
