@@ -1,4 +1,4 @@
-"""The method: noise in, pictures out, gradients back. Knows tensors only.
+"""The method: noise in, pictures out, gradients back. Knows nothing of ComfyUI, and of no particular reward.
 
 Start at `optimize` for the loop, `SampleMap` for the map from noise to pictures and its backward pass, and
 `ProbabilityRegularizer` for what keeps the noise probable.

@@ -99,15 +99,16 @@ def optimize(
                 break
         history.stopped = history.stopped or f"{iterations} iterations done"
     except KeyboardInterrupt:
-        if best.noise is None:
+        if not history.rows:
             raise
         history.stopped = "interrupted"
     except NotFiniteError as error:
-        if best.noise is None:
+        if not history.rows:
             raise
         history.stopped = str(error)
     log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
-    history.best = best.iterations.tolist()
+    # An iteration that was interrupted may have found the best and has no row.
+    history.best = best.iterations.clamp(max=len(history.rows) - 1).tolist()
     return Result(best.noise, best.images, best.latent, history)
 
 

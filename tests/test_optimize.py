@@ -177,6 +177,18 @@ def test_what_was_found_is_kept_when_a_run_breaks(action, reason):
     assert len(result.history.rows) == 3 and result.history.best == [2, 2]
 
 
+@pytest.mark.parametrize("calls", [1, 3])
+def test_an_interruption_between_scoring_and_recording_leaves_a_history_that_fits(calls):
+    result = run(watch=(after(calls, interrupt),), solver=core.GradientAscent(lr=0.1))
+    assert len(result.history.rows) == calls and result.history.stopped == "interrupted"
+    assert all(0 <= index < calls for index in result.history.best)
+
+
+def test_an_interruption_before_anything_was_recorded_passes():
+    with pytest.raises(KeyboardInterrupt):
+        run(watch=(after(0, interrupt),))
+
+
 def test_a_reward_that_is_not_finite_from_the_start_is_an_error():
     with pytest.raises(core.NotFiniteError, match="at iteration 0; expected finite numbers"):
         run(reward=after(0, lambda scores: scores * float("nan")))
