@@ -7,30 +7,31 @@ Start at `optimize` for the loop, `SampleMap` for the map from noise to pictures
 from .denoiser import DiscreteDenoiser, Guided
 from .embedded.load import load_embedded
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
+from .fingerprint import fingerprint
+from .guidance import LGD
 from .history import Evaluation, History
-from .noise import Noise
-from .optimize import Result, optimize
+from .noise import Checkpoint, Noise
+from .optimize import Result, optimize, reno, stages
 from .problem import NotFiniteError, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
-from .solvers import GradientAscent, Search, ZeNO
+from .solvers import GradientAscent, Search, Solver, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
+    "Checkpoint",
     "DiscreteDenoiser",
     "Evaluation",
     "Exact",
-    "Hybrid1",
-    "Hybrid2",
-    "NormRegularizer",
-    "Search",
-    "ZeNO",
-    "ZerothOrder",
     "GradientAscent",
     "Guided",
     "History",
+    "Hybrid1",
+    "Hybrid2",
+    "LGD",
     "Noise",
+    "NormRegularizer",
     "NotFiniteError",
     "ProbabilityRegularizer",
     "Problem",
@@ -38,10 +39,17 @@ __all__ = [
     "Result",
     "SampleMap",
     "Schedule",
+    "Search",
+    "Solver",
+    "ZeNO",
+    "ZerothOrder",
+    "fingerprint",
     "load_embedded",
     "log_probabilities",
     "noise_probability",
     "optimize",
+    "reno",
     "sde_step",
+    "stages",
     "step_coefficients",
 ]

@@ -20,8 +20,6 @@ import torch
 
 from .noise import Noise
 
-GRADIENT_FREE = "Hybrid-1, Hybrid-2 or ZO-SGD (core.Hybrid1, Hybrid2, ZerothOrder), core.ZeNO or core.Search"
-
 
 def score(reward, images, prompts=None):
     """Return reward(images, prompts) without gradient, checked: (B,) float32 or wider on the images' device."""
@@ -47,7 +45,8 @@ def exact(reward, images, prompts=None):
     """
     if not getattr(reward, "differentiable", True):
         raise ValueError(
-            f"{name_of(reward)} is not differentiable; the exact gradient needs a reward that is. Use {GRADIENT_FREE}"
+            f"{name_of(reward)} is not differentiable, but this solver needs its gradient. Use a solver that needs"
+            " none: Zeroth-Order (Hybrid-1, Hybrid-2 or ZO-SGD), ZeNO or Search"
         )
     images = images.detach().requires_grad_()
     with torch.enable_grad():
@@ -83,6 +82,10 @@ class Estimate:
 
 class ImageGradient:
     """An estimator of the gradient by the images; the pullback takes that to the noise."""
+
+    def passes(self, sample_map):
+        """Return how many passes through all denoising steps one estimate makes."""
+        return 2
 
     def __call__(self, problem, noise):
         """Return the Estimate at `noise`."""
@@ -142,6 +145,9 @@ class Hybrid2(ImageGradient):
     mu: float = 0.02
     seed: int = 0
 
+    def passes(self, sample_map):
+        return 2 + sample_map.calls(self.q)
+
     def image_gradient(self, problem, noise, images):
         flat = noise.flat()
         candidates = problem.sample(noise, flat + self.mu * problem.randn(self.q, flat, self.seed))
@@ -162,6 +168,9 @@ class ZerothOrder:
     q: int = 16
     mu: float = 0.01
     seed: int = 0
+
+    def passes(self, sample_map):
+        return sample_map.calls(self.q + 1)
 
     def __call__(self, problem, noise):
         """Return the Estimate at `noise`; neither the reward nor the model is differentiated."""

@@ -1,6 +1,8 @@
 """What every iteration recorded: scores, watched scores, probabilities, norms, seconds, and a small picture."""
 
+import contextlib
 import json
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -50,34 +52,69 @@ class History:
         rows: one dict an evaluation: iteration, seconds, and lists of B floats under "score", "log_p",
             "log_p_initial", "norm" (of z, in units of sqrt(n)), "gradient_norm", "penalty" and "watch/<name>".
         pictures: one uint8 tensor (B, 3, h, w) an evaluation, at most 128 pixels a side.
-        best: the iteration of each picture's best so far.
+        best: the row of each picture's best: where it, or the candidate that it is, was evaluated.
+        best_row: what the best themselves scored, as a row; where candidates are tried, no row may hold them.
+        best_picture: uint8 (B, 3, h, w).
         stopped: why the run ended.
         settings: what made the run.
+        diagnosis: a `diagnostics.Diagnosis` of the best, or None.
     """
 
     reward: str = "reward"
     rows: list = field(default_factory=list)
     pictures: list = field(default_factory=list)
     best: list = field(default_factory=list)
+    best_row: dict = field(default_factory=dict)
+    best_picture: torch.Tensor | None = None
     stopped: str = ""
     settings: dict = field(default_factory=dict)
+    diagnosis: object = None
 
     def record(self, evaluation):
         """Append one evaluation."""
-        flat = evaluation.noise.flat().float()
         row = {
             "iteration": evaluation.iteration,
             "seconds": round(evaluation.seconds, 3),
             "score": evaluation.scores,
             "log_p": evaluation.log_p,
             "log_p_initial": evaluation.log_p_initial,
-            "norm": flat.norm(dim=1) / flat.shape[1] ** 0.5,
+            "norm": _norm(evaluation.noise),
             "gradient_norm": evaluation.gradient_norm,
             "penalty": evaluation.penalty,
             **{f"watch/{name}": scores for name, scores in evaluation.watched.items()},
         }
-        self.rows.append({key: value.tolist() if torch.is_tensor(value) else value for key, value in row.items()})
+        self.rows.append(_listed(row))
         self.pictures.append(_thumbnail(evaluation.images))
+
+    def conclude(self, best, problem):
+        """Record each picture's best, a `problem.Best`, at the end of the run."""
+        first, last = self.rows[0]["iteration"], len(self.rows) - 1
+        # An iteration that was interrupted may have found the best and has no row.
+        self.best = [min(iteration - first, last) for iteration in best.iterations.tolist()]
+        keys = ("score", "log_p", "log_p_initial", "norm", *(f"watch/{name}" for name in self.watched))
+        self.best_row = {key: [self.column(key, i)[row] for i, row in enumerate(self.best)] for key in keys}
+        if self.best_row["score"] != best.scores.tolist():  # a candidate, or interrupted before its row was complete
+            log_p, log_p_initial = problem.log_probabilities(best.noise)
+            found = {"score": best.scores, "log_p": log_p, "log_p_initial": log_p_initial, "norm": _norm(best.noise)}
+            self.best_row |= _listed(found)
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: their iteration's values stay
+                self.best_row |= _listed({f"watch/{name}": v for name, v in problem.watched(best.images).items()})
+        self.best_picture = _thumbnail(best.images)
+
+    def summary(self):
+        """Tell in a few lines what the run did, and why it stopped improving where that was diagnosed."""
+        lines = [f"{self.stopped}; {self.rows[-1]['seconds']:.0f} s"]
+        for item, best in enumerate(self.best):
+            name = f"picture {item}: " if len(self.best) > 1 else ""
+            watched = "".join(
+                f", {watch} {self.rows[0][f'watch/{watch}'][item]:.3f} -> {self.best_row[f'watch/{watch}'][item]:.3f}"
+                for watch in self.watched
+            )
+            scores = f"{self.rows[0]['score'][item]:.3f} -> {self.best_row['score'][item]:.3f}"
+            p, p_initial = (math.exp(self.best_row[key][item]) for key in ("log_p", "log_p_initial"))
+            found = f"best at iteration {self.rows[best]['iteration']}, P(z) {p:.2g}, P(x_T) {p_initial:.2g}"
+            lines.append(f"{name}{self.reward} {scores}{watched}; {found}")
+        return "\n".join(lines + ([self.diagnosis.text()] if self.diagnosis else []))
 
     def column(self, key, item=0):
         """Return one picture's values of `key` over the iterations; None where a row has none."""
@@ -91,8 +128,19 @@ class History:
 
     def to_json(self):
         """Return everything but the pictures as a JSON text."""
-        keys = ("reward", "settings", "stopped", "best", "rows")
-        return json.dumps({key: getattr(self, key) for key in keys}, indent=1)
+        keys = ("reward", "settings", "stopped", "best", "best_row", "rows")
+        values = {key: getattr(self, key) for key in keys}
+        return json.dumps(values | {"diagnosis": self.diagnosis and self.diagnosis.to_dict()}, indent=1)
+
+
+def _listed(row):
+    return {key: value.tolist() if torch.is_tensor(value) else value for key, value in row.items()}
+
+
+def _norm(noise):
+    """Return each picture's norm of z in units of sqrt(n), which true noise is near."""
+    flat = noise.flat().float()
+    return flat.norm(dim=1) / flat.shape[1] ** 0.5
 
 
 def _thumbnail(images):

@@ -1,7 +1,7 @@
-"""The noise z = (x_T, w_1, w_2, ..) of one sampling run: everything that is optimised, and nothing else."""
+"""The noise z = (x_T, w_1, w_2, ..) of one sampling run: everything that is optimised, and the file it is kept in."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FORMAT = "dno_noise_1"
+TENSORS = ("initial", "injected")
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,15 @@ class Noise:
         initial: (B, C, H, W), x_T before the model's own scaling; further dimensions (video) are kept as they are.
         injected: (L, B, C, H, W), the noises of the steps that inject one, in sampling order; L is 0 for the ODE.
         settings: what made it and what replays it, JSON types only; saved with the tensors.
+        kept: (B, C, H, W), what an inpainting noises its kept part with; None: nothing was kept.
+        checkpoint: where the search that found it goes on, or None.
     """
 
     initial: torch.Tensor
     injected: torch.Tensor
     settings: dict = field(default_factory=dict, compare=False)
+    kept: torch.Tensor | None = field(default=None, compare=False)
+    checkpoint: "Checkpoint | None" = field(default=None, compare=False)
 
     def __post_init__(self):
         if self.injected.ndim != self.initial.ndim + 1 or self.injected.shape[1:] != self.initial.shape:
@@ -70,21 +75,36 @@ class Noise:
         return Noise(function(self.initial), function(self.injected), self.settings)
 
     def to(self, *args, **kwargs):
-        """Move or cast both tensors, as `torch.Tensor.to`."""
-        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+        """Move or cast every tensor, as `torch.Tensor.to`."""
+        moved = self.map(lambda tensor: tensor.to(*args, **kwargs))
+        kept = None if self.kept is None else self.kept.to(*args, **kwargs)
+        checkpoint = self.checkpoint and self.checkpoint.map(lambda noise: noise.to(*args, **kwargs))
+        return replace(moved, kept=kept, checkpoint=checkpoint)
 
     def item(self, index):
-        """Return picture `index`'s own noise, a batch of one."""
+        """Return picture `index`'s own noise, a batch of one, with its own checkpoint."""
         if not -self.batch <= index < self.batch:
             raise ValueError(f"picture {index} of a batch of {self.batch}; expected 0 .. {self.batch - 1}")
-        index %= self.batch
-        return Noise(self.initial[index : index + 1], self.injected[:, index : index + 1], self.settings)
+        rows = slice(index % self.batch, index % self.batch + 1)
+        return Noise(
+            self.initial[rows],
+            self.injected[:, rows],
+            self.settings,
+            None if self.kept is None else self.kept[rows],
+            self.checkpoint and self.checkpoint.map(lambda noise: noise.item(index)),
+        )
 
     def save(self, path):
-        """Write tensors and settings to a safetensors file."""
-        tensors = {"initial": self.initial, "injected": self.injected}
+        """Write the tensors, the settings and the checkpoint to a safetensors file."""
+        parts = {"": self} | ({} if self.checkpoint is None else self.checkpoint.parts())
+        tensors = {f"{name}{key}": getattr(part, key) for name, part in parts.items() for key in TENSORS}
+        if self.kept is not None:
+            tensors["kept"] = self.kept
         metadata = {"format": FORMAT, "settings": json.dumps(self.settings, sort_keys=True)}
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata)
+        if self.checkpoint is not None:
+            metadata |= {"solver": self.checkpoint.solver, "iteration": str(self.checkpoint.iteration)}
+        # safetensors refuses tensors that share memory, as the best noise and the last one may.
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path, metadata)
 
     @classmethod
     def load(cls, path):
@@ -103,9 +123,45 @@ class Noise:
         except SafetensorError as error:
             message = f"{path} is not a safetensors file ({error}); expected one written by Noise.save"
             raise ValueError(message) from error
-        if metadata.get("format") != FORMAT or keys != {"initial", "injected"}:
+        if metadata.get("format") != FORMAT or not set(TENSORS) <= keys:
             raise ValueError(f"{path} is not a noise file: found {sorted(keys)}; expected one written by Noise.save")
-        return cls(tensors["initial"], tensors["injected"], json.loads(metadata["settings"]))
+        checkpoint = Checkpoint.of(tensors, metadata) if "solver" in metadata else None
+        settings = json.loads(metadata["settings"])
+        return cls(tensors["initial"], tensors["injected"], settings, tensors.get("kept"), checkpoint)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a search goes on: its last noise, and what its solver remembers of the way there.
+
+    Attributes:
+        noise: of the next iteration; the best may be an earlier one.
+        solver: name of the solver; only the same one goes on.
+        iteration: number of updates made.
+        memory: name -> a Noise of that quantity for each entry of z, e.g. Adam's moments "exp_avg" and "exp_avg_sq".
+    """
+
+    noise: Noise
+    solver: str
+    iteration: int
+    memory: dict
+
+    def map(self, function):
+        """Apply `function` to every Noise of it."""
+        memory = {name: function(noise) for name, noise in self.memory.items()}
+        return replace(self, noise=function(self.noise), memory=memory)
+
+    def parts(self):
+        """Return its Noises by the prefix that they have in a file."""
+        return {"checkpoint/": self.noise} | {f"memory/{name}/": noise for name, noise in self.memory.items()}
+
+    @classmethod
+    def of(cls, tensors, metadata):
+        """Read it back from a file's tensors and metadata."""
+        names = sorted({key.split("/")[1] for key in tensors if key.startswith("memory/")})
+        memory = {name: Noise(*(tensors[f"memory/{name}/{key}"] for key in TENSORS)) for name in names}
+        noise = Noise(*(tensors[f"checkpoint/{key}"] for key in TENSORS))
+        return cls(noise, metadata["solver"], int(metadata["iteration"]), memory)
 
 
 def _generator(seed):

@@ -3,15 +3,15 @@
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .estimators import name_of
 from .history import History
-from .noise import Noise
+from .noise import Checkpoint, Noise
 from .problem import Best, NotFiniteError, Problem
-from .regularizer import P_SUSPICIOUS
+from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Result:
     """What `optimize` returns: everything of the best so far, per picture.
 
     Attributes:
-        noise: the Noise that samples to it.
+        noise: the Noise that samples to it, with the settings that replay it and a checkpoint to go on from.
         images: (B, 3, H, W), not clamped.
         latent: (B, C, H, W).
         history: the History, `history.stopped` says why it ended.
@@ -48,16 +48,20 @@ def optimize(
     stop_probability=None,
     floor=P_SUSPICIOUS,
     check_gradient=False,
+    diagnose=False,
 ):
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
     N iterations are N updates and N + 1 evaluations, the last forward-only; 0 iterations sample once. Ctrl-C, a spent
     budget or a reward that turns non-finite (of one picture is enough) end the run, and the best so far is returned.
 
+    A noise that an earlier run returned goes on where that run ended, when the solver is of the same name: its last
+    noise, its optimiser's moments and its count of iterations. Another solver starts at the best noise.
+
     Args:
         sample_map: the SampleMap.
         reward: (images, prompts) -> scores (B,), higher is better.
-        noise: the Noise to start from, e.g. sample_map.randn(seed).
+        noise: the Noise to start from, e.g. sample_map.randn(seed), or an earlier Result's.
         solver: default GradientAscent().
         regularizer: a ProbabilityRegularizer, or None for the plain Eq. (7).
         iterations: N >= 0.
@@ -68,27 +72,34 @@ def optimize(
         stop_probability: stop when P(z) of every picture is below it.
         floor: least P, of the whole z and of x_T alone, of a noise that may become the best; 0 admits all.
         check_gradient: first compare the gradient with a directional difference and record the error.
+        diagnose: at the end find out why the best stopped improving (`diagnostics`): a few more gradients.
 
     Returns:
         Result: .noise .images .latent .history, each picture's best so far.
 
     Raises:
-        ValueError: bad arguments, or the reward or its gradient is not finite at the very first evaluation.
+        ValueError: bad arguments, a noise that was made for another map, or the reward or its gradient is not finite
+            at the very first evaluation.
     """
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}; expected 0 or more")
+    sample_map.check_settings(noise)
     best = Best(floor=_log(floor))
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
-    solver = (solver or GradientAscent()).fresh()
+    given, (solver, noise, first) = noise, _started(solver or GradientAscent(), noise)
+    problem.iteration = done = first
     history = History(reward=name_of(reward))
     try:
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
             problem.started = time.perf_counter()
-        for iteration in range(iterations + 1):
+        if first > 0 and not torch.equal(given.flat(), noise.flat()):
+            problem.evaluate(given)  # the earlier run's best
+        for iteration in range(first, first + iterations + 1):
             problem.iteration = iteration
-            if iteration < iterations:
+            if iteration < first + iterations:
                 noise, evaluation = solver.step(problem, noise)
+                done = iteration + 1
             else:
                 evaluation = problem.evaluate(noise)
             history.record(evaluation)
@@ -107,9 +118,47 @@ def optimize(
             raise
         history.stopped = str(error)
     log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
-    # An iteration that was interrupted may have found the best and has no row.
-    history.best = best.iterations.clamp(max=len(history.rows) - 1).tolist()
-    return Result(best.noise, best.images, best.latent, history)
+    history.conclude(best, problem)
+    if diagnose:
+        from .diagnostics import diagnose as diagnosis_of
+
+        history.diagnosis = diagnosis_of(problem, best.noise)
+    checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
+    settings = {**given.settings, **sample_map.settings}
+    found = replace(best.noise, settings=settings, kept=given.kept, checkpoint=checkpoint)
+    return Result(found, best.images, best.latent, history)
+
+
+def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callback=None):
+    """Optimise x_T alone with ReNO's settings (Eyring et al. 2024); meant for one-step and few-step models.
+
+    Nesterov SGD at learning rate 5 with gradients clipped to 0.1, and the norm's log density with weight 0.01.
+
+    Args and Returns:
+        as `optimize`.
+    """
+    return optimize(
+        replace(sample_map, part="initial"), reward, noise, GradientAscent.reno(), NormRegularizer(), iterations,
+        seconds, watch, callback,
+    )  # fmt: skip
+
+
+def stages(sample_map, solver, iterations):
+    """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
+    passes = solver.passes(sample_map) if hasattr(solver, "passes") else 2
+    return (iterations * passes + 1) * (sample_map.schedule.steps + 1)
+
+
+def _started(solver, noise):
+    """Return the solver ready to run, the noise of its first iteration, and that iteration's number."""
+    checkpoint = noise.checkpoint
+    if checkpoint is None or checkpoint.solver != name_of(solver):
+        return solver.fresh(), replace(noise, checkpoint=None), 0
+    return solver.fresh(checkpoint), replace(checkpoint.noise, settings=noise.settings), checkpoint.iteration
+
+
+def _memory(solver):
+    return solver.memory() if hasattr(solver, "memory") else {}
 
 
 def _reason_to_stop(history, best, seconds, target, stop_probability):

@@ -52,13 +52,16 @@ def trajectory(history, item=0, count=8, size=160):
     if inner and len(chosen) + 1 > count:
         chosen.remove(min(inner, key=lambda index: abs(index - best)))
     chosen = sorted(chosen | {best})
-    captions = []
+    captions, pictures = [], []
     for index in chosen:
-        row = history.rows[index]
-        name = f"iteration {index}" + (" (best)" if index == best else "")
+        # The best may be a candidate that was tried in this iteration, not the noise of the iteration itself.
+        row, picture = history.rows[index], history.pictures[index]
+        name = f"iteration {row['iteration']}"
+        if index == best and history.best_row:
+            row, picture, name = history.best_row, history.best_picture, name + " (best)"
         p = probability(min(row["log_p"][item], row["log_p_initial"][item]))
         captions.append(f"{name}\n{history.reward} {row['score'][item]:.3f}\nP {p}")
-    pictures = [to_pictures(history.pictures[index][item : item + 1])[0] for index in chosen]
+        pictures.append(to_pictures(picture[item : item + 1])[0])
     return contact_sheet(pictures, captions, columns=len(pictures), size=size)
 
 
@@ -109,7 +112,8 @@ def _draw_column(axes, history, key, label, color, style, item, divide_by=1.0):
         name = label if label and index == items[0] else None
         axes.plot(iterations, values, style, color=color, label=name, alpha=1.0 if len(items) == 1 else 0.7)
         if history.best and style == "-":
-            axes.plot(history.best[index], values[history.best[index]], "o", color=color, markersize=4)
+            best = history.best_row.get(key, history.rows[history.best[index]][key])[index]
+            axes.plot(iterations[history.best[index]], best / divide_by, "o", color=color, markersize=4)
 
 
 def probability(log_p):

@@ -139,9 +139,8 @@ class Problem:
             flat: (q, B, n).
         """
         batch = flat.shape[1]
-        count = max((self.sample_map.most_rows or len(flat) * batch) // batch, 1)
         latents, images = [], []
-        for chunk in flat.split(count):
+        for chunk in flat.tensor_split(self.sample_map.calls(len(flat))):
             latents.append(self.sample_map.latent(noise.with_flat(chunk.flatten(0, 1))))
             images.append(self.sample_map.images(latents[-1]))
         latent, image = (torch.cat(parts).unflatten(0, (-1, batch)) for parts in (latents, images))
@@ -203,7 +202,7 @@ class Problem:
             latent=latent,
             images=images,
             scores=scores,
-            watched={name_of(watch): score(watch, images, self.sample_map.prompts) for watch in self.watch},
+            watched=self.watched(images),
             log_p=log_p,
             log_p_initial=log_p_initial,
             gradient_norm=gradient_norm,
@@ -211,6 +210,10 @@ class Problem:
             iteration=self.iteration,
             seconds=time.perf_counter() - self.started,
         )
+
+    def watched(self, images):
+        """Return name -> scores (B,) of the rewards that are recorded only."""
+        return {name_of(watch): score(watch, images, self.sample_map.prompts) for watch in self.watch}
 
     def require_finite(self, values, what=None):
         """Raise NotFiniteError unless all values are finite."""

@@ -12,6 +12,7 @@ x per step), differentiated, and freed, so that the peak memory is one network c
 steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster, and memory grows with the steps.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ class SampleMap:
         finish: x at the last sigma -> latent; default: the same.
         decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
         prompts: the B prompts, handed to rewards, or None.
+        model: what tells the model from others (`fingerprint`), kept with the noise; None: unknown.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
         part: which noises are optimised: "all", "initial" (x_T alone), "first K" or "last K" of the injected noises.
         most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
@@ -60,6 +62,7 @@ class SampleMap:
     finish: Callable | None = None
     decode: Callable | None = None
     prompts: list | None = None
+    model: str | None = None
     mask: torch.Tensor | None = None
     part: str = "all"
     most_rows: int | None = None
@@ -80,6 +83,31 @@ class SampleMap:
     def injected(self):
         """L, the number of injected noises that matter: the schedule's, or 0 for the ODE."""
         return self.schedule.injected if self.eta > 0 else 0
+
+    @property
+    def settings(self):
+        """What a noise must have been made for to sample to the same pictures here; kept in `Noise.settings`."""
+        schedule = self.schedule
+        known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def check_settings(self, noise):
+        """Raise ValueError where the settings that `noise` records are not this map's; those it lacks are not judged.
+
+        Use `dataclasses.replace(noise, settings={})` to try a noise elsewhere on purpose.
+        """
+        for name, ours in self.settings.items():
+            theirs = noise.settings.get(name, ours)
+            if not _same_setting(theirs, ours):
+                raise ValueError(
+                    f"the noise was made with {name} {_short(theirs)}, but here it is {_short(ours)}: it samples to"
+                    " another picture. Use the model, steps, scheduler and eta it was made with, or give the noise"
+                    " without its settings (Load Noise has a switch for that)"
+                )
+
+    def calls(self, candidates):
+        """Return in how many calls `candidates` batches are sampled, at most `most_rows` pictures in each."""
+        return -(-candidates // max((self.most_rows or candidates * self.shape[0]) // self.shape[0], 1))
 
     def randn(self, seed=0):
         """Draw true noise for this map (`Noise.randn`)."""
@@ -113,7 +141,7 @@ class SampleMap:
     @torch.no_grad()
     def images(self, latent):
         """Return the pictures of a latent, (B, 3, H, W), without gradient."""
-        self._report("decode", 0, 1)
+        self.report("decode", 0, 1)
         return self.decode(latent)
 
     def sample(self, noise):
@@ -141,11 +169,11 @@ class SampleMap:
         x = self.start(noise.initial)
         samples = [x]
         for index in range(self.schedule.steps):
-            self._report("forward", index)
+            self.report("forward", index)
             if kept is None:
                 denoised = self._denoise(x, index)
             else:
-                kept.append(self._denoise_with_graph(x, index))
+                kept.append(self.denoise_with_graph(x, index))
                 denoised = kept[-1][1].detach()
             x = self._step(x, denoised, index, noise)
             samples.append(x)
@@ -159,7 +187,8 @@ class SampleMap:
     def _denoise(self, x, index):
         return self.denoise(x, x.new_full((x.shape[0],), self.schedule.sigmas[index]))
 
-    def _denoise_with_graph(self, x, index):
+    def denoise_with_graph(self, x, index):
+        """Return x (B, ..) as a leaf of autograd's graph and the denoised of step `index` that depends on it."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             denoised = self._denoise(x, index)
@@ -167,7 +196,8 @@ class SampleMap:
             raise RuntimeError(LOST_GRADIENT.format(stage=f"model (step {index + 1} of {self.schedule.steps})"))
         return x, denoised
 
-    def _report(self, phase, index, total=None):
+    def report(self, phase, index, total=None):
+        """Tell `on_step`, where there is one, that a stage begins."""
         if self.on_step is not None:
             self.on_step(phase, index, total or self.schedule.steps)
 
@@ -224,7 +254,7 @@ class Pullback:
         """
         x = self._stored()[-1].detach().requires_grad_()
         try:
-            self._map._report("backward", 0, self._map.schedule.steps + 1)
+            self._map.report("backward", 0, self._map.schedule.steps + 1)
             with torch.enable_grad():
                 images = self._map.decode(self._map.finish(x))
             if not images.requires_grad:
@@ -256,7 +286,7 @@ class Pullback:
         sample_map, schedule = self._map, self._map.schedule
         injected = torch.zeros_like(self._noise.injected, dtype=gradient.dtype)
         for index in reversed(range(schedule.steps)):
-            sample_map._report("backward", schedule.steps - index, schedule.steps + 1)
+            sample_map.report("backward", schedule.steps - index, schedule.steps + 1)
             c_x, c_denoised, c_noise = step_coefficients(*schedule.intervals[index], sample_map.eta, schedule.family)
             if index < len(injected):
                 injected[index] = c_noise * gradient
@@ -269,7 +299,7 @@ class Pullback:
         if self._graphs is not None:
             return self._graphs.pop()
         sample_map, samples = self._map, self._samples
-        x, denoised = sample_map._denoise_with_graph(samples[index], index)
+        x, denoised = sample_map.denoise_with_graph(samples[index], index)
         again = sample_map._step(samples[index], denoised.detach(), index, self._noise)
         self._check_rerun(index, again, denoised.detach())
         samples.pop()
@@ -324,3 +354,17 @@ def _vjp(output, x, cotangent):
 
 def _same(value):
     return value
+
+
+def _same_setting(theirs, ours):
+    """Compare two settings; sigmas up to rounding, since they are computed on different devices."""
+    if isinstance(ours, list):
+        pairs = zip(theirs, ours, strict=False)
+        return len(theirs) == len(ours) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs)
+    return math.isclose(theirs, ours) if isinstance(ours, float) else theirs == ours
+
+
+def _short(value):
+    if isinstance(value, list):
+        return f"{', '.join(f'{sigma:.4g}' for sigma in value[:3])}, .. ({len(value)} of them)"
+    return repr(value)

@@ -30,6 +30,11 @@ def check_eta(eta):
     return float(eta)
 
 
+def signal_level(sigma, family="vp"):
+    """Return alpha of x = alpha * x0 + sigma * eps: 1 in k-diffusion's sigma space, 1 - sigma for rectified flow."""
+    return 1.0 if family == "vp" else 1.0 - sigma
+
+
 def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
     """Return (c_x, c_denoised, c_noise) of one step: x_next = c_x * x + c_denoised * denoised + c_noise * noise.
 
@@ -67,7 +72,7 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
         scale = (1 - sigma_next) / (1 - sigma_down) if sigma_next < 1 else 1.0
         nu = math.sqrt(max(sigma_next**2 - (scale * sigma_down) ** 2, 0.0))
         return scale * ratio, scale * (1 - ratio), nu if eta > 0 else 0.0
-    alpha, alpha_next = (1.0, 1.0) if family == "vp" else (1 - sigma, 1 - sigma_next)
+    alpha, alpha_next = signal_level(sigma, family), signal_level(sigma_next, family)
     q = alpha * sigma_next / (alpha_next * sigma) if alpha_next > 0 else 1.0
     nu = eta * sigma_next * math.sqrt(max(1 - q * q, 0.0))
     c_x = math.sqrt(max(sigma_next**2 - nu**2, 0.0)) / sigma

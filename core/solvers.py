@@ -4,8 +4,10 @@
     ZeNO             path-integral control from candidates' rewards; nothing is differentiated
     Search           keep the best of N candidates around a pivot: best-of-N, zero-order search, pCN hill-climb
 
+Loss-guided diffusion, which steers one sampling run, is in `guidance`.
+
 A solver object holds settings; `fresh()` gives the copy with state that one run uses up, so that a solver can be
-shared between runs.
+shared between runs. The state can be kept with a noise (`Noise.checkpoint`) and given to `fresh` to go on.
 """
 
 import math
@@ -14,13 +16,37 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .estimators import Exact
+from .noise import Noise
+
+
+class Solver:
+    """What the loop asks of every solver; one without state defines `step` and `passes` alone."""
+
+    @property
+    def name(self):
+        """What a checkpoint calls it."""
+        return type(self).__name__
+
+    def fresh(self, checkpoint=None):
+        """Return the same solver without state, or with that of a `Checkpoint` which a solver of this name made."""
+        return self
+
+    def memory(self):
+        """Return the state as name -> Noise, for a `Checkpoint`."""
+        return {}
+
+    def passes(self, sample_map):
+        """Return how many passes through all denoising steps one `step` makes, for progress bars."""
+        raise NotImplementedError
+
+    def step(self, problem, noise):
+        """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
+        raise NotImplementedError
 
 
 @dataclass
-class GradientAscent:
+class GradientAscent(Solver):
     """Ascend a gradient of the reward (the paper's Section 5.1: Adam, lr 0.01, no weight decay).
-
-    `GradientAscent(lr=5, optimizer="sgd", clip=0.1)` on x_T alone with a `NormRegularizer` is ReNO.
 
     Attributes:
         estimator: where the gradient comes from, see `estimators`; default exact.
@@ -47,9 +73,39 @@ class GradientAscent:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; expected a number in [0, 1)")
 
-    def fresh(self):
-        """Return the same solver without state."""
-        return replace(self)
+    @classmethod
+    def reno(cls):
+        """Return ReNO's solver (Eyring et al. 2024); `reno` of `optimize` adds the rest of its settings."""
+        return cls(lr=5.0, optimizer="sgd", momentum=0.9, clip=0.1)
+
+    @property
+    def name(self):
+        return f"GradientAscent({self.optimizer})"
+
+    def fresh(self, checkpoint=None):
+        solver = replace(self)
+        if checkpoint is not None and checkpoint.memory:
+            solver._optimizer = solver._new_optimizer(checkpoint.noise)
+            params = solver._optimizer.param_groups[0]["params"]
+            for param, key in zip(params, ("initial", "injected"), strict=True):
+                state = {name: getattr(noise, key).to(param, copy=True) for name, noise in checkpoint.memory.items()}
+                count = {"step": torch.tensor(float(checkpoint.iteration))} if self.optimizer == "adam" else {}
+                solver._optimizer.state[param].update(state | count)
+        return solver
+
+    def memory(self):
+        if self._optimizer is None:
+            return {}
+        initial, injected = (self._optimizer.state[param] for param in self._optimizer.param_groups[0]["params"])
+        # A moment has the shape of what it is a moment of, Adam's count of steps has none.
+        return {
+            name: Noise(value.clone(), injected[name].clone())
+            for name, value in initial.items()
+            if torch.is_tensor(value) and value.ndim
+        }
+
+    def passes(self, sample_map):
+        return self.estimator.passes(sample_map)
 
     def step(self, problem, noise):
         """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
@@ -83,7 +139,7 @@ class GradientAscent:
 
 
 @dataclass
-class ZeNO:
+class ZeNO(Solver):
     """Zeroth-order noise optimisation (Kim et al. 2026): path-integral control with an Ornstein-Uhlenbeck reference.
 
     The paper's body was not to be had; its abstract gives the idea, and these forms are [derived], with
@@ -127,9 +183,8 @@ class ZeNO:
         if not self.tau > 0:
             raise ValueError(f"tau is {self.tau}; expected a number > 0")
 
-    def fresh(self):
-        """Return the solver itself: it has no state."""
-        return self
+    def passes(self, sample_map):
+        return sample_map.calls(self.candidates + 1)
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
@@ -169,7 +224,7 @@ class ZeNO:
 
 
 @dataclass
-class Search:
+class Search(Solver):
     """Keep the best of N candidates a z + sqrt(beta) xi around a pivot, a = sqrt(1 - beta); nothing is differentiated.
 
     `best_of_n`, `zero_order` and `pcn` are the three known searches of this form.
@@ -205,9 +260,8 @@ class Search:
         """Climb by preconditioned Crank-Nicolson proposals: one candidate at a time, taken if it is better."""
         return cls(1, beta, seed)
 
-    def fresh(self):
-        """Return the solver itself: it has no state."""
-        return self
+    def passes(self, sample_map):
+        return sample_map.calls(self.candidates + 1)
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates; return (the best of them, the Evaluation of `noise`)."""

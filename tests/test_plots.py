@@ -60,6 +60,7 @@ def test_a_trajectory_holds_the_first_the_best_and_the_last(iterations, count):
     for best in {0, iterations // 3, iterations}:
         history.best = [best, best]
         history.pictures = [torch.full((2, 3, 4, 4), 5 * i, dtype=torch.uint8) for i in range(iterations + 1)]
+        history.best_picture = history.pictures[best]
         sheet = plots.trajectory(history, item=1, count=count, size=20)
         shown = [sheet.getpixel((x, 16))[0] for x in range(16, sheet.width, 26)]
         shown = [value // 5 for value in shown if value != 255]

@@ -3,6 +3,7 @@
 import torch
 
 from ..denoiser import DiscreteDenoiser, Guided
+from ..fingerprint import fingerprint
 from ..sample_map import SampleMap
 from ..schedule import Schedule, scaled_linear_alphas_cumprod
 from . import configs
@@ -41,4 +42,5 @@ def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu",
     denoise = Guided(DiscreteDenoiser(network, alphas_cumprod, "v"), condition, unconditional, cfg)
     shape = (len(prompts), configs.LATENT_CHANNELS, configs.IMAGE_SIZE // 8, configs.IMAGE_SIZE // 8)
     schedule = Schedule.ddim(alphas_cumprod, steps)
-    return SampleMap(denoise, schedule, shape, eta, decode=decode, prompts=prompts, **settings)
+    model = fingerprint(unet)
+    return SampleMap(denoise, schedule, shape, eta, decode=decode, prompts=prompts, model=model, **settings)
