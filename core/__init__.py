@@ -5,6 +5,7 @@ Start at `optimize` for the loop, `SampleMap` for the map from noise to pictures
 """
 
 from .denoiser import DiscreteDenoiser, Guided
+from .diagnostics import Diagnosis, diagnose
 from .embedded.load import load_embedded
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
 from .fingerprint import fingerprint
@@ -21,6 +22,7 @@ from .solvers import GradientAscent, Search, Solver, ZeNO
 __all__ = [
     "P_SUSPICIOUS",
     "Checkpoint",
+    "Diagnosis",
     "DiscreteDenoiser",
     "Evaluation",
     "Exact",
@@ -43,6 +45,7 @@ __all__ = [
     "Solver",
     "ZeNO",
     "ZerothOrder",
+    "diagnose",
     "fingerprint",
     "load_embedded",
     "log_probabilities",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .diagnostics import diagnose as diagnosis_of
 from .estimators import name_of
 from .history import History
 from .noise import Checkpoint, Noise
@@ -120,8 +121,6 @@ def optimize(
     log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
     history.conclude(best, problem)
     if diagnose:
-        from .diagnostics import diagnose as diagnosis_of
-
         history.diagnosis = diagnosis_of(problem, best.noise)
     checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
     settings = {**given.settings, **sample_map.settings}

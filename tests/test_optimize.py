@@ -229,6 +229,30 @@ def test_the_history_goes_to_json_and_holds_every_column():
     assert [picture.shape for picture in history.pictures] == [(2, 3, 12, 12)] * 3
 
 
+def test_the_history_knows_what_the_best_candidate_scored():
+    """No row holds it: rows are the centres that candidates were drawn around."""
+    result = run(solver=core.ZeNO(candidates=20, beta=1.0, mode="sample"), watch=(rewards.Brightness(),), iterations=1)
+    history = result.history
+    torch.testing.assert_close(history.best_row["score"], mean_pixel(result.images, None).tolist())
+    torch.testing.assert_close(history.best_row["watch/brightness"], rewards.Brightness()(result.images).tolist())
+    assert history.best_row["score"] != [history.column("score", i)[row] for i, row in enumerate(history.best)]
+    expected = (result.images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    assert torch.equal(history.best_picture, expected)
+
+
+def test_the_summary_says_what_was_gained_and_why_it_stopped():
+    result = run(watch=(rewards.Brightness(),), diagnose=True)
+    lines = result.history.summary().splitlines()
+    first, best = result.history.rows[0], result.history.best_row
+    assert lines[0].startswith("5 iterations done; ")
+    for item in (0, 1):
+        line = lines[1 + item]
+        assert f"picture {item}: mean_pixel {first['score'][item]:.3f} -> {best['score'][item]:.3f}" in line
+        assert f"brightness {first['watch/brightness'][item]:.3f} -> " in line and "best at iteration 5" in line
+    assert lines[3].startswith("picture 0: still improving")
+    assert json.loads(result.history.to_json())["diagnosis"]["types"] == ["none", "none"]
+
+
 def test_the_prompts_of_the_map_reach_the_reward():
     seen = []
 

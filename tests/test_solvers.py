@@ -153,17 +153,43 @@ def test_masked_entries_stay_where_they_are(solver):
     assert not torch.equal(moved.initial[..., :3], noise.initial[..., :3])
 
 
-def test_renos_way_climbs_on_x_t_alone_and_keeps_its_norm():
-    """Its learning rate of 5 is for 16,384 numbers; here z has 108, a twelfth as long."""
-    noise_map = sample_map(eta=0.0)
+def test_renos_preset_climbs_on_x_t_alone_and_keeps_its_norm():
+    noise_map = sample_map()
     noise = noise_map.randn(0).to(torch.float64)
-    solver = core.GradientAscent(lr=5 / 12, optimizer="sgd", momentum=0.9, clip=0.1)
-    regularizer = core.NormRegularizer()
-    history = core.optimize(
-        noise_map, lambda i, p: 100 * i.mean(dim=(1, 2, 3)), noise, solver, regularizer, iterations=15, floor=0.0
-    ).history
-    assert max(history.column("score")) > history.column("score")[0] + 0.05
-    assert all(0.8 < norm < 1.3 for row in history.rows for norm in row["norm"])
+    result = core.reno(noise_map, lambda i, p: 100 * i.mean(dim=(1, 2, 3)), noise, iterations=15)
+    scores = result.history.column("score")
+    assert max(scores) > scores[0] + 0.05
+    assert all(0.8 < norm < 1.3 for row in result.history.rows for norm in row["norm"])
+    assert torch.equal(result.noise.injected, noise.injected) and not torch.equal(result.noise.initial, noise.initial)
+
+
+def test_renos_step_is_a_clipped_nesterov_step():
+    """Its first update is lr * (1 + momentum) times the gradient, clipped to norm 0.1."""
+    noise_map = sample_map(part="initial")
+    noise = noise_map.randn(0).to(torch.float64)
+    problem = core.Problem(noise_map, lambda i, p: 1e4 * i.mean(dim=(1, 2, 3)), core.NormRegularizer())
+    _, gradient = problem.gradient(noise)
+    moved, _ = core.GradientAscent.reno().fresh().step(problem, noise)
+    direction = gradient.flat() / gradient.flat().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(moved.flat(), noise.flat() + 5 * 1.9 * 0.1 * direction)
+
+
+@pytest.mark.parametrize("most_rows", [None, 3, 5])
+@pytest.mark.parametrize("solver", [
+    core.GradientAscent(),
+    core.GradientAscent(estimator=core.Hybrid1(q=5)),
+    core.GradientAscent(estimator=core.Hybrid2(q=5)),
+    core.GradientAscent(estimator=core.ZerothOrder(q=5)),
+    core.ZeNO(candidates=6),
+    core.Search.pcn(),
+    core.Search(candidates=7),
+])
+def test_the_stages_of_a_run_are_known_beforehand(solver, most_rows):
+    calls = []
+    noise_map = sample_map(most_rows=most_rows, on_step=lambda *stage: calls.append(stage))
+    noise = noise_map.randn(0).to(torch.float64)
+    core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=2)
+    assert len(calls) == core.stages(noise_map, solver, 2)
 
 
 def test_the_norm_regulariser_has_its_closed_forms_gradient():
