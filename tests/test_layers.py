@@ -9,7 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COMFY = {"comfy", "comfy_api", "comfy_extras", "nodes", "server", "folder_paths", "execution", "latent_preview"}
-LAYERS = {"core": {"core"}, "rewards": {"core", "rewards"}, "nodes": {"core", "rewards", "nodes"}}
+LAYERS = {
+    "core": {"core"},
+    "rewards": {"core", "rewards"},
+    "nodes": {"core", "rewards", "nodes"},
+    "cli": {"core", "rewards", "cli"},
+}
 
 
 def imports(path):

@@ -1,0 +1,70 @@
+"""`dno demo`: what the probability regulariser does, shown on the embedded model. `dno toy`: the paper's ring."""
+
+from dataclasses import replace
+
+from .. import core
+from ..core import plots
+from .options import add_ascent, add_output, add_sampling, add_single
+from .search import Setup, save, say, tell
+
+
+def add_commands(commands):
+    """Add `demo` and `toy` to the subparsers."""
+    parser = commands.add_parser("demo", help=demo.__doc__, description=demo.__doc__)
+    parser.set_defaults(command=demo, reward="brightness", solver="adam", model=None, height=None, width=None)
+    add_sampling(parser)
+    add_ascent(parser, iterations=36, lr=0.03)
+    add_single(parser)
+    add_output(parser, "dno_out/demo")
+    parser = commands.add_parser("toy", help=ring.__doc__, description=ring.__doc__)
+    parser.set_defaults(command=ring)
+    parser.add_argument("--seed", type=int, default=0)
+    add_output(parser, "dno_out/toy")
+
+
+def demo(options):
+    """Optimise one noise twice, without and with the probability regulariser, and show what each does."""
+    setup = Setup.of(options)
+    plain = replace(setup, settings=setup.settings | {"gamma": 0.0})
+    # The plain arm keeps its highest reward, however improbable the noise: that is what it is there to show.
+    arms = {"without regulariser": (plain, 0.0), "with regulariser": (setup, core.P_SUSPICIOUS)}
+    sample_map, histories = setup.sample_map(["black cat"]), {}
+    for label, (arm, floor) in arms.items():
+        noise = arm.noise(sample_map, options.seed)
+        try:
+            result, before = arm.search_with_bar(
+                sample_map, noise, label, floor=floor, seconds=options.seconds, check_gradient=options.check_gradient
+            )
+        except KeyboardInterrupt:
+            if not histories:
+                raise
+            break
+        save(result, before, options.out, prefix=label.replace(" ", "_") + "_")
+        histories[label] = result.history
+        if result.history.stopped == "interrupted":
+            break
+    plots.curves(histories).save(options.out / "curves.png")
+    _before_and_after(histories).save(options.out / "before_after.png")
+    for label, history in histories.items():
+        tell(label, history)
+    say(f"pictures, curves and histories are in {options.out.resolve()}")
+    return 0
+
+
+def _before_and_after(histories):
+    first = next(iter(histories.values()))
+    pictures = plots.to_pictures(first.pictures[0])
+    captions = [f"before\nbrightness {first.rows[0]['score'][0]:.2f}"]
+    for label, history in histories.items():
+        pictures += plots.to_pictures(history.pictures[-1])
+        captions.append(f"{label}, {len(history.rows) - 1} iterations\nbrightness {history.rows[-1]['score'][0]:.2f}")
+    return plots.contact_sheet(pictures, captions, size=256)
+
+
+def ring(options):
+    """Optimise on the paper's ring, a model of two numbers, and draw where the noise goes."""
+    from ..core import toy
+
+    toy.figures(options.out, seed=options.seed)
+    say(f"figures are in {options.out.resolve()}")
+    return 0

@@ -1,0 +1,143 @@
+"""The items of a batch, every prompt with every seed, and their folders on disk.
+
+A folder appears under its own name only when it is complete, so that whatever has its name is finished.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..core import plots
+
+MOST_TILES = 400
+"""Pictures on the contact sheet; more would make a file that nothing opens."""
+TILE = 160
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt with one seed.
+
+    Attributes:
+        line: of the prompt in its file, from 1.
+        prompt: without surrounding blanks.
+        seed: of its noise.
+        folder: where its files are when it is finished.
+    """
+
+    line: int
+    prompt: str
+    seed: int
+    folder: Path
+
+    @property
+    def finished(self):
+        """Whether its folder is there."""
+        return self.folder.is_dir()
+
+    @property
+    def error(self):
+        """The file that says why its last try failed."""
+        return self.folder.with_name(f"{self.folder.name}.error.txt")
+
+    def record(self):
+        """Return the history of a finished item."""
+        return json.loads((self.folder / "history.json").read_text())
+
+
+def read_items(path, seeds, out):
+    """Return the items of a file of prompts, one a line; blank lines and those that begin with # are left out."""
+    lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
+    prompts = [(line, text.strip()) for line, text in lines if text.strip() and not text.strip().startswith("#")]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; expected one a line")
+    return [Item(line, prompt, seed, out / _name(line, prompt, seed)) for line, prompt in prompts for seed in seeds]
+
+
+def check_finished(items, settings):
+    """Raise ValueError where a finished item was made with other settings than `settings` and its prompt and seed."""
+    for item in items:
+        if item.finished:
+            wanted = json.loads(json.dumps(settings | {"prompt": item.prompt, "seed": item.seed}))
+            found = item.record()["settings"]
+            changed = [name for name, value in wanted.items() if found.get(name) != value]
+            if changed:
+                name = changed[0]
+                raise ValueError(
+                    f"{item.folder} was made with {name} {found.get(name)!r}, not {wanted[name]!r}; use another --out,"
+                    " or the settings it was made with"
+                )
+
+
+@contextmanager
+def whole(folder):
+    """Give a folder to write to, which becomes `folder` at the end of the block, and vanishes if that fails."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(out):
+    """Remove what a killed process had begun to write."""
+    for partial in out.glob(".*.partial"):
+        shutil.rmtree(partial)
+
+
+def summarise(items, out):
+    """Write summary.json, summary.csv and contact_sheet.png from what is on disk; return the number not finished."""
+    rows = [_row(item) for item in items]
+    failed = sum(row["status"] != "finished" for row in rows)
+    text = json.dumps({"finished": len(rows) - failed, "not finished": failed, "items": rows}, indent=1)
+    (out / "summary.json").write_text(text)
+    with open(out / "summary.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    shown = [(item, row) for item, row in zip(items, rows, strict=True) if item.finished][:MOST_TILES]
+    if shown:
+        columns = min(len({item.seed for item in items}), 8)
+        captions = [f"{item.prompt}, {item.seed}\n{row['before']:.3g} -> {row['best']:.3g}" for item, row in shown]
+        tiles = [_tile(item.folder / "after.png") for item, _ in shown]
+        plots.contact_sheet(tiles, captions, columns, TILE).save(out / "contact_sheet.png")
+    return failed
+
+
+def _row(item):
+    row = {"item": item.folder.name, "prompt": item.prompt, "seed": item.seed}
+    if not item.finished:
+        error = item.error.read_text(encoding="utf-8") if item.error.is_file() else "not tried"
+        return row | {"status": "failed", "stopped": error.strip().splitlines()[-1]}
+    record = item.record()
+    first, best = record["rows"][0], record["best_row"]
+    row |= {"status": "finished", "stopped": record["stopped"], "reward": record["reward"]}
+    row |= {"before": first["score"][0], "best": best["score"][0]}
+    row["iteration"] = record["rows"][record["best"][0]]["iteration"]
+    row |= {name: best[name][0] for name in ("log_p", "log_p_initial")}
+    for name in best:
+        if name.startswith("watch/"):
+            row |= {f"{name}/before": first[name][0], f"{name}/best": best[name][0]}
+    return row
+
+
+def _name(line, prompt, seed):
+    """Return a folder name that every file system takes, e.g. 0003_black-cat_0012."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40]
+    return f"{line:04d}_{slug or 'prompt'}_{seed:04d}"
+
+
+def _tile(path):
+    """Return a small copy, so that a sheet of many pictures holds none of them whole."""
+    with Image.open(path) as picture:
+        picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+        return picture.convert("RGB")

@@ -1,0 +1,94 @@
+"""The options that several commands share."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .. import rewards
+from .solvers import SOLVERS
+
+REWARDS = {
+    "brightness": lambda device: rewards.Brightness(),
+    "darkness": lambda device: rewards.Brightness(negative=True),
+    "consistency": lambda device: rewards.Consistency(device=device),
+    "jpeg": lambda device: rewards.JPEG(),
+    "jpeg-incompressible": lambda device: rewards.JPEG(incompressible=True),
+    "jpeg-proxy": lambda device: rewards.JPEGProxy(),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_sampling(parser):
+    """Add what makes a picture out of noise."""
+    parser.add_argument("--negative", default="", help="negative prompt")
+    parser.add_argument("--steps", type=at_least(1), help="denoising steps (default 20, or what --model has)")
+    parser.add_argument("--cfg", type=float, help="guidance scale (default 3, or what --model has)")
+    parser.add_argument("--eta", type=float, default=1.0, help="0 the ODE .. 1 the SDE (default %(default)s)")
+    parser.add_argument(
+        "--keep-graphs", action=argparse.BooleanOptionalAction,
+        help="keep every step's graph for the way back instead of re-running it: about a third faster, and memory grows"
+        " with the steps (default for the embedded model)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks (default %(default)s)")
+
+
+def add_model(parser):
+    """Add the choice of a model other than the embedded one."""
+    parser.add_argument("--model", help="folder of a diffusers pipeline, or with --download its name on the hub")
+    parser.add_argument("--download", action="store_true", help="fetch --model from the hub where it is not cached")
+    for side in ("height", "width"):
+        parser.add_argument(f"--{side}", type=at_least(8), help="of the pictures, in pixels (default what --model has)")
+
+
+def add_ascent(parser, iterations=None, lr=None):
+    """Add the settings of gradient ascent; without defaults here, the solver's are taken."""
+    own = "default %(default)s" if lr else "default the solver's"
+    parser.add_argument("--iterations", type=at_least(0), default=iterations, help=f"updates of the noise ({own})")
+    parser.add_argument("--lr", type=float, default=lr, help=f"learning rate ({own})")
+    parser.add_argument("--gamma", type=float, help="weight of the regulariser, 0 for none (default 1)")
+
+
+def add_search(parser):
+    """Add reward, solver and what each solver takes."""
+    parser.add_argument("--reward", choices=REWARDS, default="brightness", help="what shall grow (default %(default)s)")
+    uses = "; ".join(f"{name}: {choice.when}" for name, choice in SOLVERS.items())
+    parser.add_argument("--solver", choices=SOLVERS, default="adam", metavar="NAME", help=f"{uses} (default adam)")
+    add_ascent(parser)
+    parser.add_argument("--candidates", type=at_least(1), help="tries an iteration (default the solver's)")
+    parser.add_argument(
+        "--most-rows", type=at_least(1),
+        help="most pictures in one call when candidates are tried (default all, with --model 1)",
+    )
+    parser.add_argument("--beta", type=float, help="in (0, 1], how far zeno, zero-order and pcn try (default theirs)")
+    parser.add_argument("--scale", type=float, help="of the reward in lgd (default 1)")
+    parser.add_argument(
+        "--part", help="what is searched: all, initial (x_T), 'first K' or 'last K' of the steps' noises (default all)"
+    )
+
+
+def add_single(parser):
+    """Add what only a search by itself takes."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, help="time budget")
+    parser.add_argument(
+        "--check-gradient", action="store_true",
+        help="first compare the gradient with a directional difference; the error goes into the history",
+    )
+
+
+def add_output(parser, folder):
+    """Add where to write."""
+    parser.add_argument("--out", type=Path, default=Path(folder), help="folder to write to (default %(default)s)")
+
+
+def at_least(least):
+    """Return an argument type: an integer of `least` or more."""
+
+    def integer(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected {least} or more, found {text}")
+        return int(text)
+
+    return integer

@@ -1,0 +1,34 @@
+"""`dno run`: one search, of one picture or a batch of them."""
+
+from pathlib import Path
+
+from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
+from .search import Setup, save, say, tell
+
+
+def add_commands(commands):
+    """Add `run` to the subparsers."""
+    parser = commands.add_parser("run", help=run.__doc__, description=run.__doc__)
+    parser.set_defaults(command=run)
+    parser.add_argument("--prompt", required=True, help="for the embedded model '<colour> <animal>', e.g. 'black cat'")
+    add_search(parser)
+    add_sampling(parser)
+    add_model(parser)
+    add_single(parser)
+    parser.add_argument("--batch", type=at_least(1), default=1, help="number of pictures, each with a noise of its own")
+    parser.add_argument("--start", type=Path, help="noise.safetensors of an earlier run, in place of --seed")
+    add_output(parser, "dno_out/run")
+
+
+def run(options):
+    """Optimise one noise, or a batch of --batch, and save the best pictures."""
+    setup = Setup.of(options)
+    sample_map = setup.sample_map([options.prompt] * options.batch)
+    noise = setup.noise(sample_map, options.seed, options.start)
+    result, before = setup.search_with_bar(
+        sample_map, noise, options.reward, seconds=options.seconds, check_gradient=options.check_gradient
+    )
+    save(result, before, options.out)
+    tell(options.reward, result.history)
+    say(f"pictures, noise and history are in {options.out.resolve()}")
+    return 0
