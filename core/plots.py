@@ -5,6 +5,9 @@ import math
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+
+from .diagnostics import TOLERANCE
 
 LN10 = math.log(10)
 
@@ -75,16 +78,14 @@ def curves(histories, item=None):
     Returns:
         A PIL picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     histories = histories if isinstance(histories, dict) else {"": histories}
     first = next(iter(histories.values()))
     watched = list(dict.fromkeys(name for history in histories.values() for name in history.watched))
     panels = [("score", first.reward)] + [(f"watch/{name}", name) for name in watched] + [("p", "log10 P(z)")]
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), dpi=100, layout="constrained")
-    for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, row = _panels(len(panels))
+    for axes, (key, title) in zip(row, panels, strict=True):
         for number, (label, history) in enumerate(histories.items()):
             if key == "p":
                 _draw_column(axes, history, "log_p", f"{label} z".strip(), f"C{number}", "-", item, LN10)
@@ -98,9 +99,80 @@ def curves(histories, item=None):
             axes.legend(fontsize=8)
     axes.axhline(-6, color="gray", linewidth=0.8, linestyle="--")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], -60), top=1)
+    return _drawn(figure)
+
+
+def shell(noise):
+    """Show where one picture's noise leaves the shell that true noise lies on.
+
+    Args:
+        noise: a Noise of one picture, (1, C, H, W).
+
+    Returns:
+        A PIL picture: the norm of each noise; local means and local energies of x_T in standard deviations of true
+        noise, over 3 x 3 entries of all channels; and the histogram of z.
+    """
+    figure, (norms, means, energies, histogram) = _panels(4)
+    size = noise.initial.numel()
+    lengths = [(z.norm() / size**0.5).item() for z in (noise.initial, *noise.injected)]
+    norms.bar(range(len(lengths)), lengths)
+    norms.axhspan(1 - 3 / (2 * size) ** 0.5, 1 + 3 / (2 * size) ** 0.5, color="gray", alpha=0.4)
+    norms.set(title="norm (0: x_T, then in order)", ylim=(min(0.8, *lengths), max(1.2, *lengths)))
+    z = noise.initial.float()
+    count = 9 * z.shape[1]
+    local = {
+        means: ("x_T: local mean", _local_mean(z) * count**0.5),
+        energies: ("x_T: local energy", (_local_mean(z.square()) - 1) * (count / 2) ** 0.5),
+    }
+    for axes, (title, field) in local.items():
+        shown = axes.imshow(field, cmap="RdBu_r", vmin=-6, vmax=6)
+        figure.colorbar(shown, ax=axes, label="standard deviations")
+        axes.set(title=title, xticks=[], yticks=[])
+    grid = np.linspace(-4.5, 4.5, 91)
+    histogram.hist(noise.flat()[0].float().cpu().numpy(), bins=grid, density=True, alpha=0.6)
+    histogram.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), color="black", linewidth=1)
+    histogram.set(title="all of z against N(0, 1)", yticks=[])
+    return _drawn(figure)
+
+
+def diagnosis(found):
+    """Draw the measures of a `diagnostics.Diagnosis` as bars, one group a picture; below the line counts as zero."""
+    figure, (axes,) = _panels(1, width=max(4.2, 1.2 * len(found.types)))
+    measures = {
+        "reward's gradient": found.g1_relative, "noise's influence": found.g2_relative, "alignment": found.alignment
+    }  # fmt: skip
+    for index, (name, values) in enumerate(measures.items()):
+        places = [item + 0.25 * (index - 1) for item in range(len(found.types))]
+        axes.bar(places, values.float().clamp(min=1e-4).tolist(), width=0.22, label=name)
+    axes.axhline(TOLERANCE, color="black", linestyle="--", linewidth=0.8)
+    axes.set(yscale="log", ylim=(1e-3, None), title="what the gradient is made of")
+    labels = ["still improving" if kind == "none" else f"type {kind}" for kind in found.types]
+    axes.set_xticks(range(len(labels)), [f"{index}: {label}" for index, label in enumerate(labels)])
+    axes.legend(fontsize=8)
+    return _drawn(figure)
+
+
+def _panels(count, width=4.2):
+    """Return a matplotlib figure and its row of `count` axes; matplotlib is imported here, not with the pack."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, 3.4), dpi=100, layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _drawn(figure):
+    """Return a matplotlib figure as a PIL picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def _local_mean(z):
+    """Return the mean of z (1, C, H, W) over channels and 3 x 3 entries, (H, W), as if z went on around its edges."""
+    mean = F.pad(z.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="circular")
+    return F.avg_pool2d(mean, 3, stride=1)[0, 0].cpu().numpy()
 
 
 def _draw_column(axes, history, key, label, color, style, item, divide_by=1.0):

@@ -92,10 +92,14 @@ class SampleMap:
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
-        """Raise ValueError where the settings that `noise` records are not this map's; those it lacks are not judged.
+        """Raise ValueError unless a search may start from `noise`: this map's batch, and settings like this map's.
 
-        Use `dataclasses.replace(noise, settings={})` to try a noise elsewhere on purpose.
+        Settings that it does not record are not judged: `dataclasses.replace(noise, settings={})` tries a noise
+        elsewhere on purpose.
         """
+        self.check(noise)
+        if noise.batch != self.shape[0]:
+            raise ValueError(f"the noise is of {noise.batch} pictures; expected {self.shape[0]}, or one item of it")
         for name, ours in self.settings.items():
             theirs = noise.settings.get(name, ours)
             if not _same_setting(theirs, ours):
@@ -104,6 +108,16 @@ class SampleMap:
                     " another picture. Use the model, steps, scheduler and eta it was made with, or give the noise"
                     " without its settings (Load Noise has a switch for that)"
                 )
+
+    def check(self, noise):
+        """Raise ValueError unless `noise` has this map's shape; any number of candidates may be in its batch."""
+        expected = (self.injected, *self.shape)
+        found = tuple(noise.injected.shape)
+        if found[0] != expected[0] or found[2:] != expected[2:] or found[1] % expected[1]:
+            raise ValueError(
+                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected; expected {self.shape} with"
+                f" {expected[0]} at {self.schedule.steps} steps and eta {self.eta}. Use the settings it was made with"
+            )
 
     def calls(self, candidates):
         """Return in how many calls `candidates` batches are sampled, at most `most_rows` pictures in each."""
@@ -165,7 +179,7 @@ class SampleMap:
 
     def _walk(self, noise, kept=None):
         """Return the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
-        self._check(noise)
+        self.check(noise)
         x = self.start(noise.initial)
         samples = [x]
         for index in range(self.schedule.steps):
@@ -215,15 +229,6 @@ class SampleMap:
         for index in optimised_injected(self.part, self.injected)[: len(injected)]:
             injected[index] = one
         return Noise(one if with_initial else torch.zeros_like(one), injected).flat()
-
-    def _check(self, noise):
-        expected = (self.injected, *self.shape)
-        found = tuple(noise.injected.shape)
-        if found[0] != expected[0] or found[2:] != expected[2:] or found[1] % expected[1]:
-            raise ValueError(
-                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected; expected {self.shape} with"
-                f" {expected[0]} at {self.schedule.steps} steps and eta {self.eta}. Use the settings it was made with"
-            )
 
 
 class Pullback:

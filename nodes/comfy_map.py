@@ -4,7 +4,7 @@ ComfyUI does what it does for every sampler: it loads and patches the model, pre
 and hooks, then calls `OptimizedSampler.sample`. Everything here happens inside that call.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import comfy.model_management as mm
@@ -20,6 +20,9 @@ from . import gradients
 
 # ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
 GRAPH_FACTOR = 4
+
+# Of the free memory, the part that one call's candidates may take; and the most pictures worth one call.
+CANDIDATES_SHARE, MOST_PICTURES = 0.5, 64
 
 
 class OptimizedSampler(comfy.samplers.Sampler):
@@ -51,13 +54,21 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 gradients.with_plain_attention(extra_args["model_options"]), extra_args.get("seed"), expect_gradient,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model)
-            self.result = self.optimization.of(run, decode)
+            most_rows = self._most_rows(model_wrap, noise.shape)
+            self.result = self.optimization.of(run, decode, most_rows)
         return self.result.latent
 
     def _memory_of_a_call(self, model_wrap, shape, steps):
         required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
         calls = steps if self.optimization.keep_graphs else 1
         return calls * required + self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+
+    def _most_rows(self, model_wrap, shape):
+        """Return how many pictures fit into memory in one call without gradients, a multiple of the batch."""
+        required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
+        required = max(required, self.vae.memory_used_decode(shape, self.vae.vae_dtype), 1)
+        batches = int(CANDIDATES_SHARE * mm.get_free_memory(model_wrap.model_patcher.load_device) / required)
+        return shape[0] * max(min(batches, MOST_PICTURES // shape[0]), 1)
 
 
 @dataclass
@@ -82,7 +93,7 @@ class ComfyRun:
     denoise_mask: torch.Tensor | None
     model_options: dict
     seed: int
-    expect_gradient: object
+    expect_gradient: object = staticmethod(lambda expect: None)
 
     @property
     def model_sampling(self):
@@ -112,10 +123,11 @@ class ComfyRun:
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
 
-    def sample_map(self, eta, decode, on_step, keep_graphs=False):
+    def sample_map(self, eta, decode=None, **settings):
         return core.SampleMap(
             self.denoise, self.schedule, tuple(self.noise.shape), eta, start=self.start, finish=self.finish,
-            decode=decode, mask=self.denoise_mask, on_step=on_step, keep_graphs=keep_graphs,
+            decode=decode, model=core.fingerprint(self.guider.inner_model.diffusion_model), mask=self.denoise_mask,
+            **settings,
         )  # fmt: skip
 
     def first_noise(self, injected, settings):
@@ -162,7 +174,10 @@ class Optimization:
         seconds: time budget, or None.
         keep_graphs: keep the steps' graphs for the backward pass instead of running the steps again.
         watch: rewards that are recorded, not optimised.
-        settings: what makes the noise, kept with it and with the history.
+        settings: what else made the noise, kept with it and with the history.
+        start: the noise to start from, of an earlier search; None draws that of the seed.
+        part: which noises are searched, as `core.SampleMap.part`.
+        diagnose: find out at the end why the search stopped improving.
     """
 
     reward: object
@@ -174,19 +189,32 @@ class Optimization:
     keep_graphs: bool = False
     watch: tuple = ()
     settings: dict = field(default_factory=dict)
+    start: core.Noise | None = None
+    part: str = "all"
+    diagnose: bool = False
 
-    def of(self, run, decode):
+    def of(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress = Progress(run.guider.model_patcher)
-        sample_map = run.sample_map(self.eta, decode, progress.on_step, self.keep_graphs)
-        progress.begin(sample_map.stages(self.iterations))
+        progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
+        sample_map = run.sample_map(
+            self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
+            on_step=progress.on_step,
+        )  # fmt: skip
+        if self.start is None:
+            noise = run.first_noise(sample_map.injected, self.settings)
+        else:
+            # Copied: what a node loaded is an inference tensor.
+            noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
+            sample_map.check(noise)
+        run.noise = noise.initial if noise.kept is None else noise.kept
+        noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
+        progress.begin(core.stages(sample_map, solver, self.iterations))
         result = core.optimize(
-            sample_map, self.reward, run.first_noise(sample_map.injected, self.settings), solver=self.solver,
-            regularizer=self.regularizer, iterations=self.iterations, seconds=self.seconds, watch=self.watch,
-            callback=progress.on_iteration,
+            sample_map, self.reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
+            seconds=self.seconds, watch=self.watch, callback=progress.on_iteration, diagnose=self.diagnose,
         )  # fmt: skip
         progress.end()
-        result.history.settings.update(self.settings)
+        result.history.settings |= result.noise.settings
         return result
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..core import plots
 from . import sockets
@@ -53,6 +53,32 @@ class DNOTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, history, picture, count) -> io.NodeOutput:
         return io.NodeOutput(as_image(plots.trajectory(history, checked_item(history, picture), count)))
+
+
+class DNODiagnostics(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNODiagnostics",
+            display_name="DNO Diagnostics",
+            category=sockets.CATEGORY,
+            description=(
+                "What a search gained and why it stopped improving: the reward is at its top, the noise has no more"
+                " influence, or the reward asks for what the noise cannot change. Needs `diagnose` on the sampler."
+            ),
+            inputs=[sockets.History.Input("history", tooltip="From a DNO Sampler with diagnose switched on.")],
+            outputs=[
+                io.String.Output("text", display_name="text", tooltip="One or two lines a picture, in plain words."),
+                io.Image.Output("image", display_name="image", tooltip="The measures as bars, against what is zero."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, history) -> io.NodeOutput:
+        if history.diagnosis is None:
+            raise ValueError("this search was not diagnosed; switch on `diagnose` in the DNO Sampler and run it again")
+        text = history.summary()
+        return io.NodeOutput(text, as_image(plots.diagnosis(history.diagnosis)), ui=ui.PreviewText(text))
 
 
 def checked_item(history, picture):

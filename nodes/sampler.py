@@ -1,4 +1,6 @@
-"""The DNO Sampler node: KSampler's inputs, KSampler's picture at iteration 0, and a search from there."""
+"""The DNO Sampler nodes: the stock samplers' inputs, their picture at iteration 0, and a search from there."""
+
+import copy
 
 import comfy.sample
 import comfy.samplers
@@ -45,71 +47,168 @@ class DNOSampler(io.ComfyNode):
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
                     tooltip="Below 1 the structure of the input image is kept (image to image).",
                 ),
-                io.Vae.Input("vae", tooltip="Decodes the latent to the picture that the reward judges."),
-                sockets.Reward.Input("reward", tooltip="What the pictures shall score high in."),
-                io.Float.Input(
-                    "eta", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Noise injected in each step: 1 is the SDE, with more noise to optimise, searched faster;"
-                    " 0 the ODE, where only the first noise counts.",
-                ),
-                io.Int.Input(
-                    "iterations", default=20, min=0, max=100000,
-                    tooltip="Updates of the noise. Each costs about three sampling runs. 0 only samples.",
-                ),
-                sockets.Solver.Input(
-                    "solver", optional=True,
-                    tooltip="How the noise is changed; without it gradient ascent by Adam at learning rate 0.01.",
-                ),
-                sockets.Regularizer.Input(
-                    "regularizer", optional=True,
-                    tooltip="Keeps the noise probable, so that the picture stays one the model believes in.",
-                ),
-                sockets.Reward.Input(
-                    "watch", optional=True,
-                    tooltip="A second reward that is recorded and never optimised, to see what the search costs.",
-                ),
-                io.Float.Input(
-                    "seconds", default=0.0, min=0.0, max=1000000.0, step=1.0, round=0.1, optional=True,
-                    tooltip="Time budget: no iteration begins that would outlast it. 0 sets none.",
-                ),
-                io.Boolean.Input(
-                    "keep_graphs", default=False, optional=True,
-                    tooltip="Keep every step's graph for the backward pass instead of running the step again: a third"
-                    " faster, and the memory grows with the steps.",
-                ),
+                *required_of_a_search(),
+                *optional_of_a_search(),
             ],
-            outputs=[
-                io.Latent.Output("latent", display_name="latent", tooltip="Each picture's best latent."),
-                io.Image.Output("image", display_name="image", tooltip="That latent, decoded by the VAE."),
-                sockets.Noise.Output("noise", display_name="noise", tooltip="The noise that samples to it."),
-                sockets.History.Output("history", display_name="history", tooltip="The record, for the report nodes."),
-            ],
+            outputs=outputs_of_a_search(),
         )  # fmt: skip
 
     @classmethod
     def execute(
         cls, model, seed, steps, cfg, scheduler, positive, negative, latent_image, denoise, vae, reward, eta,
-        iterations, solver=None, regularizer=None, watch=None, seconds=0.0, keep_graphs=False,
+        iterations, start_noise=None, **search,
     ) -> io.NodeOutput:  # fmt: skip
         model = gradients.with_resident_weights(model)
         latent = checked_latent(model, vae, latent_image)
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", scheduler, denoise).sigmas
         if len(sigmas) < 2:
             raise ValueError(f"denoise is {denoise}: no step is left to optimise the noise of; expected more than 0")
-        watched = () if watch is None else (watch,)
-        settings = {"seed": seed, "steps": steps, "cfg": cfg, "scheduler": scheduler, "denoise": denoise, "eta": eta}
-        optimization = Optimization(
-            reward, eta, iterations, solver, regularizer, seconds or None, keep_graphs, watched, settings
-        )
-        sampler = OptimizedSampler(vae, optimization)
+        settings = {"steps": steps, "cfg": cfg, "scheduler": scheduler, "denoise": denoise}
+        options = optimization(reward, eta, iterations, start_noise, seed, settings, **search)
+        sampler = OptimizedSampler(vae, options)
         noise = comfy.sample.prepare_noise(latent, seed, latent_image.get("batch_index"))
         samples = comfy.sample.sample_custom(
             model, noise, cfg, sampler, sigmas, positive, negative, latent,
             noise_mask=latent_image.get("noise_mask"), disable_pbar=True, seed=seed,
         )  # fmt: skip
-        kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
-        result = sampler.result
-        return io.NodeOutput({**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history)
+        return found(sampler.result, samples, latent_image, vae)
+
+
+class DNOSamplerAdvanced(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSamplerAdvanced",
+            display_name="DNO Sampler (Advanced)",
+            category=sockets.CATEGORY,
+            description=(
+                "The DNO Sampler for the nodes around SamplerCustomAdvanced: any guider, any sigmas. Searches the"
+                " sampling noise for a picture that the reward likes more."
+            ),
+            inputs=[
+                io.Noise.Input("noise", tooltip="Its first noise is where the search starts: RandomNoise."),
+                io.Guider.Input("guider", tooltip="The model and its conditionings: CFGGuider, BasicGuider, .."),
+                io.Sigmas.Input("sigmas", tooltip="The noise levels of the steps: BasicScheduler and others."),
+                io.Latent.Input("latent_image", tooltip="The latent image to denoise; masks and batches are honoured."),
+                *required_of_a_search(),
+                *optional_of_a_search(),
+            ],
+            outputs=outputs_of_a_search(),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, noise, guider, sigmas, latent_image, vae, reward, eta, iterations, start_noise=None, **search
+    ) -> io.NodeOutput:
+        guider = copy.copy(guider)
+        guider.model_patcher = gradients.with_resident_weights(guider.model_patcher)
+        latent = checked_latent(guider.model_patcher, vae, latent_image)
+        if len(sigmas) < 2:
+            raise ValueError(f"there are {len(sigmas)} sigmas, so no step; expected two or more")
+        settings = {} if getattr(guider, "cfg", None) is None else {"cfg": guider.cfg}
+        first = noise.generate_noise({**latent_image, "samples": latent})
+        options = optimization(reward, eta, iterations, start_noise, noise.seed, settings, **search)
+        sampler = OptimizedSampler(vae, options)
+        samples = guider.sample(
+            first, latent, sampler, sigmas, denoise_mask=latent_image.get("noise_mask"), disable_pbar=True,
+            seed=noise.seed,
+        )  # fmt: skip
+        return found(sampler.result, samples, latent_image, vae)
+
+
+def required_of_a_search():
+    """Return the inputs that every DNO Sampler has after those of its stock counterpart."""
+    return [
+        io.Vae.Input("vae", tooltip="Decodes the latent to the picture that the reward judges."),
+        sockets.Reward.Input("reward", tooltip="What the pictures shall score high in."),
+        io.Float.Input(
+            "eta", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
+            tooltip="Noise injected in each step: 1 is the SDE, with more noise to optimise, searched faster;"
+            " 0 the ODE, where only the first noise counts.",
+        ),
+        io.Int.Input(
+            "iterations", default=20, min=0, max=100000,
+            tooltip="Updates of the noise. Each costs about three sampling runs, or as many as the solver tries"
+            " candidates. 0 only samples.",
+        ),
+    ]  # fmt: skip
+
+
+def optional_of_a_search():
+    """Return the optional inputs of every DNO Sampler; saved workflows know them by position: only append."""
+    return [
+        sockets.Solver.Input(
+            "solver", optional=True,
+            tooltip="How the noise is changed; without it gradient ascent by Adam at learning rate 0.01.",
+        ),
+        sockets.Regularizer.Input(
+            "regularizer", optional=True,
+            tooltip="Keeps the noise probable, so that the picture stays one the model believes in.",
+        ),
+        sockets.Reward.Input(
+            "watch", optional=True,
+            tooltip="A second reward that is recorded and never optimised, to see what the search costs.",
+        ),
+        io.Float.Input(
+            "seconds", default=0.0, min=0.0, max=1000000.0, step=1.0, round=0.1, optional=True,
+            tooltip="Time budget: no iteration begins that would outlast it. 0 sets none.",
+        ),
+        io.Boolean.Input(
+            "keep_graphs", default=False, optional=True,
+            tooltip="Keep every step's graph for the backward pass instead of running the step again: a third"
+            " faster, and the memory grows with the steps.",
+        ),
+        sockets.Noise.Input(
+            "start_noise", optional=True,
+            tooltip="Start from this noise of an earlier search instead of the seed's. The same kind of solver goes on"
+            " where it ended; another starts at its best.",
+        ),
+        io.Combo.Input(
+            "part", options=["all", "initial", "first", "last"], default="all", optional=True,
+            tooltip="Which noises are searched: all of them, the initial one alone (as ReNO does), or the first or the"
+            " last few that are injected: early ones decide the layout, late ones the texture.",
+        ),
+        io.Int.Input(
+            "part_count", default=1, min=1, max=10000, optional=True,
+            tooltip="How many injected noises 'first' and 'last' mean.",
+        ),
+        io.Boolean.Input(
+            "diagnose", default=False, optional=True,
+            tooltip="Find out at the end why the search stopped improving, for DNO Diagnostics: costs about ten more"
+            " iterations.",
+        ),
+    ]  # fmt: skip
+
+
+def outputs_of_a_search():
+    """Return what every DNO Sampler gives."""
+    return [
+        io.Latent.Output("latent", display_name="latent", tooltip="Each picture's best latent."),
+        io.Image.Output("image", display_name="image", tooltip="That latent, decoded by the VAE."),
+        sockets.Noise.Output("best_noise", display_name="noise", tooltip="The noise that samples to it."),
+        sockets.History.Output("history", display_name="history", tooltip="The record, for the report nodes."),
+    ]
+
+
+def optimization(
+    reward, eta, iterations, start_noise, seed, settings, solver=None, regularizer=None, watch=None, seconds=0.0,
+    keep_graphs=False, part="all", part_count=1, diagnose=False,
+):  # fmt: skip
+    """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
+    return Optimization(
+        reward, eta, iterations, solver, regularizer, seconds or None, keep_graphs,
+        watch=() if watch is None else (watch,),
+        settings=settings if start_noise is not None else {"seed": seed, **settings},
+        start=start_noise,
+        part=f"{part} {part_count}" if part in ("first", "last") else part,
+        diagnose=diagnose,
+    )  # fmt: skip
+
+
+def found(result, samples, latent_image, vae):
+    """Return the outputs: the best latents in place of the given ones, their pictures, noise and history."""
+    kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
+    return io.NodeOutput({**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history)
 
 
 def checked_latent(model, vae, latent_image):

@@ -81,3 +81,21 @@ def test_curves_draw_every_arm_and_grow_with_the_panels():
 @pytest.mark.parametrize("log_p, text", [(0.0, "1.00"), (-1.0, "0.37"), (-53.0, "1e-23")])
 def test_probabilities_are_written_short(log_p, text):
     assert plots.probability(log_p) == text
+
+
+def test_the_shell_picture_marks_where_noise_is_too_loud():
+    noise = core.Noise.randn((1, 4, 16, 16), injected=3, seed=0)
+    loud = noise.initial.clone()
+    loud[..., :8, :8] *= 3
+    pictures = [plots.shell(core.Noise(initial, noise.injected)) for initial in (noise.initial, loud)]
+    assert pictures[0].size == pictures[1].size
+    # Strong red is what no true noise has in the map of local energy, the third of four panels.
+    panels = [np.asarray(picture)[60:300, 840:1100].astype(int) for picture in pictures]
+    red = [((panel[..., 0] > 90) & (panel[..., 1] < 40) & (panel[..., 2] < 60)).sum() for panel in panels]
+    assert red[1] > red[0] + 500
+
+
+def test_the_diagnosis_picture_names_each_pictures_type():
+    values = torch.tensor([1.0, 0.01])
+    found = core.Diagnosis(values, values, values, values, values, values, None, ["none", "I"])
+    assert plots.diagnosis(found).size[0] > plots.diagnosis(found).size[1]

@@ -37,7 +37,7 @@ def fill(module: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim < 2:
-            values = torch.full_like(parameter, 1.0 if name.endswith("weight") else 0.0)
+            values = torch.randn(parameter.shape, generator=generator) / 20 + (name.endswith("weight"))
         else:
             values = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
         parameter.data.copy_(values)

@@ -1,0 +1,242 @@
+"""Noise nodes: keep a search's noise, go on from it, replay it in the stock samplers, and judge it."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.samplers
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from .. import core
+from ..core import plots
+from . import sockets
+from .comfy_map import ComfyRun
+from .report import as_image
+
+FOLDER = "dno"
+"""Where Save Noise writes by default, in ComfyUI's output folder, and where Load Noise looks."""
+
+
+class DNOSaveNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSaveNoise",
+            display_name="Save Noise",
+            category=sockets.CATEGORY,
+            description=(
+                "Writes the noise of a search to a small file, with all that replays it and with the solver's state, so"
+                " that the search can go on another day."
+            ),
+            inputs=[
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler."),
+                io.String.Input(
+                    "filename_prefix", default=f"{FOLDER}/noise",
+                    tooltip="Name of the file in ComfyUI's output folder; a number is added.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, noise, filename_prefix) -> io.NodeOutput:
+        output = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        file = f"{name}_{counter:05}_.safetensors"
+        noise.save(Path(folder) / file)
+        return io.NodeOutput(ui=ui.PreviewText(f"saved as {Path(subfolder) / file} in the output folder"))
+
+
+class DNOLoadNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOLoadNoise",
+            display_name="Load Noise",
+            category=sockets.CATEGORY,
+            description="Reads a noise that Save Noise or the dno command wrote.",
+            inputs=[
+                io.Combo.Input(
+                    "file", options=noise_files(),
+                    tooltip=f"A .safetensors file in ComfyUI's input folder or in output/{FOLDER}.",
+                ),
+                io.Boolean.Input(
+                    "resume", default=True, label_on="go on where it ended", label_off="start at the best",
+                    tooltip="Keep the last noise and the solver's state, so that the same kind of solver goes on as if"
+                    " it had never stopped.",
+                ),
+                io.Boolean.Input(
+                    "check", default=True, label_on="same settings only", label_off="any settings",
+                    tooltip="Refuse a model, schedule or eta other than the noise was made with: it would sample to"
+                    " another picture.",
+                ),
+            ],
+            outputs=[sockets.Noise.Output("noise", display_name="noise", tooltip="For a DNO Sampler or Replay Noise.")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        return folder_paths.exists_annotated_filepath(file) or f"there is no noise file {file}; refresh the list with R"
+
+    @classmethod
+    def fingerprint_inputs(cls, file, resume, check):
+        return hashlib.sha256(Path(folder_paths.get_annotated_filepath(file)).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file, resume, check) -> io.NodeOutput:
+        noise = core.Noise.load(folder_paths.get_annotated_filepath(file))
+        if not resume:
+            noise = replace(noise, checkpoint=None)
+        return io.NodeOutput(noise if check else replace(noise, settings={}))
+
+
+class DNONoiseFromBatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNONoiseFromBatch",
+            display_name="Noise From Batch",
+            category=sockets.CATEGORY,
+            description="Takes one picture's noise out of a batch, to replay it or to search on from it alone.",
+            inputs=[
+                sockets.Noise.Input("noise", tooltip="The noise of a batch."),
+                io.Int.Input("picture", default=0, min=0, max=4096, tooltip="Number of the picture, from 0."),
+            ],
+            outputs=[sockets.Noise.Output("one", display_name="noise", tooltip="A batch of one.")],
+        )
+
+    @classmethod
+    def execute(cls, noise, picture) -> io.NodeOutput:
+        return io.NodeOutput(noise.item(picture))
+
+
+class DNOReplayNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOReplayNoise",
+            display_name="Replay Noise",
+            category=sockets.CATEGORY,
+            description=(
+                "Samples a searched noise to its picture again with the stock SamplerCustomAdvanced: connect noise,"
+                " sampler and sigmas to it, and the model and prompt of the search through a guider."
+            ),
+            inputs=[sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise.")],
+            outputs=[
+                io.Noise.Output("first_noise", display_name="noise", tooltip="Its first noise."),
+                io.Sampler.Output("sampler", display_name="sampler", tooltip="Injects its other noises."),
+                io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="The noise levels it was searched at."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, noise) -> io.NodeOutput:
+        if not {"sigmas", "eta"} <= set(noise.settings):
+            raise ValueError(
+                "the noise does not say with which sigmas and eta it was made; expected one from a DNO Sampler, or from"
+                " Load Noise with its check on"
+            )
+        return io.NodeOutput(ReplayedNoise(noise), ReplaySampler(noise), torch.tensor(noise.settings["sigmas"]))
+
+
+class ReplayedNoise:
+    """ComfyUI's NOISE: the x_T of a `core.Noise`."""
+
+    def __init__(self, noise):
+        self.noise, self.seed = noise, noise.settings.get("seed", 0)
+
+    def generate_noise(self, input_latent):
+        """Return x_T, (B, C, H, W).
+
+        Raises:
+            ValueError: the latent is not of the noise's shape.
+        """
+        expected, found = tuple(self.noise.initial.shape), tuple(input_latent["samples"].shape)
+        # An empty latent of another channel count is made to fit the model by the sampler.
+        if found[:1] + found[2:] != expected[:1] + expected[2:]:
+            raise ValueError(
+                f"the noise is {expected} but the latent is {found}; connect a latent of the size and batch that the"
+                " noise was searched for, or take one picture's noise by Noise From Batch"
+            )
+        return self.noise.initial.clone()
+
+
+class ReplaySampler(comfy.samplers.Sampler):
+    """ComfyUI's SAMPLER: DDIM(eta) with the injected noises of a `core.Noise`."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        ours = self.noise.to(noise.device)
+        kept = noise if ours.kept is None else ours.kept
+        run = ComfyRun(
+            model_wrap, sigmas, kept, latent_image, denoise_mask, extra_args["model_options"], extra_args.get("seed")
+        )
+        sample_map = run.sample_map(ours.settings["eta"])
+        sample_map.check_settings(ours)
+        sample_map.on_step = lambda *stage: mm.throw_exception_if_processing_interrupted()
+        sample_map.denoise = _with_previews(run.denoise, callback, sample_map.schedule.steps)
+        return sample_map.latent(replace(ours, initial=noise))
+
+
+def _with_previews(denoise, callback, steps):
+    """Return `denoise` that tells ComfyUI's callback of each step."""
+    done = []
+
+    def denoise_and_tell(x, sigma):
+        denoised = denoise(x, sigma)
+        if callback is not None:
+            callback(len(done), denoised, x, steps)
+        done.append(sigma)
+        return denoised
+
+    return denoise_and_tell
+
+
+class DNONoiseProbability(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNONoiseProbability",
+            display_name="Noise Probability",
+            category=sockets.CATEGORY,
+            description=(
+                "How probable a noise is under the normal distribution that the model was trained with, and where it is"
+                " not: below 0.01 it is suspicious, below 1e-6 the picture is not one the model believes in."
+            ),
+            inputs=[
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise."),
+                io.Int.Input("picture", default=0, min=0, max=4096, tooltip="Number of the picture, from 0."),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "probability", display_name="probability", tooltip="The smaller of P(z) and P(x_T), 0 to 1."
+                ),
+                io.String.Output("text", display_name="text", tooltip="P of all noise and of the first, and norms."),
+                io.Image.Output(
+                    "image", display_name="image", tooltip="Norm of each noise, map of the first, and histogram."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, noise, picture) -> io.NodeOutput:
+        one = noise.item(picture)
+        p, p_initial = (core.noise_probability(z.flat()).item() for z in (one, replace(one, injected=one.injected[:0])))
+        norms = [(z.norm() / z.numel() ** 0.5).item() for z in (one.flat(), one.initial)]
+        text = f"P(z) {p:.2g}, P(x_T) {p_initial:.2g}; norm of z {norms[0]:.4f}, of x_T {norms[1]:.4f} (true noise: 1)"
+        return io.NodeOutput(min(p, p_initial), text, as_image(plots.shell(one)), ui=ui.PreviewText(text))
+
+
+def noise_files():
+    """Return the names of the .safetensors files in the input folder, and those Save Noise wrote, as ComfyUI spells."""
+    inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory()) / FOLDER
+    names = [file.name for file in sorted(inputs.glob("*.safetensors"))]
+    return names + [f"{FOLDER}/{file.name} [output]" for file in sorted(outputs.glob("*.safetensors"))]

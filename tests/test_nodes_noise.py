@@ -1,0 +1,258 @@
+"""Noise in and out of a real ComfyUI: saved, resumed, replayed by the stock sampler, judged, taken apart."""
+
+import re
+import time
+
+import pytest
+import torch
+from comfyui_dno import core
+from test_nodes_optimization import history_of
+from workflows import Workflow, error
+
+
+class NoiseWorkflow(Workflow):
+    """A graph with the nodes around SamplerCustomAdvanced too."""
+
+    def gradient(self, lr=0.03):
+        return self.node("DNOSolverGradient", lr=lr, optimizer="adam", momentum=0.9, clip=0.0)[0]
+
+    def guider(self, cfg=8.0):
+        conditionings = {"positive": self.positive, "negative": self.negative}
+        return self.node("CFGGuider", model=self.model, **conditionings, cfg=cfg)[0]
+
+    def sigmas(self, scheduler="normal"):
+        return self.node("BasicScheduler", model=self.model, scheduler=scheduler, steps=6, denoise=1.0)[0]
+
+    def replay(self, noise, latent, cfg=8.0, sigmas=None):
+        """Sample a noise with the stock SamplerCustomAdvanced."""
+        replay = self.node("DNOReplayNoise", noise=noise)
+        return self.node(
+            "SamplerCustomAdvanced", noise=replay[0], guider=self.guider(cfg), sampler=replay[1],
+            sigmas=sigmas or replay[2], latent_image=latent,
+        )  # fmt: skip
+
+    def saved(self, comfy, noise, name):
+        """Save a noise, run, and return its name for Load Noise."""
+        self.node("DNOSaveNoise", noise=noise, filename_prefix=f"dno/{name}")
+        comfy.run(self)
+        return f"dno/{name}_00001_.safetensors [output]"
+
+    def load(self, file, resume=True, check=True):
+        return self.node("DNOLoadNoise", file=file, resume=resume, check=check)[0]
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_stock_sampler_replays_the_searched_latent(comfy, record_property, family, eta):
+    graph = NoiseWorkflow(family)
+    latent = graph.latent()
+    ours = graph.dno(eta=eta, iterations=3, solver=graph.gradient(), latent=latent)
+    graph.keep("ours", ours[0])
+    graph.keep("first", graph.dno(eta=eta, latent=latent)[0])
+    graph.keep("replayed", graph.replay(ours[2], latent)[0])
+    kept = comfy.run(graph).kept
+    found, expected = kept["replayed"]["samples"], kept["ours"]["samples"]
+    record_property("replay", error(found, expected))
+    assert error(found, expected) < 1e-5 < error(kept["first"]["samples"], expected)
+
+
+@pytest.mark.parametrize("mask", ["half", "soft"])
+def test_image_to_image_and_masks_are_replayed_too(comfy, mask):
+    graph = NoiseWorkflow()
+    latent = graph.latent(batch=2, mask=mask)
+    ours = graph.dno(iterations=3, solver=graph.gradient(0.1), latent=latent, denoise=0.6)
+    graph.keep("ours", ours[0])
+    graph.keep("replayed", graph.replay(ours[2], latent)[0])
+    kept = comfy.run(graph).kept
+    assert error(kept["replayed"]["samples"], kept["ours"]["samples"]) < 1e-5
+
+
+def test_one_picture_of_a_batch_is_replayed_alone_out_of_a_file(comfy):
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=2, solver=graph.gradient())
+    graph.keep("ours", ours[0])
+    graph.node("DNOSaveNoise", noise=ours[2], filename_prefix="dno/batch")
+    expected = comfy.run(graph).kept["ours"]["samples"][1:]
+    graph = NoiseWorkflow()
+    one = graph.node("DNONoiseFromBatch", noise=graph.load("dno/batch_00001_.safetensors [output]"), picture=1)
+    alone = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+    graph.keep("replayed", graph.replay(one[0], alone)[0])
+    assert error(comfy.run(graph).kept["replayed"]["samples"], expected) < 1e-5
+
+
+def test_a_search_goes_on_from_its_file_as_if_it_had_never_stopped(comfy):
+    whole, first, rest = NoiseWorkflow(), NoiseWorkflow(), NoiseWorkflow()
+    whole.keep("latent", whole.dno(iterations=5, solver=whole.gradient())[0])
+    expected = comfy.run(whole).kept["latent"]["samples"]
+    file = first.saved(comfy, first.dno(iterations=3, solver=first.gradient())[2], "stopped")
+    ours = rest.dno(iterations=2, solver=rest.gradient(), start_noise=rest.load(file), seed=99)
+    rest.keep("latent", ours[0])
+    rest.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(rest)
+    assert torch.equal(run.kept["latent"]["samples"], expected)
+    history = history_of(run)
+    assert [row["iteration"] for row in history["rows"]] == [3, 4, 5] and history["settings"]["seed"] == 3
+
+
+def test_without_resume_a_search_starts_at_the_best(comfy):
+    graph = NoiseWorkflow()
+    file = graph.saved(comfy, graph.dno(iterations=2, solver=graph.gradient())[2], "best")
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=1, solver=graph.gradient(), start_noise=graph.load(file, resume=False))
+    graph.node("DNOTestHistory", history=ours[3])
+    assert [row["iteration"] for row in history_of(comfy.run(graph))["rows"]] == [0, 1]
+
+
+def test_a_saved_noise_says_all_that_replays_it(comfy):
+    graph = NoiseWorkflow()
+    graph.saved(comfy, graph.dno(iterations=1, solver=graph.gradient())[2], "settings")
+    noise = core.Noise.load(comfy.folder / "output" / "dno" / "settings_00001_.safetensors")
+    names = {"seed", "steps", "cfg", "scheduler", "denoise", "eta", "sigmas", "family", "model"}
+    assert set(noise.settings) == names
+    assert len(noise.settings["sigmas"]) == 7 and noise.settings["seed"] == 3
+    assert noise.checkpoint.iteration == 1 and set(noise.checkpoint.memory) == {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"steps": 5}, "expected \\(2, 4, 8, 8\\) with 4 at 5 steps"),
+    ({"scheduler": "karras"}, "made with sigmas"),
+    ({"eta": 0.5}, "made with eta 1.0, but here it is 0.5"),
+    ({"latent": {"batch": 1, "scale": 0.0}}, "the noise is of 2 pictures; expected 1"),
+    ({"latent": {"batch": 2, "size": 4, "scale": 0.0}}, "expected \\(2, 4, 4, 4\\)"),
+    ({"model": True}, "made with model"),
+])
+def test_a_noise_of_other_settings_is_refused_by_the_sampler(comfy, change, message):
+    graph = NoiseWorkflow()
+    noise = graph.dno()[2]
+    if change.pop("model", None):
+        other = {"family": "eps", "seed": 7, "dtype": "float32", "vae_channels": 4}
+        graph.model = graph.node("DNOTestModel", **other)[0]
+    if "latent" in change:
+        change = {"latent": graph.latent(**change["latent"])}
+    graph.keep("latent", graph.dno(start_noise=noise, **change)[0])
+    assert re.search(message, comfy.fail(graph))
+
+
+def test_the_check_can_be_switched_off(comfy):
+    graph = NoiseWorkflow()
+    file = graph.saved(comfy, graph.dno()[2], "free")
+    graph = NoiseWorkflow()
+    graph.keep("latent", graph.dno(start_noise=graph.load(file, check=False), scheduler="karras")[0])
+    comfy.run(graph)
+
+
+def test_replay_refuses_other_sigmas_and_sizes(comfy):
+    graph = NoiseWorkflow()
+    noise = graph.dno()[2]
+    graph.keep("latent", graph.replay(noise, graph.latent(), sigmas=graph.sigmas(scheduler="karras"))[0])
+    assert "the noise was made with sigmas" in comfy.fail(graph)
+    graph = NoiseWorkflow()
+    small = graph.node("EmptyLatentImage", width=32, height=64, batch_size=2)[0]
+    graph.keep("latent", graph.replay(graph.dno()[2], small)[0])
+    assert "the noise is (2, 4, 8, 8) but the latent is (2, 4, 8, 4)" in comfy.fail(graph)
+
+
+def test_a_missing_file_is_refused_before_anything_runs(comfy):
+    graph = NoiseWorkflow()
+    graph.keep("latent", graph.dno(start_noise=graph.load("dno/never.safetensors [output]"))[0])
+    with pytest.raises(ValueError, match="there is no noise file dno/never.safetensors"):
+        comfy.run(graph)
+
+
+def test_saved_noises_are_listed_for_loading(comfy):
+    graph = NoiseWorkflow()
+    file = graph.saved(comfy, graph.dno()[2], "listed")
+    kind, *rest = comfy.get("/object_info/DNOLoadNoise")["DNOLoadNoise"]["input"]["required"]["file"]
+    assert file in (kind if isinstance(kind, list) else rest[0]["options"])
+
+
+def test_probability_tells_true_noise_from_a_runaway(comfy):
+    graph = NoiseWorkflow()
+    for key, lr, iterations in (("true", 0.1, 0), ("runaway", 0.5, 4)):
+        noise = graph.dno(iterations=iterations, solver=graph.gradient(lr))[2]
+        judged = graph.node("DNONoiseProbability", noise=noise, picture=1)
+        graph.keep(key, judged[2])
+        graph.node("PreviewAny", source=judged[0])
+    run = comfy.run(graph)
+    true, runaway = [float(o["text"][0]) for o in run.outputs.values() if "text" in o and o["text"][0][0].isdigit()]
+    assert true > 0.01
+    assert run.kept["true"]["tensor"].shape == run.kept["runaway"]["tensor"].shape
+    assert not torch.equal(run.kept["true"]["tensor"], run.kept["runaway"]["tensor"])
+    assert 0 <= runaway <= 1
+
+
+@pytest.mark.parametrize("part, changed", [
+    ("initial", [True, *[False] * 5]), ("first", [False, True, True, *[False] * 3]),
+    ("last", [False, *[False] * 3, True, True]), ("all", [True] * 6),
+])
+def test_a_part_of_the_noise_is_searched_alone(comfy, part, changed):
+    graph = NoiseWorkflow()
+    graph.keep("before", graph.dno()[2])
+    graph.keep("after", graph.dno(iterations=1, solver=graph.gradient(), part=part, part_count=2)[2])
+    before, after = (comfy.run(graph).kept[key] for key in ("before", "after"))
+    found = [not torch.equal(before["initial"], after["initial"])]
+    found += [not torch.equal(a, b) for a, b in zip(before["injected"], after["injected"], strict=True)]
+    assert found == changed
+
+
+def test_too_many_noises_for_a_part_are_refused(comfy):
+    graph = NoiseWorkflow()
+    graph.keep("latent", graph.dno(part="last", part_count=6)[0])
+    assert "with K in 1 .. 5" in comfy.fail(graph)
+
+
+def test_diagnostics_say_why_it_stopped_and_need_to_be_asked_for(comfy):
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=1, diagnose=True, steps=3)
+    told = graph.node("DNODiagnostics", history=ours[3])
+    graph.keep("image", told[1])
+    run = comfy.run(graph)
+    (text,) = run.outputs[told.id]["text"]
+    assert "picture 0: still improving" in text and "brightness" in text
+    assert run.kept["image"]["tensor"].ndim == 4
+    graph = NoiseWorkflow()
+    graph.keep("image", graph.node("DNODiagnostics", history=graph.dno()[3])[1])
+    assert "switch on `diagnose`" in comfy.fail(graph)
+
+
+@pytest.mark.parametrize("family", ["eps", "flow"])
+def test_the_advanced_sampler_gives_what_the_sampler_gives(comfy, family):
+    graph = NoiseWorkflow(family)
+    latent = graph.latent()
+    graph.keep("plain", graph.dno(iterations=2, latent=latent)[0])
+    advanced = graph.node(
+        "DNOSamplerAdvanced", noise=graph.node("RandomNoise", noise_seed=3)[0], guider=graph.guider(),
+        sigmas=graph.sigmas(), latent_image=latent, vae=graph.vae, reward=graph.reward, eta=1.0, iterations=2,
+    )  # fmt: skip
+    graph.keep("advanced", advanced[0])
+    graph.keep("image", advanced[1])
+    kept = comfy.run(graph).kept
+    assert torch.equal(kept["advanced"]["samples"], kept["plain"]["samples"])
+    assert kept["image"]["tensor"].shape == (2, 64, 64, 3)
+
+
+def test_the_advanced_sampler_refuses_an_empty_schedule(comfy):
+    graph = NoiseWorkflow()
+    sigmas = graph.node("SplitSigmas", sigmas=graph.sigmas(), step=6)[1]
+    advanced = graph.node(
+        "DNOSamplerAdvanced", noise=graph.node("RandomNoise", noise_seed=3)[0], guider=graph.guider(), sigmas=sigmas,
+        latent_image=graph.latent(), vae=graph.vae, reward=graph.reward, eta=1.0, iterations=2,
+    )  # fmt: skip
+    graph.keep("latent", advanced[0])
+    assert "there are 1 sigmas, so no step; expected two or more" in comfy.fail(graph)
+
+
+def test_a_replay_is_interrupted_within_one_call_and_shows_previews(comfy):
+    graph = NoiseWorkflow(obstacle="slow")
+    graph.keep("latent", graph.replay(graph.dno(steps=20)[2], graph.latent())[0])
+    interrupted = []
+
+    def interrupt(run, kind, data):
+        replaying = kind == "progress" and data["max"] == 20
+        if replaying and data["value"] >= 3 and not interrupted:
+            interrupted.append(time.monotonic())
+            comfy.interrupt()
+
+    run = comfy.run(graph, on_message=interrupt)
+    assert run.ended == "execution_interrupted" and interrupted
+    assert run.messages[-1][2] - interrupted[0] < 2
