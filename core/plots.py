@@ -119,13 +119,13 @@ def shell(noise):
     norms.axhspan(1 - 3 / (2 * size) ** 0.5, 1 + 3 / (2 * size) ** 0.5, color="gray", alpha=0.4)
     norms.set(title="norm (0: x_T, then in order)", ylim=(min(0.8, *lengths), max(1.2, *lengths)))
     z = noise.initial.float()
-    count = 9 * z.shape[1]
+    counts = z.shape[1] * 9 * F.avg_pool2d(torch.ones_like(z[:, :1]), 3, stride=1, padding=1)
     local = {
-        means: ("x_T: local mean", _local_mean(z) * count**0.5),
-        energies: ("x_T: local energy", (_local_mean(z.square()) - 1) * (count / 2) ** 0.5),
+        means: ("x_T: local mean", _local_mean(z) * counts.sqrt()),
+        energies: ("x_T: local energy", (_local_mean(z.square()) - 1) * (counts / 2).sqrt()),
     }
     for axes, (title, field) in local.items():
-        shown = axes.imshow(field, cmap="RdBu_r", vmin=-6, vmax=6)
+        shown = axes.imshow(field[0, 0].cpu().numpy(), cmap="RdBu_r", vmin=-6, vmax=6)
         figure.colorbar(shown, ax=axes, label="standard deviations")
         axes.set(title=title, xticks=[], yticks=[])
     grid = np.linspace(-4.5, 4.5, 91)
@@ -137,7 +137,7 @@ def shell(noise):
 
 def diagnosis(found):
     """Draw the measures of a `diagnostics.Diagnosis` as bars, one group a picture; below the line counts as zero."""
-    figure, (axes,) = _panels(1, width=max(4.2, 1.2 * len(found.types)))
+    figure, (axes,) = _panels(1, width=max(4.8, 1.2 * len(found.types)))
     measures = {
         "reward's gradient": found.g1_relative, "noise's influence": found.g2_relative, "alignment": found.alignment
     }  # fmt: skip
@@ -145,10 +145,10 @@ def diagnosis(found):
         places = [item + 0.25 * (index - 1) for item in range(len(found.types))]
         axes.bar(places, values.float().clamp(min=1e-4).tolist(), width=0.22, label=name)
     axes.axhline(TOLERANCE, color="black", linestyle="--", linewidth=0.8)
-    axes.set(yscale="log", ylim=(1e-3, None), title="what the gradient is made of")
+    axes.set(yscale="log", ylim=(1e-3, 50), title="what the gradient is made of")
     labels = ["still improving" if kind == "none" else f"type {kind}" for kind in found.types]
     axes.set_xticks(range(len(labels)), [f"{index}: {label}" for index, label in enumerate(labels)])
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=3, loc="upper center")
     return _drawn(figure)
 
 
@@ -170,9 +170,8 @@ def _drawn(figure):
 
 
 def _local_mean(z):
-    """Return the mean of z (1, C, H, W) over channels and 3 x 3 entries, (H, W), as if z went on around its edges."""
-    mean = F.pad(z.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="circular")
-    return F.avg_pool2d(mean, 3, stride=1)[0, 0].cpu().numpy()
+    """Return the mean of z (1, C, H, W) over channels and the 3 x 3 entries around each, (1, 1, H, W)."""
+    return F.avg_pool2d(z.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
 def _draw_column(axes, history, key, label, color, style, item, divide_by=1.0):
