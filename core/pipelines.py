@@ -1,5 +1,6 @@
 """A diffusers pipeline as a `SampleMap`: at 0 iterations the pipeline's own picture.
 
+    import torch
     from comfyui_dno import core, rewards
     from comfyui_dno.core.pipelines import from_pipeline, load_pipeline
 
@@ -104,7 +105,7 @@ def from_pipeline(
     negative_pooled_prompt_embeds=None,
     **settings,
 ):
-    """Return the noise-to-sample map of a diffusers pipeline; its networks are frozen and shared, not copied.
+    """Return the noise-to-sample map of a diffusers pipeline, whose networks it uses and freezes.
 
     Networks run in the pipeline's dtype; noise, steps and guidance stay in the noise's own.
 
@@ -156,8 +157,8 @@ class Sampling:
         schedule: the noise levels.
         timesteps: (T,), what the network is told at each; None for flow, where it is sigma.
         prediction: "eps" or "v"; None for flow.
-        start_scale: x at the first sigma, of unit noise.
-        finish_scale: of the latent, x at the last sigma being 1.
+        start_scale: x at the first sigma is this times the noise.
+        finish_scale: the latent is this times x at the last sigma.
     """
 
     schedule: Schedule
