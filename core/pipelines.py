@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 
 from .denoiser import DiscreteDenoiser, Guided
+from .fingerprint import fingerprint
 from .pipeline_families import Embeddings, family_of
 from .sample_map import SampleMap
 from .schedule import Schedule
@@ -145,7 +146,8 @@ def from_pipeline(
     denoise = Guided(sampling.denoiser(family.predict), *rows.chunk(2), family.cfg if family.guided else 1)
     return SampleMap(
         denoise, sampling.schedule, shape, eta, start=sampling.start, finish=sampling.finish,
-        decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, **settings,
+        decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, model=fingerprint(family.network),
+        **settings,
     )  # fmt: skip
 
 
