@@ -15,12 +15,12 @@ import sde_ode  # noqa: E402
 import study  # noqa: E402
 import zeno  # noqa: E402
 from comfyui_dno import core  # noqa: E402
-from comfyui_dno.core import toy  # noqa: E402
+from comfyui_dno.core import toy, toy_models  # noqa: E402
 
 
 def run(*score, each=1.0):
     """A run whose iterations take `each` seconds."""
-    return {"score": list(score), "seconds": [each * i for i in range(len(score))], "last": {"norm": 1.0}}
+    return {"score": list(score), "seconds": [each * i for i in range(len(score))], "last": {"norm": 1.0}, "slope": 2.0}
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, capsys):
@@ -106,12 +106,14 @@ def test_the_sde_is_sooner_where_it_has_gained_the_odes_all():
 
 
 def test_a_batchs_items_become_runs_of_their_own():
-    points = toy.point_map(toy.PointDenoiser(), 3)
+    points = toy.point_map(toy_models.exact_ring, 3)
     noise = points.randn(0)
     runs = sde_ode.runs_of(sde_ode.climb(points, toy.waves, noise, lr=0.01, iterations=2))
     expected = toy.waves(points.sample(noise)).tolist()
     assert [run["score"][0] for run in runs] == pytest.approx(expected, abs=1e-5)
     assert all(len(run["score"]) == 3 and run["seconds"] == runs[0]["seconds"] for run in runs)
+    slopes = core.Exact()(core.Problem(points, toy.waves), noise).gradient.flat().norm(dim=1)
+    assert [run["slope"] for run in runs] == pytest.approx(slopes.tolist(), abs=1e-5)
 
 
 def test_searches_are_compared_at_equal_evaluations():

@@ -16,7 +16,7 @@ from pathlib import Path
 import study
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core import toy
+from comfyui_dno.core import toy, toy_models
 from hacking_study import noise_of
 
 ETAS = {"SDE": 1.0, "ODE": 0.0}
@@ -43,7 +43,7 @@ def main():
 
 def ring(runs, options):
     """Return arm -> list of runs, one a point of the ring."""
-    denoise = toy.train(toy.ring)
+    denoise = toy_models.train(toy_models.ring)
     maps = {arm: toy.point_map(denoise, options.points, eta) for arm, eta in ETAS.items()}
     return {
         arm: runs_of(runs.once(
@@ -75,16 +75,23 @@ def embedded(runs, options):
 
 
 def climb(sample_map, reward, noise, lr, iterations):
-    """Optimise one batch; return "scores", one curve an item, and the "seconds" that they share."""
+    """Optimise one batch.
+
+    Returns:
+        "scores", one curve an item; the "seconds" that they share; "slopes", the Euclidean norm of the
+        reward's gradient by the starting noise: Adam moves every entry by lr, however small its share of that.
+    """
     solver = core.GradientAscent(lr=lr)
     history = core.optimize(sample_map, reward, noise, solver, iterations=iterations, floor=0.0).history
     curves = [study.curve(history, item) for item in range(noise.batch)]
-    return {"seconds": curves[0]["seconds"], "scores": [curve["score"] for curve in curves]}
+    slopes = [round(slope, 5) for slope in history.rows[0]["gradient_norm"]]
+    return {"seconds": curves[0]["seconds"], "scores": [curve["score"] for curve in curves], "slopes": slopes}
 
 
 def runs_of(batch):
     """Return one run an item of what `climb` returned."""
-    return [{"score": scores, "seconds": batch["seconds"]} for scores in batch["scores"]]
+    items = zip(batch["scores"], batch["slopes"], strict=True)
+    return [{"score": scores, "seconds": batch["seconds"], "slope": slope} for scores, slope in items]
 
 
 def summary(arms):
@@ -98,6 +105,9 @@ def summary(arms):
     reached = [iterations for iterations in soon if iterations is not None]
     return {
         "start": {arm: study.mean_sd(run["score"][0] for run in runs) for arm, runs in arms.items()},
+        "norm of the gradient at the start": {
+            arm: study.mean_sd(run["slope"] for run in runs) for arm, runs in arms.items()
+        },
         "gain": {
             f"after {count} iterations": {
                 arm: study.mean_sd(max(run["score"][: count + 1]) - run["score"][0] for run in runs)
