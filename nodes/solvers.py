@@ -6,6 +6,11 @@ from .. import core
 from . import sockets
 
 ESTIMATORS = {"hybrid-2": core.Hybrid2, "hybrid-1": core.Hybrid1, "zo-sgd": core.ZerothOrder}
+SEARCHES = {
+    "best-of-n": lambda candidates, beta, seed: core.Search.best_of_n(candidates, seed),
+    "zero-order": core.Search.zero_order,
+    "pcn": lambda candidates, beta, seed: core.Search.pcn(beta, seed),
+}
 
 
 class DNOSolverGradient(io.ComfyNode):
@@ -64,7 +69,7 @@ class DNOSolverZerothOrder(io.ComfyNode):
     @classmethod
     def execute(cls, method, lr, q, mu, seed, optimizer, momentum, clip) -> io.NodeOutput:
         chosen = {name: value for name, value in (("q", q), ("mu", mu)) if value}
-        estimator = ESTIMATORS[method](seed=seed, **chosen)
+        estimator = known(method, ESTIMATORS)(seed=seed, **chosen)
         return io.NodeOutput(
             core.GradientAscent(lr=lr, optimizer=optimizer, momentum=momentum, clip=clip or None, estimator=estimator)
         )
@@ -127,7 +132,7 @@ class DNOSolverSearch(io.ComfyNode):
             ),
             inputs=[
                 io.Combo.Input(
-                    "method", options=["best-of-n", "zero-order", "pcn"], default="best-of-n",
+                    "method", options=list(SEARCHES), default="best-of-n",
                     tooltip="best-of-n: new noises each time; finds another picture, soon gains little. zero-order:"
                     " neighbours of the best so far; improves a picture that is liked already. pcn: the same with one"
                     " neighbour an iteration, for many short iterations.",
@@ -145,11 +150,7 @@ class DNOSolverSearch(io.ComfyNode):
 
     @classmethod
     def execute(cls, method, candidates, beta, seed) -> io.NodeOutput:
-        if method == "best-of-n":
-            return io.NodeOutput(core.Search.best_of_n(candidates, seed))
-        if method == "zero-order":
-            return io.NodeOutput(core.Search.zero_order(candidates, beta, seed))
-        return io.NodeOutput(core.Search.pcn(beta, seed))
+        return io.NodeOutput(known(method, SEARCHES)(candidates, beta, seed))
 
 
 class DNOSolverLGD(io.ComfyNode):
@@ -183,6 +184,13 @@ class DNOSolverLGD(io.ComfyNode):
     @classmethod
     def execute(cls, samples, scale, seed) -> io.NodeOutput:
         return io.NodeOutput(core.LGD(samples, scale, seed))
+
+
+def known(method, methods):
+    """Return methods[method]; ComfyUI 0.3.75 lets any word through to V3 nodes that a workflow gives."""
+    if method not in methods:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(methods)}")
+    return methods[method]
 
 
 def learning_rate_input(advice):
