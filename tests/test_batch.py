@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+import tiny_pipelines
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
@@ -146,6 +147,19 @@ def test_a_failed_item_is_listed_spares_the_others_and_is_tried_again(tmp_path, 
     assert "expected finite numbers" in rows[1]["stopped"]
     assert run_batch(tmp_path, "--seeds", "0:3", prompts=["black cat"]) == 0
     assert not list((tmp_path / "out").glob("*error*"))
+
+
+def test_a_model_is_loaded_once_and_an_item_is_a_single_runs_picture(tmp_path, monkeypatch):
+    tiny_pipelines.stable_diffusion().save_pretrained(tmp_path / "model")
+    loaded, load = [], core.load_pipeline
+    monkeypatch.setattr(core, "load_pipeline", lambda *given: loaded.append(given[0]) or load(*given))
+    model = ["--model", str(tmp_path / "model")]
+    assert run_batch(tmp_path, *model, prompts=["black cat", "white duck"]) == 0
+    assert len(loaded) == 1
+    assert main(["run", *model, *TINY, "--prompt", "white duck", "--out", str(tmp_path / "run")]) == 0
+    item = tmp_path / "out" / "0002_white-duck_0000"
+    assert (item / "after.png").read_bytes() == (tmp_path / "run" / "after.png").read_bytes()
+    assert {path.name for path in item.iterdir()} == {path.name for path in (tmp_path / "run").iterdir()}
 
 
 @pytest.mark.parametrize("call", [3, 4])
