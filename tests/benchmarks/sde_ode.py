@@ -24,7 +24,7 @@ ETAS = {"SDE": 1.0, "ODE": 0.0}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, default=32, help="on the ring")
+    parser.add_argument("--points", type=int, default=64, help="on the ring")
     parser.add_argument("--ring-iterations", type=int, default=100)
     parser.add_argument("--prompt", default="cat")
     parser.add_argument("--wanted", default="white cat", help="the text that the consistency scorer is asked for")

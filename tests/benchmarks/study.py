@@ -83,7 +83,7 @@ def announce(sample_map, samplings):
 def curve(history, item=0, key="score"):
     """Return the curve of one picture of a history."""
     spent = [0.0] + [row["seconds"] for row in history.rows[:-1]]
-    return {"score": [round(value, 5) for value in history.column(key, item)], "seconds": spent}
+    return {"score": [round(value, 4) for value in history.column(key, item)], "seconds": spent}
 
 
 def best_so_far(values):
