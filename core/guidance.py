@@ -44,8 +44,8 @@ class LGD(Solver):
         if self.samples < 1 or not self.scale > 0:
             raise ValueError(f"samples is {self.samples} and scale {self.scale}; expected 1 or more, and more than 0")
 
-    def passes(self, sample_map):
-        return 2
+    def stages(self, sample_map):
+        return sample_map.stages + sample_map.injected
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the noise of the guided run that begins with it, the Evaluation of `noise`)."""

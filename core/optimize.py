@@ -144,8 +144,8 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
-    passes = solver.passes(sample_map) if hasattr(solver, "passes") else 2
-    return (iterations * passes + 1) * (sample_map.schedule.steps + 1)
+    each = solver.stages(sample_map) if hasattr(solver, "stages") else 2 * sample_map.stages
+    return iterations * each + sample_map.stages
 
 
 def _started(solver, noise):

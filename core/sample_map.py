@@ -85,6 +85,11 @@ class SampleMap:
         return self.schedule.injected if self.eta > 0 else 0
 
     @property
+    def stages(self):
+        """How often one pass, forward or backward, calls `on_step`: each step and the decode."""
+        return self.schedule.steps + 1
+
+    @property
     def settings(self):
         """What a noise must have been made for to sample to the same pictures here; kept in `Noise.settings`."""
         schedule = self.schedule
@@ -161,11 +166,6 @@ class SampleMap:
     def sample(self, noise):
         """Return the pictures that `noise` samples to, (B, 3, H, W), without gradient."""
         return self.images(self.latent(noise))
-
-    def stages(self, iterations):
-        """Return how often `on_step` is called in `iterations` gradient iterations and the last evaluation."""
-        forward = backward = self.schedule.steps + 1
-        return iterations * (forward + backward) + forward
 
     def pullback(self, noise):
         """Sample with what the backward pass needs.

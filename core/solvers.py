@@ -20,7 +20,7 @@ from .noise import Noise
 
 
 class Solver:
-    """What the loop asks of every solver; one without state defines `step` and `passes` alone."""
+    """What the loop asks of every solver; one without state defines `step` and `stages` alone."""
 
     @property
     def name(self):
@@ -35,8 +35,8 @@ class Solver:
         """Return the state as name -> Noise, for a `Checkpoint`."""
         return {}
 
-    def passes(self, sample_map):
-        """Return how many passes through all denoising steps one `step` makes, for progress bars."""
+    def stages(self, sample_map):
+        """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         raise NotImplementedError
 
     def step(self, problem, noise):
@@ -104,8 +104,8 @@ class GradientAscent(Solver):
             if torch.is_tensor(value) and value.ndim
         }
 
-    def passes(self, sample_map):
-        return self.estimator.passes(sample_map)
+    def stages(self, sample_map):
+        return self.estimator.passes(sample_map) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
@@ -183,8 +183,8 @@ class ZeNO(Solver):
         if not self.tau > 0:
             raise ValueError(f"tau is {self.tau}; expected a number > 0")
 
-    def passes(self, sample_map):
-        return sample_map.calls(self.candidates + 1)
+    def stages(self, sample_map):
+        return sample_map.calls(self.candidates + 1) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
@@ -260,8 +260,8 @@ class Search(Solver):
         """Climb by preconditioned Crank-Nicolson proposals: one candidate at a time, taken if it is better."""
         return cls(1, beta, seed)
 
-    def passes(self, sample_map):
-        return sample_map.calls(self.candidates + 1)
+    def stages(self, sample_map):
+        return sample_map.calls(self.candidates + 1) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates; return (the best of them, the Evaluation of `noise`)."""

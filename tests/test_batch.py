@@ -18,7 +18,6 @@ from comfyui_dno.__main__ import main
 from comfyui_dno.cli import batch, options
 from comfyui_dno.cli.processes import Processes
 from PIL import Image
-from safetensors import safe_open
 
 TINY = ["--steps", "2", "--iterations", "1", "--lr", "0.05"]
 
@@ -46,15 +45,9 @@ def finished(out):
 
 
 def content(out):
-    """Return what every file of a batch holds, as bytes; of a noise, whose header has no fixed order, as values."""
-    found = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file()):
-        found[path.relative_to(out).as_posix()] = path.read_bytes()
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="np") as file:
-                tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}
-                found[path.relative_to(out).as_posix()] = (tensors, file.metadata())
-    return found
+    """Return the bytes of every file of a batch."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 class Flawed:

@@ -55,6 +55,13 @@ def test_going_on_leaves_the_checkpoint_as_it_was():
     assert torch.equal(once.images, twice.images)
 
 
+def test_equal_noises_are_equal_files(tmp_path):
+    noise = run(start(), SOLVERS["adam"], 1).noise
+    for index in range(6):
+        noise.save(tmp_path / f"{index}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_another_solver_starts_at_the_best_noise():
     first = run(start(), core.ZeNO(candidates=4), 4)
     history = run(first.noise, core.GradientAscent(), 1).history

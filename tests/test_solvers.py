@@ -183,6 +183,7 @@ def test_renos_step_is_a_clipped_nesterov_step():
     core.ZeNO(candidates=6),
     core.Search.pcn(),
     core.Search(candidates=7),
+    core.LGD(samples=2),
 ])
 def test_the_stages_of_a_run_are_known_beforehand(solver, most_rows):
     calls = []
