@@ -128,8 +128,11 @@ class Noise:
         record = json.loads(metadata.get("dno", "{}"))
         if record.get("format") != FORMAT or not set(TENSORS) <= keys:
             raise ValueError(f"{path} is not a noise file: found {sorted(keys)}; expected one written by Noise.save")
-        checkpoint = Checkpoint.of(tensors, record) if "solver" in record else None
-        return cls(tensors["initial"], tensors["injected"], record["settings"], tensors.get("kept"), checkpoint)
+        try:
+            checkpoint = Checkpoint.of(tensors, record) if "solver" in record else None
+            return cls(tensors["initial"], tensors["injected"], record["settings"], tensors.get("kept"), checkpoint)
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}; expected all that Noise.save writes") from error
 
 
 @dataclass(frozen=True)

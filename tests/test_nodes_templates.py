@@ -73,7 +73,7 @@ def test_in_a_browser_every_template_loads_and_asks_for_its_source(comfy):
         for name in names():
             given = comfy.get(f"/api/workflow_templates/{PACK.name}/{name}.json")
             page.evaluate("async (template) => { await app.loadGraphData(template) }", given)
-            nodes = page.evaluate("(app.rootGraph ?? app.graph)._nodes.map(({type, widgets_values}) => [type, widgets_values])")
+            nodes = page.evaluate("(app.rootGraph ?? app.graph)._nodes.map((n) => [n.type, n.widgets_values])")
             prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
             assert {kind for kind, _ in nodes} <= known, name
             assert ["MarkdownNote", [source(name)["note"]]] in nodes, name
