@@ -16,20 +16,35 @@ It is called by its `__name__` and held to be differentiable; set `warmth.differ
 no gradient.
 """
 
+from .aesthetic import Aesthetic
+from .clip import HPS, CLIPScore, Directions, PickScore, Similarity
 from .combine import Combine, typical
 from .consistency import Consistency
+from .image_reward import BlipTower, CycleReward, ImageReward
 from .jpeg import JPEG, JPEGProxy
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
+from .towers import ClipTower, load_tower
 
 __all__ = [
+    "HPS",
     "JPEG",
+    "Aesthetic",
+    "BlipTower",
     "Brightness",
+    "CLIPScore",
+    "ClipTower",
     "ColorTarget",
     "Combine",
     "Consistency",
     "Contrast",
+    "CycleReward",
+    "Directions",
+    "ImageReward",
     "JPEGProxy",
+    "PickScore",
     "Saturation",
     "Sharpness",
+    "Similarity",
+    "load_tower",
     "typical",
 ]
