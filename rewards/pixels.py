@@ -131,9 +131,9 @@ class ColorTarget:
 class Sharpness:
     """The standard deviation of the luma's Laplacian (four neighbours less four times the pixel; inner pixels only).
 
-    Its square is the usual "variance of Laplacian", times 255^2 where pixels are in [0, 255]. 0 flat or an even slope,
-    4 a checkerboard of single black and white pixels, about 0.05 to 0.2 photographs. Grain scores high too, so watch
-    the pictures. Needs 3 x 3 pixels; a picture without any edge has no gradient.
+    Its square is the usual "variance of Laplacian", times 255^2 where pixels are in [0, 255]. 0 is flat or an even
+    slope, 4 a checkerboard of single black and white pixels; one photograph had 0.13 at 512 x 512 pixels and 0.26 at
+    128 x 128. Grain scores high too, so watch the pictures. A picture without any edge has no gradient.
 
     Attributes:
         negative: True rewards blur instead.
@@ -147,7 +147,7 @@ class Sharpness:
         return "blur" if self.negative else "sharpness"
 
     def __call__(self, images, prompts=None):
-        """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
+        """Return (B,) scores of images (B, 3, H, W), nominally [0, 1], 3 x 3 pixels or more."""
         luma = _luma(images)
         across = luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
         down = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1]
