@@ -13,6 +13,7 @@ from .guidance import LGD
 from .history import Evaluation, History
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
+from .pipelines import from_pipeline, load_pipeline
 from .problem import NotFiniteError, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
@@ -47,7 +48,9 @@ __all__ = [
     "ZerothOrder",
     "diagnose",
     "fingerprint",
+    "from_pipeline",
     "load_embedded",
+    "load_pipeline",
     "log_probabilities",
     "noise_probability",
     "optimize",

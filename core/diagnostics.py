@@ -9,8 +9,8 @@ The gradient by the noise is a product of two factors, and it vanishes for one o
 ||G2|| is the Frobenius norm: ||G2||^2 = D E ||G2^T q||^2 for a random direction q of length 1.
 
 What counts as zero [derived here; the paper gives no threshold]: norms have the scale of reward, image and noise, so
-each is compared with its root mean square over the pictures of a reference, where a search could still climb: true
-noise by default. Type III needs no reference:
+each is compared with its median over the pictures of a reference, where a search could still climb: true noise by
+default. Type III needs no reference:
 
     alignment = sqrt(D) ||G2^T G1|| / (||G1|| ||G2||)   in [0, sqrt(D)]
 
@@ -171,8 +171,8 @@ def _true_noise(sample_map, noise, seed):
 
 
 def _relative(norms, reference):
-    """Return norms (B,) in units of the reference's root mean square; 0 stays 0 whatever the unit."""
-    return norms / reference.square().mean().sqrt().to(norms).clamp(min=torch.finfo(norms.dtype).tiny)
+    """Return norms (B,) in units of the reference's median; 0 stays 0 whatever the unit."""
+    return norms / reference.median().to(norms).clamp(min=torch.finfo(norms.dtype).tiny)
 
 
 def _type(alignment, g1, g2, tolerance):

@@ -1,5 +1,6 @@
 """A diffusers pipeline as a `SampleMap`: at 0 iterations the pipeline's own picture.
 
+    import torch
     from comfyui_dno import core, rewards
     from comfyui_dno.core.pipelines import from_pipeline, load_pipeline
 
@@ -34,6 +35,7 @@ from pathlib import Path
 import torch
 
 from .denoiser import DiscreteDenoiser, Guided
+from .fingerprint import fingerprint
 from .pipeline_families import Embeddings, family_of
 from .sample_map import SampleMap
 from .schedule import Schedule
@@ -104,7 +106,7 @@ def from_pipeline(
     negative_pooled_prompt_embeds=None,
     **settings,
 ):
-    """Return the noise-to-sample map of a diffusers pipeline; its networks are frozen and shared, not copied.
+    """Return the noise-to-sample map of a diffusers pipeline, whose networks it uses and freezes.
 
     Networks run in the pipeline's dtype; noise, steps and guidance stay in the noise's own.
 
@@ -144,7 +146,8 @@ def from_pipeline(
     denoise = Guided(sampling.denoiser(family.predict), *rows.chunk(2), family.cfg if family.guided else 1)
     return SampleMap(
         denoise, sampling.schedule, shape, eta, start=sampling.start, finish=sampling.finish,
-        decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, **settings,
+        decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, model=fingerprint(family.network),
+        **settings,
     )  # fmt: skip
 
 
@@ -156,8 +159,8 @@ class Sampling:
         schedule: the noise levels.
         timesteps: (T,), what the network is told at each; None for flow, where it is sigma.
         prediction: "eps" or "v"; None for flow.
-        start_scale: x at the first sigma, of unit noise.
-        finish_scale: of the latent, x at the last sigma being 1.
+        start_scale: x at the first sigma is this times the noise.
+        finish_scale: the latent is this times x at the last sigma.
     """
 
     schedule: Schedule

@@ -3,19 +3,34 @@
 from comfy_api.latest import ComfyExtension
 
 from .embedded import DNOLoadEmbeddedModel
-from .report import DNOReport, DNOTrajectory
-from .rewards import DNOBrightnessReward, DNOConsistencyReward
-from .sampler import DNOSampler
-from .solvers import DNOProbabilityRegularizer, DNOSolverGradient
+from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
+from .report import DNODiagnostics, DNOReport, DNOTrajectory
+from .rewards import DNOBrightnessReward, DNOConsistencyReward, DNOJPEGReward
+from .sampler import DNOSampler, DNOSamplerAdvanced
+from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
 
 NODES = [
     DNOSampler,
+    DNOSamplerAdvanced,
     DNOSolverGradient,
+    DNOSolverZerothOrder,
+    DNOSolverZeNO,
+    DNOSolverSearch,
+    DNOSolverLGD,
     DNOProbabilityRegularizer,
+    DNONormRegularizer,
     DNOBrightnessReward,
     DNOConsistencyReward,
+    DNOJPEGReward,
     DNOReport,
     DNOTrajectory,
+    DNODiagnostics,
+    DNOSaveNoise,
+    DNOLoadNoise,
+    DNONoiseFromBatch,
+    DNOReplayNoise,
+    DNONoiseProbability,
     DNOLoadEmbeddedModel,
 ]
 

@@ -31,6 +31,37 @@ class DNOBrightnessReward(io.ComfyNode):
         return io.NodeOutput(rewards.Brightness(negative=negative))
 
 
+class DNOJPEGReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOJPEGReward",
+            display_name="JPEG Reward",
+            category=sockets.CATEGORY,
+            description=(
+                "How small the picture is as a JPEG file, minus its kilobytes at quality 95, or how large. The real"
+                " size has no gradient: use it with DNO Solver (Zeroth-Order), (ZeNO) or (Search)."
+            ),
+            inputs=[
+                io.Boolean.Input(
+                    "incompressible", default=False, label_on="large files", label_off="small files",
+                    tooltip="Reward large files, full of detail, instead of small ones, which are plain.",
+                ),
+                io.Boolean.Input(
+                    "proxy", default=False, label_on="differentiable proxy", label_off="real file size",
+                    tooltip="Judge by a smooth estimate of the size, in other units, which DNO Solver (Gradient) can"
+                    " climb, instead of by the file itself.",
+                ),
+            ],
+            outputs=[sockets.Reward.Output("reward", display_name="reward", tooltip="For the DNO Sampler.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, incompressible, proxy) -> io.NodeOutput:
+        reward = rewards.JPEGProxy if proxy else rewards.JPEG
+        return io.NodeOutput(reward(incompressible=incompressible))
+
+
 class DNOConsistencyReward(io.ComfyNode):
     @classmethod
     def define_schema(cls):

@@ -1,9 +1,16 @@
-"""Solver and regulariser nodes: how the noise is changed, and what keeps it probable."""
+"""Solver nodes: how the noise is changed from one iteration to the next, and where the direction comes from."""
 
 from comfy_api.latest import io
 
 from .. import core
 from . import sockets
+
+ESTIMATORS = {"hybrid-2": core.Hybrid2, "hybrid-1": core.Hybrid1, "zo-sgd": core.ZerothOrder}
+SEARCHES = {
+    "best-of-n": lambda candidates, beta, seed: core.Search.best_of_n(candidates, seed),
+    "zero-order": core.Search.zero_order,
+    "pcn": lambda candidates, beta, seed: core.Search.pcn(beta, seed),
+}
 
 
 class DNOSolverGradient(io.ComfyNode):
@@ -14,66 +21,216 @@ class DNOSolverGradient(io.ComfyNode):
             display_name="DNO Solver (Gradient)",
             category=sockets.CATEGORY,
             description="Climbs the reward by its exact gradient by the noise. Needs a differentiable reward.",
-            inputs=[
-                io.Float.Input(
-                    "lr", default=0.01, min=0.00001, max=100.0, step=0.001, round=0.00001,
-                    tooltip="Learning rate, for Adam in units of the noise's standard deviation. 0.01 is the paper's,"
-                    " 0.03 suits short runs.",
-                ),
-                io.Combo.Input(
-                    "optimizer", options=["adam", "sgd"], default="adam",
-                    tooltip="Adam, or stochastic gradient ascent with Nesterov momentum.",
-                ),
-                io.Float.Input(
-                    "momentum", default=0.9, min=0.0, max=0.999, step=0.01, round=0.001,
-                    tooltip="Of sgd; Adam does not use it.",
-                ),
-                io.Float.Input(
-                    "clip", default=0.0, min=0.0, max=1000000.0, step=0.1, round=0.0001,
-                    tooltip="Largest norm of each picture's gradient, against bursts in long schedules. 0 sets none.",
-                ),
-            ],
-            outputs=[sockets.Solver.Output("solver", display_name="solver", tooltip="For the DNO Sampler.")],
-        )  # fmt: skip
+            inputs=[learning_rate_input("0.01 is the paper's, 0.03 suits short runs."), *update_inputs()],
+            outputs=[solver_output()],
+        )
 
     @classmethod
     def execute(cls, lr, optimizer, momentum, clip) -> io.NodeOutput:
         return io.NodeOutput(core.GradientAscent(lr=lr, optimizer=optimizer, momentum=momentum, clip=clip or None))
 
 
-class DNOProbabilityRegularizer(io.ComfyNode):
+class DNOSolverZerothOrder(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="DNOProbabilityRegularizer",
-            display_name="DNO Probability Regularizer",
+            node_id="DNOSolverZerothOrder",
+            display_name="DNO Solver (Zeroth-Order)",
             category=sockets.CATEGORY,
             description=(
-                "Pulls the noise back where it becomes improbable under the normal distribution: the picture then stays"
-                " one that the model believes in, at some cost of reward (the paper's PRNO)."
+                "Climbs rewards that have no gradient, such as file sizes, along one that is estimated from slightly"
+                " perturbed pictures."
             ),
             inputs=[
+                io.Combo.Input(
+                    "method", options=list(ESTIMATORS), default="hybrid-2",
+                    tooltip="hybrid-2: perturbs the noise and differentiates the model; climbs fastest. hybrid-1:"
+                    " perturbs the pixels; cheapest, only for rewards that mean something on noisy pictures. zo-sgd:"
+                    " perturbs the noise and differentiates nothing; slowest, for models without gradients.",
+                ),
+                learning_rate_input("0.01 is the paper's for JPEG, 0.001 for the aesthetic score."),
+                io.Int.Input(
+                    "q", default=0, min=0, max=4096,
+                    tooltip="Perturbations an iteration: more make the estimate truer and the iteration longer. 0 takes"
+                    " the paper's number: 4 for hybrid-2, 8 for hybrid-1, 16 for zo-sgd.",
+                ),
                 io.Float.Input(
-                    "gamma", default=1.0, min=0.0, max=1000.0, step=0.1, round=0.0001,
-                    tooltip="Weight against the reward: 1 for brightness, about 0.1 for human-preference rewards.",
+                    "mu", default=0.0, min=0.0, max=10.0, step=0.005, round=0.00001,
+                    tooltip="Size of the perturbations, in standard deviations of the noise, for hybrid-1 in pixel"
+                    " values of 0 to 1. Larger helps where the reward moves in jumps. 0 takes the paper's: 0.02 for"
+                    " hybrid-2, 0.01 for the others.",
                 ),
-                io.Int.Input(
-                    "k", default=2, min=1, max=100, tooltip="Length of the sub-vectors whose statistics are tested."
-                ),
-                io.Int.Input(
-                    "permutations", default=100, min=0, max=1000,
-                    tooltip="Random orders of the noise that are tested beside its own.",
-                ),
-                io.Boolean.Input(
-                    "apart", default=True, label_on="first noise apart", label_off="all noise together",
-                    tooltip="Judge the first noise by itself beside the injected ones: among them it can drift unseen.",
-                ),
+                seed_input("perturbations"),
+                *update_inputs(),
             ],
-            outputs=[
-                sockets.Regularizer.Output("regularizer", display_name="regularizer", tooltip="For the DNO Sampler.")
-            ],
+            outputs=[solver_output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, gamma, k, permutations, apart) -> io.NodeOutput:
-        return io.NodeOutput(core.ProbabilityRegularizer(gamma=gamma, k=k, permutations=permutations, apart=apart))
+    def execute(cls, method, lr, q, mu, seed, optimizer, momentum, clip) -> io.NodeOutput:
+        chosen = {name: value for name, value in (("q", q), ("mu", mu)) if value}
+        estimator = known(method, ESTIMATORS)(seed=seed, **chosen)
+        return io.NodeOutput(
+            core.GradientAscent(lr=lr, optimizer=optimizer, momentum=momentum, clip=clip or None, estimator=estimator)
+        )
+
+
+class DNOSolverZeNO(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSolverZeNO",
+            display_name="DNO Solver (ZeNO)",
+            category=sockets.CATEGORY,
+            description=(
+                "Moves the noise towards those of its random neighbours that score high, all of them weighed together."
+                " Differentiates neither model nor reward. The regularizer is not used: the noise keeps its length."
+            ),
+            inputs=[
+                candidates_input("2 or more: their rewards are compared", least=2),
+                io.Float.Input(
+                    "beta", default=0.0, min=0.0, max=1.0, step=0.01, round=0.0001,
+                    tooltip="How far the neighbours are, the share of the noise that is new. 0 takes 2.5 / iterations,"
+                    " between 0.01 and 0.3, which climbs furthest.",
+                ),
+                io.Combo.Input(
+                    "mode", options=["optimise", "sample", "resample"], default="optimise",
+                    tooltip="optimise: climb as far as the iterations allow. sample: wander among pictures of high"
+                    " reward, as far above the ordinary as tau says. resample: as sample, by taking one neighbour"
+                    " whole. The sampler returns the best in every mode.",
+                ),
+                io.Combo.Input(
+                    "weights", options=["linear", "softmax"], default="linear",
+                    tooltip="Of optimise. linear: by how far each reward is from the mean, on any scale of the reward."
+                    " softmax: the best few decide, by tau.",
+                ),
+                io.Float.Input(
+                    "tau", default=0.1, min=0.0001, max=1000000.0, step=0.01, round=0.0001,
+                    tooltip="Temperature of softmax, sample and resample, in units of the reward: smaller insists more"
+                    " on the best. Linear weights do not use it.",
+                ),
+                seed_input("neighbours"),
+            ],
+            outputs=[solver_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, candidates, beta, mode, weights, tau, seed) -> io.NodeOutput:
+        return io.NodeOutput(core.ZeNO(candidates, beta or None, mode, weights, tau, seed))
+
+
+class DNOSolverSearch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSolverSearch",
+            display_name="DNO Solver (Search)",
+            category=sockets.CATEGORY,
+            description=(
+                "Tries random noises and keeps the best: the simplest search, for any reward, to compare the others"
+                " with. Differentiates nothing. The regularizer is not used: every noise that is tried is true noise."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "method", options=list(SEARCHES), default="best-of-n",
+                    tooltip="best-of-n: new noises each time; finds another picture, soon gains little. zero-order:"
+                    " neighbours of the best so far; improves a picture that is liked already. pcn: the same with one"
+                    " neighbour an iteration, for many short iterations.",
+                ),
+                candidates_input("pcn always tries one", least=1),
+                io.Float.Input(
+                    "beta", default=0.1, min=0.0001, max=1.0, step=0.01, round=0.0001,
+                    tooltip="Of zero-order and pcn: the share of a neighbour's noise that is new. Small steps succeed"
+                    " more often and gain less. best-of-n does not use it.",
+                ),
+                seed_input("noises that are tried"),
+            ],
+            outputs=[solver_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, method, candidates, beta, seed) -> io.NodeOutput:
+        return io.NodeOutput(known(method, SEARCHES)(candidates, beta, seed))
+
+
+class DNOSolverLGD(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSolverLGD",
+            display_name="DNO Solver (LGD)",
+            category=sockets.CATEGORY,
+            description=(
+                "Steers one sampling run towards the reward, step by step (loss-guided diffusion). Quick, but gains"
+                " less than optimising the noise. Set the sampler's iterations to 1 and eta above 0. Needs a"
+                " differentiable reward."
+            ),
+            inputs=[
+                io.Int.Input(
+                    "samples", default=10, min=1, max=4096,
+                    tooltip="Guesses of the finished picture that are judged in each step; the paper's 10 or 100. Each"
+                    " is decoded with its graph, so memory grows with them.",
+                ),
+                io.Float.Input(
+                    "scale", default=1.0, min=0.0001, max=1000000.0, step=0.1, round=0.0001,
+                    tooltip="Weight of the reward: larger steers harder, too large ruins the picture. Depends on the"
+                    " reward's units.",
+                ),
+                seed_input("guesses"),
+            ],
+            outputs=[solver_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, samples, scale, seed) -> io.NodeOutput:
+        return io.NodeOutput(core.LGD(samples, scale, seed))
+
+
+def known(method, methods):
+    """Return methods[method]; ComfyUI 0.3.75 lets any word through to V3 nodes that a workflow gives."""
+    if method not in methods:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(methods)}")
+    return methods[method]
+
+
+def learning_rate_input(advice):
+    return io.Float.Input(
+        "lr", default=0.01, min=0.00001, max=100.0, step=0.001, round=0.00001,
+        tooltip=f"Learning rate, for Adam in units of the noise's standard deviation. {advice}",
+    )  # fmt: skip
+
+
+def update_inputs():
+    """Return the inputs that say what becomes of a gradient, exact or estimated."""
+    return [
+        io.Combo.Input(
+            "optimizer", options=["adam", "sgd"], default="adam",
+            tooltip="Adam, or stochastic gradient ascent with Nesterov momentum.",
+        ),
+        io.Float.Input(
+            "momentum", default=0.9, min=0.0, max=0.999, step=0.01, round=0.001,
+            tooltip="Of sgd; Adam does not use it.",
+        ),
+        io.Float.Input(
+            "clip", default=0.0, min=0.0, max=1000000.0, step=0.1, round=0.0001,
+            tooltip="Largest norm of each picture's gradient, against bursts in long schedules. 0 sets none.",
+        ),
+    ]  # fmt: skip
+
+
+def candidates_input(remark, least):
+    return io.Int.Input(
+        "candidates", default=16, min=least, max=4096,
+        tooltip=f"Noises tried an iteration, each one sampling run, as many at once as memory allows ({remark}).",
+    )  # fmt: skip
+
+
+def seed_input(what):
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+        tooltip=f"Random seed of the {what}; the sampler's own seed sets the noise to start from.",
+    )  # fmt: skip
+
+
+def solver_output():
+    return sockets.Solver.Output("solver", display_name="solver", tooltip="For the DNO Sampler.")

@@ -112,7 +112,7 @@ def test_only_zo_sgd_never_differentiates_the_model():
 
 def test_the_exact_gradient_refuses_rewards_without_one_and_names_the_others():
     noise_map = sample_map()
-    message = r"jpeg compressibility is not differentiable.* Zeroth-Order \(Hybrid-1, Hybrid-2 or ZO-SGD\), ZeNO or Search"
+    message = r"jpeg comp.* is not differentiable.*Zeroth-Order \(Hybrid-1, Hybrid-2 or ZO-SGD\), ZeNO or Search$"
     with pytest.raises(ValueError, match=message):
         core.optimize(noise_map, rewards.JPEG(), noise_map.randn(0).to(torch.float64), iterations=1)
 

@@ -11,6 +11,7 @@ from comfyui_dno.core.noise import Noise
 from comfyui_dno.core.pipelines import from_pipeline, load_pipeline
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler
 
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 PROMPTS = ["a white duck", "black cat"]
 HEIGHT, WIDTH = 16, 24
 EULER = tiny.SD_BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
@@ -44,11 +45,12 @@ def check_equal(images, expected):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cfg", [5.0, 1.0, 0.0])
-def test_zero_iterations_equal_the_pipeline(family, cfg):
+@pytest.mark.parametrize("cfg", [5.0, 0.5, 0.0])
+@pytest.mark.parametrize("device", DEVICES)
+def test_zero_iterations_equal_the_pipeline(family, cfg, device):
     pipeline = FAMILIES[family]()
-    noise_map = map_of(pipeline, cfg=cfg, eta=0.0)
-    noise = noise_map.randn(0)
+    noise_map = map_of(pipeline, cfg=cfg, eta=0.0, device=device)
+    noise = noise_map.randn(0).to(device)
     result = core.optimize(noise_map, rewards.Brightness(), noise, iterations=0)
     check_equal(result.images, own_picture(pipeline, noise, guidance_scale=cfg))
     assert noise_map.prompts == PROMPTS and noise_map.shape == (2, 4, HEIGHT // 2, WIDTH // 2)
@@ -118,11 +120,13 @@ def test_other_many_step_schedulers_are_taken_as_ddim_of_their_config(name):
     EULER | {"timestep_spacing": "linspace", "use_karras_sigmas": True},
     EULER | {"final_sigmas_type": "sigma_min"},
 ], ids=["leading", "trailing-v", "karras", "sigma-min"])  # fmt: skip
-def test_euler_keeps_its_own_sigmas(config):
-    pipeline = tiny.stable_diffusion_xl(EulerDiscreteScheduler(**config))
+def test_euler_keeps_its_own_sigmas_and_timesteps(config):
+    pipeline, told = tiny.stable_diffusion_xl(EulerDiscreteScheduler(**config)), []
     noise_map = map_of(pipeline, cfg=3.0, eta=0.0)
     noise = noise_map.randn(0)
+    pipeline.unet.register_forward_pre_hook(lambda unet, inputs: told.append(float(inputs[1].flatten()[0])))
     check_equal(noise_map.sample(noise), own_picture(pipeline, noise, guidance_scale=3.0))
+    assert told[:5] == told[5:]
 
 
 def test_at_eta_one_the_picture_equals_euler_ancestrals(monkeypatch):
@@ -191,6 +195,11 @@ def test_fifty_steps_of_stable_diffusions_own_config_have_the_known_sigmas():
         assert schedule.sigmas[index] == pytest.approx(sigma, abs=1e-4)
 
 
+def test_sixty_one_trailing_steps_are_sixty_one():
+    """diffusers makes 62 of them, the last at -1, by a rounding error."""
+    assert map_of(tiny.stable_diffusion(tiny.ddim(timestep_spacing="trailing")), steps=61).schedule.steps == 61
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_gradient_equals_a_directional_difference(family, eta):
@@ -234,15 +243,20 @@ def test_networks_run_in_half_precision_and_the_steps_in_the_noises_own(family):
     assert vjp(torch.ones_like(found)).initial.dtype == torch.float32
 
 
-@pytest.mark.parametrize("force_upcast", [True, False])
-def test_the_vae_of_sdxl_is_copied_in_float32_where_it_overflows_in_float16(force_upcast):
-    pipeline = tiny.stable_diffusion_xl(force_upcast=force_upcast)
+@pytest.mark.parametrize("build, force_upcast, copied", [
+    (tiny.stable_diffusion_xl, True, True),
+    (tiny.stable_diffusion_xl, False, False),
+    (tiny.stable_diffusion, True, False),
+])  # fmt: skip
+def test_the_vae_of_sdxl_is_copied_in_float32_where_it_overflows_in_float16(build, force_upcast, copied):
+    pipeline = build()
+    pipeline.vae.register_to_config(force_upcast=force_upcast)
     pipeline.vae.half()
     latent = torch.randn(2, 4, HEIGHT // 2, WIDTH // 2, generator=torch.Generator().manual_seed(0))
     found = map_of(pipeline).decode(latent)
     assert pipeline.vae.dtype == torch.float16
-    exact = pipeline.vae.float().decode(latent / 0.5).sample / 2 + 0.5
-    assert torch.equal(found, exact) == force_upcast
+    exact = pipeline.vae.float().decode(latent / pipeline.vae.config.scaling_factor).sample / 2 + 0.5
+    assert torch.equal(found, exact) == copied
 
 
 @pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.stable_diffusion_3], ids=["sd", "sd3-without-t5"])

@@ -1,0 +1,71 @@
+"""Regulariser nodes: what keeps the noise like the noise that the model was trained on."""
+
+from comfy_api.latest import io
+
+from .. import core
+from . import sockets
+
+
+class DNOProbabilityRegularizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOProbabilityRegularizer",
+            display_name="DNO Probability Regularizer",
+            category=sockets.CATEGORY,
+            description=(
+                "Pulls the noise back where it becomes improbable under the normal distribution: the picture then stays"
+                " one that the model believes in, at some cost of reward (the paper's PRNO)."
+            ),
+            inputs=[
+                io.Float.Input(
+                    "gamma", default=1.0, min=0.0, max=1000.0, step=0.1, round=0.0001,
+                    tooltip="Weight against the reward: 1 for brightness, about 0.1 for human-preference rewards.",
+                ),
+                io.Int.Input(
+                    "k", default=2, min=1, max=100, tooltip="Length of the sub-vectors whose statistics are tested."
+                ),
+                io.Int.Input(
+                    "permutations", default=100, min=0, max=1000,
+                    tooltip="Random orders of the noise that are tested beside its own.",
+                ),
+                io.Boolean.Input(
+                    "apart", default=True, label_on="first noise apart", label_off="all noise together",
+                    tooltip="Judge the first noise by itself beside the injected ones: among them it can drift unseen.",
+                ),
+            ],
+            outputs=[regularizer_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, gamma, k, permutations, apart) -> io.NodeOutput:
+        return io.NodeOutput(core.ProbabilityRegularizer(gamma=gamma, k=k, permutations=permutations, apart=apart))
+
+
+class DNONormRegularizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNONormRegularizer",
+            display_name="DNO Norm Regularizer",
+            category=sockets.CATEGORY,
+            description=(
+                "Keeps the length of the noise that of true noise, as ReNO does. It sees the length alone, where DNO"
+                " Probability Regularizer also sees patterns."
+            ),
+            inputs=[
+                io.Float.Input(
+                    "weight", default=0.01, min=0.0, max=1000.0, step=0.001, round=0.00001,
+                    tooltip="Weight against the reward. 0.01 is ReNO's, for rewards whose weights add up to about 6.",
+                ),
+            ],
+            outputs=[regularizer_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, weight) -> io.NodeOutput:
+        return io.NodeOutput(core.NormRegularizer(weight=weight))
+
+
+def regularizer_output():
+    return sockets.Regularizer.Output("regularizer", display_name="regularizer", tooltip="For the DNO Sampler.")

@@ -1,0 +1,173 @@
+"""The benchmark commands: their summaries on made-up runs with known answers, and their searches at a small size."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # as running a benchmark's file does
+
+import gradient_free  # noqa: E402
+import sde_ode  # noqa: E402
+import study  # noqa: E402
+import zeno  # noqa: E402
+from comfyui_dno import core  # noqa: E402
+from comfyui_dno.core import toy, toy_models  # noqa: E402
+
+
+def run(*score, each=1.0):
+    """A run whose iterations take `each` seconds."""
+    return {"score": list(score), "seconds": [each * i for i in range(len(score))], "last": {"norm": 1.0}, "slope": 2.0}
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
+    path, calls = tmp_path / "study.json", []
+    for _ in range(2):
+        runs = study.Runs(path, {"lr": 0.1})
+        assert runs.once("a", lambda: calls.append("a") or {"score": [1.5]}) == {"score": [1.5]}
+    assert calls == ["a"]
+    runs.finish("study.py", {"gain": 2})
+    record = json.loads(path.read_text())
+    assert record["runs"] == {"a": {"score": [1.5]}} and record["summary"] == {"gain": 2}
+    assert json.loads(capsys.readouterr().out) == {"gain": 2}
+    assert study.Runs(path, {"lr": 0.1}).done == record["runs"]
+
+
+def test_what_was_done_before_an_interruption_is_kept(tmp_path):
+    runs = study.Runs(tmp_path / "study.json", {})
+    runs.once("a", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        runs.once("b", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert study.Runs(tmp_path / "study.json", {}).done == {"a": 1}
+
+
+def test_runs_of_other_settings_are_not_mixed_in(tmp_path):
+    study.Runs(tmp_path / "study.json", {"lr": 0.1}).once("a", lambda: 1)
+    with pytest.raises(ValueError, match="Choose another --out"):
+        study.Runs(tmp_path / "study.json", {"lr": 0.2})
+
+
+def test_a_curves_seconds_are_those_spent_before_its_noise_was_there():
+    rows = [{"score": [1.0, 5.0], "seconds": 3.0}, {"score": [2.0, 6.0], "seconds": 7.0}]
+    assert study.curve(core.History(rows=rows), 1) == {"score": [5.0, 6.0], "seconds": [0.0, 3.0]}
+
+
+def test_equal_seconds_charge_the_slower_arm():
+    """Two arms gain 1 an iteration; one takes 1 s, the other 4 s for each of 4 iterations."""
+    fast, slow = run(0, 1, 2, 3, 4), run(0, 1, 2, 3, 4, each=4.0)
+    found = study.paired([fast, fast], [slow, slow])
+    assert found["after equal iterations"] == {"difference": [0, 0], "wins": 0, "of": 2}
+    assert found["after equal seconds"] == {"seconds": [4, 0], "difference": [3, 0], "wins": 2, "of": 2}
+
+
+def test_gains_are_those_of_the_best_so_far():
+    fallen = run(1, 5, 2, 0)
+    assert study.gain(fallen) == 4
+    assert study.gain(fallen, seconds=0.5) == 2
+    assert study.gain(fallen, seconds=2.5) == 4
+
+
+def test_wins_count_pairs_and_not_means():
+    assert study.wins([-9.0, 1.0, 2.0, 3.0]) == {"difference": [-0.75, 5.5603], "wins": 3, "of": 4}
+
+
+def test_the_gradient_free_summary_orders_the_arms_and_says_what_they_cost():
+    climbs = {
+        "reference": [run(1, 9, 10), run(3, 9, 12)],
+        "ZO-SGD": [run(1, 2, 2, each=8.0), run(3, 3, 5, each=8.0)],
+        "Hybrid-1": [run(1, 1, 1), run(3, 2, 2)],
+        "Hybrid-2": [run(1, 3, 5, each=3.0), run(3, 5, 7, each=3.0)],
+    }
+    arms = ("ZO-SGD", "Hybrid-1", "Hybrid-2")
+    starts = [{"numbers": 4} | {arm: {"cosine": value, "shift": 0.0} for arm in arms} for value in (0.1, 0.3)]
+    found = gradient_free.summary(climbs, starts)
+    assert found["start"] == [2, 1.4142]
+    assert found["gain"] == {
+        "reference": [9, 0], "ZO-SGD": [1.5, 0.7071], "Hybrid-1": [0, 0], "Hybrid-2": [4, 0]
+    }  # fmt: skip
+    assert found["order"] == ["reference", "Hybrid-2", "ZO-SGD", "Hybrid-1"]
+    assert found["seconds an iteration"]["ZO-SGD"] == [8, 0]
+    assert found["Hybrid-2 over ZO-SGD"]["after equal iterations"]["wins"] == 2
+    assert found["Hybrid-1 over ZO-SGD"]["after equal iterations"]["wins"] == 0
+    assert found["gradients at the start"]["Hybrid-1"] == {"cosine": [0.2, 0.1414], "shift": [0, 0]}
+
+
+def test_the_sde_is_sooner_where_it_has_gained_the_odes_all():
+    arms = {"SDE": [run(1, 3, 5, 7), run(0, 1, 2, 4)], "ODE": [run(2, 3, 4, 5), run(0, 2, 4, 6)]}
+    found = sde_ode.summary(arms)
+    key = "the SDE gains what the ODE gains in 3 iterations"
+    assert found[key] == {"pairs": 1, "of": 2, "median iterations": 2}
+    assert found["gain"]["after 1 iterations"] == {"SDE": [1.5, 0.7071], "ODE": [1.5, 0.7071]}
+    assert found["gain"]["after 3 iterations"]["SDE"] == [5, 1.4142]
+    assert found["SDE over ODE"]["after equal iterations"] == {"difference": [0.5, 3.5355], "wins": 1, "of": 2}
+
+
+def test_a_batchs_items_become_runs_of_their_own():
+    points = toy.point_map(toy_models.exact_ring, 3)
+    noise = points.randn(0)
+    runs = sde_ode.runs_of(sde_ode.climb(points, toy.waves, noise, lr=0.01, iterations=2))
+    expected = toy.waves(points.sample(noise)).tolist()
+    assert [run["score"][0] for run in runs] == pytest.approx(expected, abs=1e-5)
+    assert all(len(run["score"]) == 3 and run["seconds"] == runs[0]["seconds"] for run in runs)
+    slopes = core.Exact()(core.Problem(points, toy.waves), noise).gradient.flat().norm(dim=1)
+    assert [run["slope"] for run in runs] == pytest.approx(slopes.tolist(), abs=1e-5)
+
+
+def test_searches_are_compared_at_equal_evaluations():
+    """Curves have a point every 17 evaluations; pCN's goes on to twice as many."""
+    winner = {"climbed": 1.0, "norm": 1.0, "log_p": -1.0, "log_p_x_T": -2.0}
+    table = {
+        "ZeNO, linear weights": [{"evaluations": 35, "best": [0, 4, 8], **winner}] * 2,
+        "pCN": [{"evaluations": 69, "best": [0, 3, 5, 7, 9], **winner}, {"evaluations": 69, "best": [0] * 5, **winner}],
+    }
+    found = zeno.summary(table, rounds=2)
+    assert found["best"]["pCN"] == [2.5, 3.5355]
+    assert found["best"]["pCN, twice the evaluations"] == [4.5, 6.364]
+    assert found["ZeNO, linear weights, over"]["pCN"]["wins"] == 2
+    assert found["ZeNO, linear weights, over"]["pCN, twice the evaluations"]["wins"] == 1
+
+
+@pytest.mark.parametrize("count, expected", [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi))])
+def test_the_largest_of_normal_numbers_has_its_known_mean(count, expected):
+    assert zeno.expected_maximum(count) == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_search_makes_the_evaluations_it_is_compared_at(tmp_path):
+    """N = 4, K = 12: 61 evaluations; pCN twice 60 and one."""
+    runs = study.Runs(tmp_path / "zeno.json", {})
+    table = zeno.run_part(runs, "linear", zeno.identity_map(), zeno.linear_reward(), [0, 1], 62, 4)
+    evaluations = {arm: {run["evaluations"] for run in found} for arm, found in table.items()}
+    assert evaluations.pop("pCN") == {121}
+    assert set(map(tuple, evaluations.values())) == {(61,)}
+    found = zeno.summary(table, zeno.rounds_of(62, 4))
+    climbed, _ = found["last centre minus start"]["ZeNO, linear weights"]
+    assert abs(climbed - 0.90 * math.sqrt(4 * 12)) < 1.5
+    assert abs(found["best"]["best of N"][0] - zeno.expected_maximum(60)) < 1
+    assert found["ZeNO, linear weights, over"]["best of N"]["wins"] == 2
+
+
+def test_an_estimators_gradient_is_compared_with_the_exact_one():
+    """Where r(M(z)) is linear the differences have no shift, and their spread is the slope's."""
+    noise_map = zeno.identity_map()
+    reward = zeno.linear_reward()
+    found = gradient_free.compare(noise_map, reward, reward, seed=0)
+    assert found["numbers"] == 3072
+    for arm, estimator in gradient_free.estimators(0).items():
+        expected = math.sqrt(estimator.q / (3072 + estimator.q))
+        assert found[arm]["cosine"] == pytest.approx(expected, rel=0.5)
+        assert found[arm]["spread"] == pytest.approx(found[arm]["slope"], rel=0.7)
+        assert abs(found[arm]["shift"]) < found[arm]["slope"]
+        assert found[arm]["slope"] == pytest.approx(estimator.mu, rel=1e-3)
+
+
+def test_bands_reach_as_far_as_every_curve():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    study.draw_band(axes, [([0, 1, 2], [0, 1, 2]), ([0, 2, 4], [0, 4, 8])], "arm", "C0")
+    (line,) = axes.lines
+    x, y = torch.tensor(line.get_xydata()).T
+    assert x.max() == 2 and y[-1] == 3  # the mean of 2 and 4
