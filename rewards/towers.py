@@ -4,7 +4,7 @@
     texts  --tokenize----> ids -----text tower---> embeddings (B, width), each text once, then remembered
 
 The networks are transformers' own. Weights tell all about them but two things, which go by the widths of the known
-CLIPs: the number of attention heads (`image_heads`) and the activation (`activation`).
+CLIPs: the number of attention heads (`image_heads`, `text_heads`) and the activation (`activation`).
 """
 
 import weakref
@@ -147,6 +147,11 @@ def image_heads(width):
     return 16 if width in (1280, 1408, 1664) else max(1, width // 64)
 
 
+def text_heads(width):
+    """Return the number of attention heads of a text tower: width / 64 in all of them."""
+    return max(1, width // 64)
+
+
 def activation(width):
     """Return the activation of the CLIP with embeddings of this width: quick GELU for OpenAI's ViT-B (512) and L (768).
 
@@ -192,7 +197,7 @@ def _text_network(state):
     vocabulary = len(state["text_model.embeddings.token_embedding.weight"])
     context = len(state["text_model.embeddings.position_embedding.weight"])
     sizes = _sizes(state, "text_model.", state["text_projection.weight"])
-    heads = max(1, sizes["hidden_size"] // 64)
+    heads = text_heads(sizes["hidden_size"])
     config = CLIPTextConfig(**sizes, num_attention_heads=heads, vocab_size=vocabulary, max_position_embeddings=context)
     return CLIPTextModelWithProjection(config)
 
