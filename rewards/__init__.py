@@ -21,6 +21,7 @@ from .clip import HPS, CLIPScore, Directions, PickScore, Similarity
 from .combine import Combine, typical
 from .consistency import Consistency
 from .image_reward import BlipTower, CycleReward, ImageReward
+from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
 from .towers import ClipTower, load_tower
@@ -41,6 +42,7 @@ __all__ = [
     "Directions",
     "ImageReward",
     "JPEGProxy",
+    "Jittered",
     "PickScore",
     "Saturation",
     "Sharpness",

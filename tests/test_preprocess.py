@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from comfyui_dno import rewards
 from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, clamp_through, jittered
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
@@ -192,6 +193,23 @@ def test_jittered_crops_are_the_seeds_and_candidate_major():
     torch.testing.assert_close(crops, torch.stack(alone, dim=1).flatten(0, 1))
     whole = jittered(images * 1.5, 2, seed=5, scale=(1, 1))
     torch.testing.assert_close(whole, (images * 1.5).clamp(0, 1).repeat(2, 1, 1, 1))
+
+
+def test_a_jittered_reward_is_the_mean_over_the_crops_of_each_picture():
+    def reward(images, prompts):
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        return images.square().mean(dim=(1, 2, 3)) * lengths
+
+    images = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    crops = jittered(images, 3, seed=5)
+    expected = crops.square().mean(dim=(1, 2, 3)).view(3, 2).mean(dim=0) * torch.tensor([1, 4])
+    found = rewards.Jittered(reward, crops=3, seed=5)
+    torch.testing.assert_close(found(images, ["a", "bbbb"]), expected)
+    torch.testing.assert_close(found(images[1:], ["bbbb"]), expected[1:])
+    assert found.name == "reward of crops"
+    assert rewards.Jittered(rewards.JPEG()).differentiable is False
+    small = (images[..., :5, :6] * 0.2 + 0.4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: found(x, ["a", "bbbb"]), small)
 
 
 def test_wrong_arguments_are_refused():
