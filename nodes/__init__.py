@@ -6,6 +6,15 @@ from .embedded import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
+from .reward_models import (
+    DNOAestheticReward,
+    DNOCLIPScoreReward,
+    DNODirectionReward,
+    DNOHPSReward,
+    DNOImageReward,
+    DNOImageSimilarityReward,
+    DNOPickScoreReward,
+)
 from .rewards import DNOBrightnessReward, DNOConsistencyReward, DNOJPEGReward
 from .sampler import DNOSampler, DNOSamplerAdvanced
 from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
@@ -23,6 +32,13 @@ NODES = [
     DNOBrightnessReward,
     DNOConsistencyReward,
     DNOJPEGReward,
+    DNOHPSReward,
+    DNOPickScoreReward,
+    DNOImageReward,
+    DNOCLIPScoreReward,
+    DNOAestheticReward,
+    DNOImageSimilarityReward,
+    DNODirectionReward,
     DNOReport,
     DNOTrajectory,
     DNODiagnostics,
