@@ -71,11 +71,10 @@ def test_parity_mode_at_half_the_size_is_pillows_to_the_last_pixel(rule):
 
 @pytest.mark.parametrize("rule", ["clip", "laion"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_smooth_mode_is_within_a_level_of_parity_on_average(rule, size):
-    images = ToTensor()(picture(*size))[None]
-    preprocess = Preprocess(rule=rule)
-    difference = (preprocess(images) - preprocess(images, parity=True)) * STD * 255
-    assert difference.abs().mean() < 0.6
+def test_smooth_mode_is_within_a_level_of_the_reference_on_average(rule, size):
+    pillow = picture(*size)
+    found = (Preprocess(rule=rule)(ToTensor()(pillow)[None]) * STD + MEAN) * 255
+    assert (found - reference(rule, pillow)).abs().mean() < 0.6
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -178,9 +177,9 @@ def test_jittered_crops_lie_inside_and_have_sides_within_the_scale():
             assert 0.5 - 0.01 < slope < 0.9 + 0.01
             assert -1e-4 < line.min()
             assert line.max() < (length - 1) / 1000 + 1e-4
-    starts = crops[:, 0, 0, 30, 0]
-    assert starts.min() < 0.004
-    assert starts.max() > 0.02
+    for starts in (crops[:, 0, 0, 30, 0], crops[:, 1, 0, 0, 40]):
+        assert starts.min() < 0.004
+        assert starts.max() > 0.015
 
 
 def test_jittered_crops_are_the_seeds_and_candidate_major():
