@@ -24,6 +24,8 @@ TYPICAL = {
 }
 """Mean and standard deviation of the scores of generated pictures, by class; rough, HPS v2.1 and ViT-H's CLIPScore."""
 
+RAW = (0.0, 1.0)
+
 
 class Combine:
     """A weighted sum of rewards, differentiated part by part: memory is that of the largest, not of all.
@@ -31,8 +33,8 @@ class Combine:
     Args:
         parts: rewards, one or more; a Combine may be among them.
         weights: one a part, None 1 for all.
-        priors: a (mean, sd) a part, by which its score is z-scored, or None in its place for a raw score; None leaves
-            all raw.
+        priors: a (mean, sd) a part, by which its score is z-scored; None in its place, or (0, 1), leaves it raw, and
+            None alone all of them.
         watch_only: one boolean a part: True records its score and never optimises it; None counts all.
 
     Attributes:
@@ -47,14 +49,14 @@ class Combine:
     def __init__(self, parts, weights=None, priors=None, watch_only=None):
         self.parts = tuple(parts)
         self.weights = self._each("weights", weights, 1.0)
-        self.priors = self._each("priors", priors, None)
+        self.priors = tuple(prior or RAW for prior in self._each("priors", priors, RAW))
         self.watch_only = self._each("watch_only", watch_only, False)
         self.names = _numbered([name_of(part) for part in self.parts])
         self._counted = [index for index, watched in enumerate(self.watch_only) if not watched]
         if not self._counted:
             raise ValueError(f"found {len(self.parts)} parts, none to optimise; expected one that is not watch-only")
         for name, prior in zip(self.names, self.priors, strict=True):
-            if prior is not None and not prior[1] > 0:
+            if not prior[1] > 0:
                 raise ValueError(f"the prior of {name} is {prior}; expected a mean and an sd above 0")
         self.counted = tuple(self.parts[index] for index in self._counted)
         self.differentiable = all(getattr(part, "differentiable", True) for part in self.counted)
@@ -115,10 +117,10 @@ class Combine:
         return Combine(self.parts, self.weights, priors, self.watch_only)
 
     def _term(self, index, scores):
-        return self._slope(index) * (scores - (self.priors[index] or (0, 1))[0])
+        return self._slope(index) * (scores - self.priors[index][0])
 
     def _slope(self, index):
-        return self.weights[index] / (self.priors[index] or (0, 1))[1]
+        return self.weights[index] / self.priors[index][1]
 
     def _known(self, images, prompts):
         if self._latest is None:

@@ -57,7 +57,7 @@ def test_calibration_gives_every_part_mean_0_and_sd_1_and_stays():
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     combined(noisy(2, 3, 8, 9, seed=1) * 2)
     torch.testing.assert_close(combined(images), scores)
-    assert raw.priors == (None,) * 4
+    assert raw.priors == ((0.0, 1.0),) * 4
     with pytest.raises(ValueError, match="contrast scored .* calibration needs two or more finite scores that differ"):
         raw.calibrate(raw.raw(images[:1].repeat(3, 1, 1, 1)))
 
