@@ -17,15 +17,16 @@ class FileReward(io.ComfyNode):
     source: str
 
     @classmethod
-    def validate_inputs(cls, file):
+    def validate_inputs(cls, file=None):
         try:
-            reward_files.path_of(file, cls.source)
+            if file is not None:  # else it comes by a link, and is known when the node runs
+                reward_files.path_of(file, cls.source)
         except FileNotFoundError as error:
             return str(error)
         return True
 
     @classmethod
-    def schema(cls, node_id, display_name, description, *inputs, optional=()):
+    def schema_with_file(cls, node_id, display_name, description, *inputs, optional=()):
         """Return the schema of a node with these inputs after its file, and the settings of a network after them."""
         file = file_input("file", cls.source)
         return io.Schema(
@@ -34,65 +35,72 @@ class FileReward(io.ComfyNode):
             outputs=[sockets.Reward.Output("reward", display_name="reward", tooltip="For the DNO Sampler.")],
         )  # fmt: skip
 
+    @classmethod
+    def tower(cls, file, dtype):
+        return reward_files.clip_tower(file, cls.source, dtype)
 
-class DNOHPSReward(FileReward):
-    source = "HPS"
+
+class PromptReward(FileReward):
+    """A node whose reward compares the picture with a prompt.
+
+    Attributes:
+        judge: the reward's class.
+    """
+
+    judge: type
+
+    @classmethod
+    def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
+        if not prompt.strip():
+            raise ValueError(
+                "the prompt is empty; expected the text to judge pictures by, as a rule the positive prompt's"
+            )
+        return output(cls.judge(cls.tower(file, dtype), prompt), crops)
+
+
+class DNOHPSReward(PromptReward):
+    source, judge = "HPS", rewards.HPS
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNOHPSReward", "HPS Reward",
             "Human Preference Score v2 or v2.1, as the file is: how much people like the picture for the prompt, about"
             " 0.24 to 0.29.",
             prompt_input(),
         )  # fmt: skip
 
-    @classmethod
-    def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
-        check_prompt(prompt)
-        return output(rewards.HPS(reward_files.clip_tower(file, cls.source, dtype), prompt), crops)
 
-
-class DNOPickScoreReward(FileReward):
-    source = "PickScore"
+class DNOPickScoreReward(PromptReward):
+    source, judge = "PickScore", rewards.PickScore
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNOPickScoreReward", "PickScore Reward",
             "PickScore: how likely people pick the picture for the prompt, about 17 to 24.",
             prompt_input(),
         )  # fmt: skip
 
-    @classmethod
-    def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
-        check_prompt(prompt)
-        return output(rewards.PickScore(reward_files.clip_tower(file, cls.source, dtype), prompt), crops)
 
-
-class DNOCLIPScoreReward(FileReward):
-    source = "CLIP ViT-L/14"
+class DNOCLIPScoreReward(PromptReward):
+    source, judge = "CLIP ViT-L/14", rewards.CLIPScore
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNOCLIPScoreReward", "CLIPScore Reward",
             "CLIPScore: how well the picture shows the prompt, by any CLIP with both towers, about 0.2 to 0.4.",
             prompt_input(),
         )  # fmt: skip
 
-    @classmethod
-    def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
-        check_prompt(prompt)
-        return output(rewards.CLIPScore(reward_files.clip_tower(file, cls.source, dtype), prompt), crops)
 
-
-class DNOImageReward(FileReward):
-    source = "ImageReward"
+class DNOImageReward(PromptReward):
+    source, judge = "ImageReward", rewards.ImageReward
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNOImageReward", "ImageReward",
             "ImageReward: how well the picture shows the prompt and how good it looks, about -2 to 2. Put"
             " bert-base-uncased's vocab.txt beside the file.",
@@ -100,9 +108,8 @@ class DNOImageReward(FileReward):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
-        check_prompt(prompt)
-        return output(rewards.ImageReward(reward_files.blip_tower(file, dtype), prompt), crops)
+    def tower(cls, file, dtype):
+        return reward_files.blip_tower(file, dtype)
 
 
 class DNOAestheticReward(FileReward):
@@ -111,7 +118,7 @@ class DNOAestheticReward(FileReward):
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNOAestheticReward", "Aesthetic Reward",
             "LAION's improved aesthetic predictor: how beautiful people find the picture, about 4.5 to 7 of 10. It"
             " judges what OpenAI's CLIP ViT-L/14 sees.",
@@ -125,7 +132,7 @@ class DNOAestheticReward(FileReward):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, file, clip_file):
+    def validate_inputs(cls, file=None, clip_file=None):
         # Naming clip_file keeps ComfyUI from refusing one that is missing: with a clip_vision it is not needed.
         return super().validate_inputs(file)
 
@@ -143,7 +150,7 @@ class DNOImageSimilarityReward(FileReward):
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNOImageSimilarityReward", "Image Similarity Reward",
             "How like a reference the picture is in what a CLIP sees: content and style, not place and pixel. About"
             " 0.4 to 1.",
@@ -152,7 +159,7 @@ class DNOImageSimilarityReward(FileReward):
 
     @classmethod
     def execute(cls, file, reference, dtype, crops) -> io.NodeOutput:
-        tower = reward_files.clip_tower(file, cls.source, dtype)
+        tower = cls.tower(file, dtype)
         return output(rewards.Similarity(tower, reference[..., :3].movedim(-1, 1)), crops)
 
 
@@ -161,7 +168,7 @@ class DNODirectionReward(FileReward):
 
     @classmethod
     def define_schema(cls):
-        return cls.schema(
+        return cls.schema_with_file(
             "DNODirectionReward", "Direction Reward",
             "More like one text, less like another, by any CLIP with both towers: 'a sunny day' against 'rain'. About"
             " -0.1 to 0.1.",
@@ -171,7 +178,7 @@ class DNODirectionReward(FileReward):
 
     @classmethod
     def execute(cls, file, more, less, dtype, crops) -> io.NodeOutput:
-        return output(rewards.Directions(reward_files.clip_tower(file, cls.source, dtype), more, less), crops)
+        return output(rewards.Directions(cls.tower(file, dtype), more, less), crops)
 
 
 def file_input(name, source):
@@ -202,11 +209,6 @@ def settings_of_a_network():
             " costs as much as a picture. 0 judges the whole picture.",
         ),
     ]  # fmt: skip
-
-
-def check_prompt(prompt):
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; expected the text to judge pictures by, as a rule the positive prompt's")
 
 
 def output(reward, crops):

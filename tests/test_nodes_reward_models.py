@@ -79,7 +79,7 @@ def test_crops_and_half_precision_can_be_chosen(files):
     graph = Workflow()
     graph.reward = reward_node(graph, "DNOHPSReward", crops=2, dtype="bfloat16")[0]
     rows, tower = searched(files, graph, iterations=1)
-    assert tower["dtypes"] == ["torch.bfloat16"]
+    assert tower["dtypes"] == ["torch.bfloat16"] and tower["reward"] == "HPS of crops"
     assert torch.tensor([row["score"] for row in rows]).isfinite().all()
 
 
