@@ -60,7 +60,8 @@ class DNOTestTower:
         module = tower_of(reward).module
         managed = [loaded.model.model for loaded in mm.current_loaded_models if loaded.model is not None]
         notes = {
-            "reward": reward.name, "tower": id(tower_of(reward)), "loads": list(loads), "managed": any(each is module for each in managed),
+            "reward": reward.name, "tower": id(tower_of(reward)), "loads": list(loads),
+            "managed": any(each is module for each in managed),
             "inference_weights": sum(weight.is_inference() for weight in module.parameters()),
             "dtypes": sorted({str(weight.dtype) for weight in module.parameters()}),
         }  # fmt: skip
