@@ -2,8 +2,10 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .combine import DNOCombineRewards
 from .embedded import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .pixel_rewards import DNOColorReward, DNOContrastReward, DNOSaturationReward, DNOSharpnessReward
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .reward_models import (
@@ -17,6 +19,7 @@ from .reward_models import (
 )
 from .rewards import DNOBrightnessReward, DNOConsistencyReward, DNOJPEGReward
 from .sampler import DNOSampler, DNOSamplerAdvanced
+from .score import DNOPickBest, DNOScoreImages
 from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
 
 NODES = [
@@ -39,6 +42,13 @@ NODES = [
     DNOAestheticReward,
     DNOImageSimilarityReward,
     DNODirectionReward,
+    DNOContrastReward,
+    DNOSaturationReward,
+    DNOSharpnessReward,
+    DNOColorReward,
+    DNOCombineRewards,
+    DNOScoreImages,
+    DNOPickBest,
     DNOReport,
     DNOTrajectory,
     DNODiagnostics,
