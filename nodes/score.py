@@ -60,7 +60,7 @@ class DNOPickBest(io.ComfyNode):
                 io.Image.Output("image", display_name="image", tooltip="The best pictures, the very best first."),
                 io.Latent.Output(
                     "latent", display_name="latent",
-                    tooltip="Their latents; KSampler gives each the noise it had in the whole batch.",
+                    tooltip="Their latents; KSampler draws for each the noise it had in the batch.",
                 ),
                 io.Int.Output(
                     "indices", display_name="indices", is_output_list=True,

@@ -227,17 +227,12 @@ def test_without_latents_pictures_are_picked_and_who_uses_the_latents_is_told(co
 
 
 @pytest.mark.parametrize(
-    "inputs, words",
-    [({"count": 4}, "count is 4 but the batch has 3"), ({"count": 1, "latents": 2}, "there are 2 latents")],
+    "count, latents, words", [(4, 3, "count is 4 but the batch has 3"), (1, 2, "there are 2 latents for 3 images")]
 )
-def test_picks_that_cannot_be_are_explained(comfy, inputs, words):
+def test_picks_that_cannot_be_are_explained(comfy, count, latents, words):
     graph = Scoring(comfy)
-    latents = inputs.pop("latents", None)
-    latent = graph.latent(batch=latents) if latents else None
-    graph.node(
-        "PreviewImage",
-        images=graph.node("DNOPickBest", images=graph.greys(), reward=graph.reward, latents=latent, **inputs)[0],
-    )
+    inputs = {"images": graph.greys(), "reward": graph.reward, "latents": graph.latent(batch=latents)}
+    graph.keep("image", graph.node("DNOPickBest", count=count, **inputs)[0])
     assert words in comfy.fail(graph)
 
 
