@@ -26,13 +26,15 @@ class DNOTestWatchedTower:
 
     def watch(self, reward):
         tower, loads = tower_of(reward), []
-        load, load_models = tower.on_use, mm.load_models_gpu
-
-        def noting(models, **settings):
-            loads.append([type(patcher.model).__name__ for patcher in models])
-            return load_models(models, **settings)
+        load = tower.on_use
 
         def on_use():
+            load_models = mm.load_models_gpu  # looked up now: a cached node may watch this tower too
+
+            def noting(models, **settings):
+                loads.append([type(patcher.model).__name__ for patcher in models])
+                return load_models(models, **settings)
+
             mm.load_models_gpu = noting
             try:
                 load()
