@@ -22,13 +22,16 @@ from .towers import ClipTower
 
 
 class TowerReward:
-    """scale * <image, toward>, of the image's embedding at unit length and what `toward` returns.
+    """scale * <image, toward>, with the image's embedding at unit length.
+
+    A reward of this kind gives `toward(images, prompts)`, the embeddings (B, width) or (width,) to move towards.
 
     Attributes:
         tower: a ClipTower.
         parity: compute what the reference does from 8-bit pixels, for reporting; see `Preprocess`.
         rule: of Preprocess.
-        needs_width: of the embeddings, None: any.
+        needs_width: of the embeddings; None: any.
+        sources: of `weights.SOURCES`, files that have this width.
     """
 
     differentiable = True

@@ -90,7 +90,7 @@ class ClipTower:
         return "text" in self.module
 
     def embed(self, images, rule="clip", parity=False):
-        """Return the embeddings (B, width) of images (B, 3, H, W), nominally [0, 1]; see `Preprocess` and below."""
+        """Return `image_embeds` of images (B, 3, H, W), nominally [0, 1], that `Preprocess` brings to size."""
         return self.image_embeds(Preprocess(self.image_size, rule)(images, parity=parity))
 
     def image_embeds(self, pixels):
@@ -228,7 +228,7 @@ def _wide(tensor):
 def _scale_gradient(pixels, embeds):
     """Let each picture's gradient enter the network with a largest entry of 1, and take the factor out behind it.
 
-    In float16 the gradient of a cosine by a pixel is smaller than the smallest number otherwise.
+    A cosine's gradient by one of many pixels, times a small weight, is less than the least float16 otherwise.
     """
     if not embeds.requires_grad:
         return

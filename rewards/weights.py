@@ -46,6 +46,30 @@ one architecture, so their keys do not tell them from each other."""
 CLIP_KINDS = ("clip (HF)", "clip (open_clip)", "clip image tower (HF)", "clip image tower (open_clip)")
 """Those that a tower can be made of."""
 
+_HF_NAMES = {
+    r"^visual\.transformer\.resblocks\.": "vision_model.encoder.layers.",
+    r"^visual\.class_embedding$": "vision_model.embeddings.class_embedding",
+    r"^visual\.positional_embedding$": "vision_model.embeddings.position_embedding.weight",
+    r"^visual\.conv1\.": "vision_model.embeddings.patch_embedding.",
+    r"^visual\.ln_pre\.": "vision_model.pre_layrnorm.",
+    r"^visual\.ln_post\.": "vision_model.post_layernorm.",
+    r"^transformer\.resblocks\.": "text_model.encoder.layers.",
+    r"^token_embedding\.": "text_model.embeddings.token_embedding.",
+    r"^positional_embedding$": "text_model.embeddings.position_embedding.weight",
+    r"^ln_final\.": "text_model.final_layer_norm.",
+    r"\.attn\.out_proj\.": ".self_attn.out_proj.",
+    r"\.ln_([12])\.": r".layer_norm\1.",
+    r"\.mlp\.c_fc\.": ".mlp.fc1.",
+    r"\.mlp\.c_proj\.": ".mlp.fc2.",
+}
+"""Name in open_clip's layout -> in transformers', all applied in this order."""
+
+_OPEN_CLIP_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+"""open_clip multiplies by these from the right, x @ proj: transposed in transformers."""
+
+_NO_WEIGHTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
+"""Constants that older versions of the libraries saved along."""
+
 
 def read(path):
     """Read the tensors of a weights file.
@@ -67,13 +91,13 @@ def read(path):
         start = file.read(9)
     # Outside inference mode: weights made inside it could take part in no gradient.
     with torch.inference_mode(False):
-        if start[:4] == b"PK\x03\x04":
+        if start[8:] == b"{":  # first, since the length before it may begin like the others
+            state = _read_safetensors(path)
+        elif start[:4] == b"PK\x03\x04":
             _refuse_torchscript(path)
             state = _unpickle(path, mmap=True)
         elif start[:1] == b"\x80":
             state = _unpickle(path, mmap=False)
-        elif start[8:] == b"{":
-            state = _read_safetensors(path)
         else:
             raise ValueError(
                 f"{path.name} is no weights file: expected safetensors or torch.save's format, found"
@@ -132,6 +156,11 @@ def missing(path, reward=None, folder=FOLDER):
     )
 
 
+def known_files(names=SOURCES):
+    """Return a line that says which files of `SOURCES` there are and where to get them."""
+    return "; ".join("{}: {} from {}".format(name, *SOURCES[name]) for name in names)
+
+
 def clip_to_hf(state):
     """Return a CLIP's weights under the names of transformers' CLIPModel, without copying the large ones.
 
@@ -142,7 +171,6 @@ def clip_to_hf(state):
     for name, value in state.items():
         name = _hf_name(name)
         if name in _OPEN_CLIP_PROJECTIONS:
-            # open_clip multiplies from the left: x @ proj.
             renamed[_OPEN_CLIP_PROJECTIONS[name]] = value.T.contiguous()
         elif ".attn.in_proj_" in name:
             for letter, part in zip("qkv", value.chunk(3), strict=True):
@@ -152,36 +180,10 @@ def clip_to_hf(state):
     return renamed
 
 
-_OPEN_CLIP_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-_NO_WEIGHTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
-"""Constants that older versions of the libraries saved along."""
-
-_HF_NAMES = {
-    r"^visual\.transformer\.resblocks\.": "vision_model.encoder.layers.",
-    r"^visual\.class_embedding$": "vision_model.embeddings.class_embedding",
-    r"^visual\.positional_embedding$": "vision_model.embeddings.position_embedding.weight",
-    r"^visual\.conv1\.": "vision_model.embeddings.patch_embedding.",
-    r"^visual\.ln_pre\.": "vision_model.pre_layrnorm.",
-    r"^visual\.ln_post\.": "vision_model.post_layernorm.",
-    r"^transformer\.resblocks\.": "text_model.encoder.layers.",
-    r"^token_embedding\.": "text_model.embeddings.token_embedding.",
-    r"^positional_embedding$": "text_model.embeddings.position_embedding.weight",
-    r"^ln_final\.": "text_model.final_layer_norm.",
-    r"\.attn\.out_proj\.": ".self_attn.out_proj.",
-    r"\.ln_([12])\.": r".layer_norm\1.",
-    r"\.mlp\.c_fc\.": ".mlp.fc1.",
-    r"\.mlp\.c_proj\.": ".mlp.fc2.",
-}
-
-
 def _hf_name(name):
     for pattern, new in _HF_NAMES.items():
         name = re.sub(pattern, new, name)
     return name
-
-
-def known_files(rewards=SOURCES):
-    return "; ".join("{}: {} from {}".format(reward, *SOURCES[reward]) for reward in rewards)
 
 
 def _read_safetensors(path):

@@ -77,6 +77,16 @@ def test_both_layouts_come_under_transformers_names():
         assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
 
 
+def test_safetensors_are_known_whatever_the_length_they_begin_with(small, tmp_path):
+    path = tmp_path / "small.safetensors"
+    lengths = set()
+    for padding in range(0, 256, 8):
+        save_file(small[0], path, metadata={"padding": "x" * padding})
+        lengths.add(path.read_bytes()[0])
+        assert weights.read(path).keys() == small[0].keys()
+    assert 0x80 in lengths  # how pickles begin
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, legacy):
     path, trace = tmp_path / "weights.pt", tmp_path / "it_ran"
