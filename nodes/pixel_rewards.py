@@ -1,11 +1,10 @@
 """Reward nodes that judge the pixels alone; brightness and the JPEG's size are in `rewards`."""
 
-import torch
 from comfy_api.latest import io
 from PIL import ImageColor
 
 from .. import rewards
-from . import gradients, sockets
+from . import sockets
 
 
 class PixelReward(io.ComfyNode):
@@ -97,8 +96,7 @@ class DNOColorReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, color, mask=None) -> io.NodeOutput:
-        with torch.inference_mode(False):  # so that the mask can take part in gradients later
-            return io.NodeOutput(rewards.ColorTarget(color_of(color), gradients.thaw(mask)))
+        return io.NodeOutput(rewards.ColorTarget(color_of(color), mask))
 
 
 def schema(node_id, display_name, description, *inputs):

@@ -8,7 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from .. import rewards
 from ..core import plots
 from ..core.estimators import score
-from . import gradients, sockets
+from . import sockets
 from .combine import calibrated
 from .report import as_image
 
@@ -112,10 +112,10 @@ def judged(images, reward, prompt=""):
         scores: (B,).
         parts: name -> (B,), the scores of the parts of a combined reward.
     """
-    # Outside inference mode, in which a network that is loaded now could later take part in no gradient.
-    with torch.inference_mode(False), torch.no_grad():
-        pictures = gradients.thaw(images)[..., :3].movedim(-1, 1)
-        placed, prompts = pictures.to(mm.get_torch_device()), [prompt] * len(images) if prompt.strip() else None
+    pictures = images[..., :3].movedim(-1, 1)
+    placed, prompts = pictures.to(mm.get_torch_device()), [prompt] * len(images) if prompt.strip() else None
+    # Outside inference mode: what a reward loads or caches at its first call shall take part in gradients later.
+    with torch.inference_mode(False):
         reward = calibrated(reward, placed, prompts)
         scores = score(reward, placed, prompts).cpu()
         parts = reward.raw(placed, prompts) if isinstance(reward, rewards.Combine) else {}

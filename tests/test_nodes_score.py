@@ -241,15 +241,14 @@ def test_a_network_that_scored_pictures_can_be_searched_with_afterwards(comfy):
     folder.mkdir(parents=True, exist_ok=True)
     file = tiny_rewards.write("clip_h", folder).name
     graph = Scoring(comfy)
-    clip = graph.node("DNOCLIPScoreReward", file=file, prompt="a cat", dtype="float32", crops=0)[0]
+    clip = graph.node("DNOCLIPScoreReward", file=file, prompt="a cat", dtype="float32", crops=2)[0]
     before = graph.node("DNOScoreImages", images=graph.greys(), reward=clip)
     graph.reward = graph.combine(clip, mode="z-scored")
     solver = graph.node("DNOSolverGradient", lr=0.03, optimizer="adam", momentum=0.9, clip=0.0)
-    # Its image waits for the scores.
     graph.node("DNOTestHistory", history=graph.dno(iterations=1, solver=solver[0], steps=3)[3])
     run = comfy.run(graph)
     rows = history_of(run)["rows"]
     assert len(run.outputs[before.id]["text"][0].splitlines()) == 3
-    raw = torch.tensor(rows[0]["watch/CLIPScore"])
+    raw = torch.tensor(rows[0]["watch/CLIPScore of crops"])
     torch.testing.assert_close(torch.tensor(rows[0]["score"]), (raw - 0.33) / 0.04, atol=1e-4, rtol=1e-4)
     assert all(norm > 0 for norm in rows[0]["gradient_norm"])
