@@ -1,8 +1,8 @@
 """`dno batch`: every prompt with every seed, shared out over the processes that were started together.
 
-An item's folder holds what `dno run` writes, but for the seconds: its files are the same, byte for byte, whatever the
-number of processes and however often the batch was resumed. For that each item is searched by itself, and with a fixed
-number of threads.
+An item's folder holds what `dno run` writes, but for the seconds: what is in it is the same to the last bit, whatever
+the number of processes and however often the batch was resumed. For that each item is searched by itself, and with a
+fixed number of threads; there is no time budget, which would depend on the machine.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def batch(options):
     items = read_items(options.prompts, options.seeds, options.out)
     if options.model is None:
         _check_prompts(items)
-    torch.set_num_threads(options.threads)
     processes = Processes.join()
+    torch.set_num_threads(options.threads)
     try:
         _work(options, items, processes)
         processes.wait()
@@ -75,6 +75,7 @@ def _work(options, items, processes):
     setup = Setup.of(options, processes.device(options.device))
     setup = replace(setup, settings=setup.settings | {"threads": options.threads})
     if setup.device.startswith("cuda"):
+        # A kernel that has no deterministic form warns, and may change the last bits.
         torch.use_deterministic_algorithms(True, warn_only=True)
     sample_map = setup.sample_map([items[0].prompt])
     check_finished(items, setup.noise(sample_map, items[0].seed).settings | sample_map.settings)

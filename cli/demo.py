@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from .. import core
-from ..core import plots
+from ..core import plots, toy
 from .options import add_ascent, add_output, add_sampling, add_single
 from .search import Setup, save, say, tell
 
@@ -63,8 +63,6 @@ def _before_and_after(histories):
 
 def ring(options):
     """Optimise on the paper's ring, a model of two numbers, and draw where the noise goes."""
-    from ..core import toy
-
     toy.figures(options.out, seed=options.seed)
     say(f"figures are in {options.out.resolve()}")
     return 0

@@ -11,6 +11,7 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from PIL import Image
 
@@ -104,13 +105,20 @@ def summarise(items, out):
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
-    shown = [(item, row) for item, row in zip(items, rows, strict=True) if item.finished][:MOST_TILES]
-    if shown:
-        columns = min(len({item.seed for item in items}), 8)
-        captions = [f"{item.prompt}, {item.seed}\n{row['before']:.3g} -> {row['best']:.3g}" for item, row in shown]
-        tiles = [_tile(item.folder / "after.png") for item, _ in shown]
-        plots.contact_sheet(tiles, captions, columns, TILE).save(out / "contact_sheet.png")
+    if failed < len(rows):
+        _contact_sheet(items, rows).save(out / "contact_sheet.png")
     return failed
+
+
+def _contact_sheet(items, rows):
+    """Show each finished item's picture, a row of seeds a prompt where they fit into one."""
+    tiles, captions = [], []
+    for item, row in zip(items, rows, strict=True):
+        if row["status"] == "finished" and len(tiles) < MOST_TILES:
+            tiles.append(_tile(item.folder / "after.png"))
+            prompt = shorten(item.prompt, 16, placeholder="..")  # what fits under a tile
+            captions.append(f"{prompt}, {item.seed}\n{row['before']:.3g} -> {row['best']:.3g}")
+    return plots.contact_sheet(tiles, captions, min(len({item.seed for item in items}), 8), TILE)
 
 
 def _row(item):

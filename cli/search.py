@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from .. import core, rewards
-from ..core import pipelines, plots
+from ..core import plots
 from .options import DTYPES, REWARDS
 from .solvers import check_reward, solver_of, solver_settings
 
@@ -97,8 +97,8 @@ def _maps(options, settings, device):
     dtype, sampling = DTYPES[options.dtype], {name: settings[name] for name in SAMPLING if name in settings}
     if options.model is None:
         return lambda prompts: core.load_embedded(prompts, device=device, dtype=dtype, **sampling)
-    pipeline = pipelines.load_pipeline(options.model, dtype, device, options.download)
-    return lambda prompts: pipelines.from_pipeline(pipeline, prompts, **sampling)
+    pipeline = core.load_pipeline(options.model, dtype, device, options.download)
+    return lambda prompts: core.from_pipeline(pipeline, prompts, **sampling)
 
 
 def _check_device(device):

@@ -95,7 +95,7 @@ class ImageGradient:
     """An estimator of the gradient by the images; the pullback takes that to the noise."""
 
     def passes(self, sample_map):
-        """Return how many passes through all denoising steps one estimate makes."""
+        """Return how many passes, forward or backward, one estimate makes."""
         return 2
 
     def __call__(self, problem, noise):

@@ -10,11 +10,12 @@ def fingerprint(module):
     """Return 16 hexadecimal digits made from a network's one-dimensional weights (norms and biases).
 
     These are few, and LoRA leaves them alone. Names and order do not count, so that diffusers' and ComfyUI's forms of
-    one Stable Diffusion agree; values are rounded to bfloat16, so that float32, float16 and bfloat16 agree.
+    one Stable Diffusion agree. Values are rounded to float16, so that a float32 model and its float16 copy agree;
+    a bfloat16 or float8 copy counts as another model.
     """
     digests = []
     for parameter in module.parameters():
         if parameter.ndim == 1:
-            values = parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+            values = parameter.detach().to("cpu", torch.float16).contiguous().view(torch.int16)
             digests.append(hashlib.sha256(values.numpy().tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]

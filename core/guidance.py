@@ -44,8 +44,8 @@ class LGD(Solver):
         if self.samples < 1 or not self.scale > 0:
             raise ValueError(f"samples is {self.samples} and scale {self.scale}; expected 1 or more, and more than 0")
 
-    def passes(self, sample_map):
-        return 2
+    def stages(self, sample_map):
+        return sample_map.stages + sample_map.injected
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the noise of the guided run that begins with it, the Evaluation of `noise`)."""
@@ -82,5 +82,7 @@ class LGD(Solver):
         problem.require_finite(scores)
         weights = (self.scale * scores.unflatten(0, (self.samples, -1))).softmax(dim=0).flatten()
         d_images = self.scale * weights.view(-1, *[1] * (images.ndim - 1)).to(d_images) * d_images
-        (gradient,) = torch.autograd.grad(images, x, d_images)
-        return denoised.detach(), gradient
+        # Scaled to a largest entry of 1 on its way: half precision would lose small gradients.
+        size = d_images.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+        (gradient,) = torch.autograd.grad(images, x, (d_images / size).to(images))
+        return denoised.detach(), gradient * size.to(gradient)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
+EARLIER = -1
+"""The iteration of a best that an earlier search had found."""
+
 THUMBNAIL = 128
 """Longest side of the pictures kept for the trajectory, in pixels."""
 
@@ -90,7 +93,7 @@ class History:
         """Record each picture's best, a `problem.Best`, at the end of the run."""
         first, last = self.rows[0]["iteration"], len(self.rows) - 1
         # An iteration that was interrupted may have found the best and has no row.
-        self.best = [min(iteration - first, last) for iteration in best.iterations.tolist()]
+        self.best = [min(max(iteration - first, 0), last) for iteration in best.iterations.tolist()]
         keys = ("score", "log_p", "log_p_initial", "norm", *(f"watch/{name}" for name in self.watched))
         self.best_row = {key: [self.column(key, i)[row] for i, row in enumerate(self.best)] for key in keys}
         if self.best_row["score"] != best.scores.tolist():  # a candidate, or interrupted before its row was complete
@@ -99,12 +102,18 @@ class History:
             self.best_row |= _listed(found)
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: their iteration's values stay
                 self.best_row |= _listed({f"watch/{name}": v for name, v in problem.watched(best.images).items()})
+        self.best_row["iteration"] = best.iterations.tolist()
         self.best_picture = _thumbnail(best.images)
+
+    def best_name(self, item):
+        """Return where one picture's best was found, in words."""
+        iteration = self.best_row["iteration"][item]
+        return "the earlier search" if iteration == EARLIER else f"iteration {iteration}"
 
     def summary(self):
         """Tell in a few lines what the run did, and why it stopped improving where that was diagnosed."""
         lines = [f"{self.stopped}; {self.rows[-1]['seconds']:.0f} s"]
-        for item, best in enumerate(self.best):
+        for item in range(len(self.best)):
             name = f"picture {item}: " if len(self.best) > 1 else ""
             watched = "".join(
                 f", {watch} {self.rows[0][f'watch/{watch}'][item]:.3f} -> {self.best_row[f'watch/{watch}'][item]:.3f}"
@@ -112,7 +121,7 @@ class History:
             )
             scores = f"{self.rows[0]['score'][item]:.3f} -> {self.best_row['score'][item]:.3f}"
             p, p_initial = (math.exp(self.best_row[key][item]) for key in ("log_p", "log_p_initial"))
-            found = f"best at iteration {self.rows[best]['iteration']}, P(z) {p:.2g}, P(x_T) {p_initial:.2g}"
+            found = f"best from {self.best_name(item)}, P(z) {p:.2g}, P(x_T) {p_initial:.2g}"
             lines.append(f"{name}{self.reward} {scores}{watched}; {found}")
         return "\n".join(lines + ([self.diagnosis.text()] if self.diagnosis else []))
 

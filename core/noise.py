@@ -100,9 +100,11 @@ class Noise:
         tensors = {f"{name}{key}": getattr(part, key) for name, part in parts.items() for key in TENSORS}
         if self.kept is not None:
             tensors["kept"] = self.kept
-        metadata = {"format": FORMAT, "settings": json.dumps(self.settings, sort_keys=True)}
+        record = {"format": FORMAT, "settings": self.settings}
         if self.checkpoint is not None:
-            metadata |= {"solver": self.checkpoint.solver, "iteration": str(self.checkpoint.iteration)}
+            record |= {"solver": self.checkpoint.solver, "iteration": self.checkpoint.iteration}
+        # One entry: safetensors writes several in any order, and equal noises shall be equal files.
+        metadata = {"dno": json.dumps(record, sort_keys=True)}
         # safetensors refuses tensors that share memory, as the best noise and the last one may.
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path, metadata)
 
@@ -123,11 +125,14 @@ class Noise:
         except SafetensorError as error:
             message = f"{path} is not a safetensors file ({error}); expected one written by Noise.save"
             raise ValueError(message) from error
-        if metadata.get("format") != FORMAT or not set(TENSORS) <= keys:
+        record = json.loads(metadata.get("dno", "{}"))
+        if record.get("format") != FORMAT or not set(TENSORS) <= keys:
             raise ValueError(f"{path} is not a noise file: found {sorted(keys)}; expected one written by Noise.save")
-        checkpoint = Checkpoint.of(tensors, metadata) if "solver" in metadata else None
-        settings = json.loads(metadata["settings"])
-        return cls(tensors["initial"], tensors["injected"], settings, tensors.get("kept"), checkpoint)
+        try:
+            checkpoint = Checkpoint.of(tensors, record) if "solver" in record else None
+            return cls(tensors["initial"], tensors["injected"], record["settings"], tensors.get("kept"), checkpoint)
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}; expected all that Noise.save writes") from error
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,12 @@ class Checkpoint:
         return {"checkpoint/": self.noise} | {f"memory/{name}/": noise for name, noise in self.memory.items()}
 
     @classmethod
-    def of(cls, tensors, metadata):
-        """Read it back from a file's tensors and metadata."""
+    def of(cls, tensors, record):
+        """Read it back from a file's tensors and record."""
         names = sorted({key.split("/")[1] for key in tensors if key.startswith("memory/")})
         memory = {name: Noise(*(tensors[f"memory/{name}/{key}"] for key in TENSORS)) for name in names}
         noise = Noise(*(tensors[f"checkpoint/{key}"] for key in TENSORS))
-        return cls(noise, metadata["solver"], int(metadata["iteration"]), memory)
+        return cls(noise, record["solver"], record["iteration"], memory)
 
 
 def _generator(seed):

@@ -1,5 +1,6 @@
 """The loop: evaluate, record, keep the best, update, until the budget is used up or something says stop."""
 
+import contextlib
 import logging
 import math
 import time
@@ -9,7 +10,7 @@ import torch
 
 from .diagnostics import diagnose as diagnosis_of
 from .estimators import name_of
-from .history import History
+from .history import EARLIER, History
 from .noise import Checkpoint, Noise
 from .problem import Best, NotFiniteError, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
@@ -73,7 +74,8 @@ def optimize(
         stop_probability: stop when P(z) of every picture is below it.
         floor: least P, of the whole z and of x_T alone, of a noise that may become the best; 0 admits all.
         check_gradient: first compare the gradient with a directional difference and record the error.
-        diagnose: at the end find out why the best stopped improving (`diagnostics`): a few more gradients.
+        diagnose: at the end find out why the best stopped improving (`diagnostics`): about ten more gradients, which
+            the time budget does not cover.
 
     Returns:
         Result: .noise .images .latent .history, each picture's best so far.
@@ -85,17 +87,25 @@ def optimize(
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}; expected 0 or more")
     sample_map.check_settings(noise)
+    names = [name_of(each) for each in watch]
+    if len(set(names)) < len(names):
+        raise ValueError(f"watched rewards are called {names}; expected different names, each is a column's")
+    given = noise
+    solver, noise, first = _started(solver or GradientAscent(), given)
+    if regularizer is not None and not getattr(solver, "regularized", True):
+        log.warning("%s does not use the regularizer", name_of(solver))
+        regularizer = None
     best = Best(floor=_log(floor))
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
-    given, (solver, noise, first) = noise, _started(solver or GradientAscent(), noise)
-    problem.iteration = done = first
+    done = first  # updates behind `noise`, for the checkpoint
     history = History(reward=name_of(reward))
     try:
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
             problem.started = time.perf_counter()
         if first > 0 and not torch.equal(given.flat(), noise.flat()):
-            problem.evaluate(given)  # the earlier run's best
+            problem.iteration = EARLIER
+            problem.evaluate(given)
         for iteration in range(first, first + iterations + 1):
             problem.iteration = iteration
             if iteration < first + iterations:
@@ -106,7 +116,8 @@ def optimize(
             history.record(evaluation)
             if callback is not None:
                 callback(evaluation, best)
-            history.stopped = _reason_to_stop(history, best, seconds, target, stop_probability)
+            left = seconds if done > iteration else None  # nothing is cut short after the last evaluation
+            history.stopped = _reason_to_stop(history, best, left, target, stop_probability)
             if history.stopped:
                 break
         history.stopped = history.stopped or f"{iterations} iterations done"
@@ -117,12 +128,15 @@ def optimize(
     except NotFiniteError as error:
         if not history.rows:
             raise
-        history.stopped = str(error)
+        history.stopped, done = str(error), None
     log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
     history.conclude(best, problem)
-    if diagnose:
-        history.diagnosis = diagnosis_of(problem, best.noise)
-    checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
+    if diagnose and history.stopped != "interrupted":
+        with contextlib.suppress(KeyboardInterrupt):
+            history.diagnosis = diagnosis_of(problem, best.noise)
+    checkpoint = None  # where the reward or its gradient broke, nobody can go on
+    if done is not None:
+        checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
     settings = {**given.settings, **sample_map.settings}
     found = replace(best.noise, settings=settings, kept=given.kept, checkpoint=checkpoint)
     return Result(found, best.images, best.latent, history)
@@ -144,8 +158,8 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
-    passes = solver.passes(sample_map) if hasattr(solver, "passes") else 2
-    return (iterations * passes + 1) * (sample_map.schedule.steps + 1)
+    each = solver.stages(sample_map) if hasattr(solver, "stages") else 2 * sample_map.stages
+    return iterations * each + sample_map.stages
 
 
 def _started(solver, noise):

@@ -61,7 +61,7 @@ def trajectory(history, item=0, count=8, size=160):
         row, picture = history.rows[index], history.pictures[index]
         name = f"iteration {row['iteration']}"
         if index == best and history.best_row:
-            row, picture, name = history.best_row, history.best_picture, name + " (best)"
+            row, picture, name = history.best_row, history.best_picture, f"{history.best_name(item)} (best)"
         p = probability(min(row["log_p"][item], row["log_p_initial"][item]))
         captions.append(f"{name}\n{history.reward} {row['score'][item]:.3f}\nP {p}")
         pictures.append(to_pictures(picture[item : item + 1])[0])

@@ -1,7 +1,7 @@
 """What a solver may ask of the thing it optimises, and the best answer so far.
 
-Whatever a solver evaluates, as the noise of an iteration or as one of many candidates, goes through a `Problem`, which
-keeps each picture's best: nothing that was sampled is lost.
+Whatever a solver evaluates, as the noise of an iteration or as one of a search's candidates, goes through a `Problem`,
+which keeps each picture's best. (The tiny perturbations of an estimator are not candidates.)
 """
 
 import time
@@ -155,14 +155,13 @@ class Problem:
         return scores
 
     def offer(self, noise, candidates, scores):
-        """Let each picture's highest-scoring candidate compete for the best."""
-        index = scores.argmax(dim=0)
-        rows = torch.arange(scores.shape[1], device=index.device)
-        taken = noise.with_flat(candidates.flat[index, rows])
-        self.best.offer(
-            taken, candidates.latent[index, rows], candidates.images[index, rows], scores[index, rows],
-            torch.minimum(*self.log_probabilities(taken)), self.iteration,
-        )  # fmt: skip
+        """Let every candidate that scores higher than its picture's best compete with it."""
+        better = scores > torch.where(self.best.passed, self.best.scores, -torch.inf)
+        for index in better.any(dim=1).nonzero().flatten().tolist():
+            taken = noise.with_flat(candidates.flat[index])
+            log_p = torch.minimum(*self.log_probabilities(taken))
+            sampled = candidates.latent[index], candidates.images[index], scores[index]
+            self.best.offer(taken, *sampled, log_p, self.iteration)
 
     def randn(self, q, like, seed=0):
         """Draw (q, *like.shape) normal numbers for this iteration, on the CPU: the same on every device."""

@@ -72,7 +72,9 @@ class SampleMap:
 
     def __post_init__(self):
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
-        self.start = self.start or self._pure_noise
+        # dataclasses.replace hands over the default of the map that it copies, which knows that one's schedule.
+        if self.start is None or getattr(self.start, "__func__", None) is SampleMap._pure_noise:
+            self.start = self._pure_noise
         self.finish = self.finish or _same
         optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
@@ -83,6 +85,11 @@ class SampleMap:
     def injected(self):
         """L, the number of injected noises that matter: the schedule's, or 0 for the ODE."""
         return self.schedule.injected if self.eta > 0 else 0
+
+    @property
+    def stages(self):
+        """How often one pass, forward or backward, calls `on_step`: each step and the decode."""
+        return self.schedule.steps + 1
 
     @property
     def settings(self):
@@ -120,8 +127,9 @@ class SampleMap:
             )
 
     def calls(self, candidates):
-        """Return in how many calls `candidates` batches are sampled, at most `most_rows` pictures in each."""
-        return -(-candidates // max((self.most_rows or candidates * self.shape[0]) // self.shape[0], 1))
+        """Return in how many calls `candidates` batches are sampled: most_rows pictures in each, at least one batch."""
+        in_one = max(self.most_rows // self.shape[0], 1) if self.most_rows else candidates
+        return math.ceil(candidates / in_one)
 
     def randn(self, seed=0):
         """Draw true noise for this map (`Noise.randn`)."""
@@ -161,11 +169,6 @@ class SampleMap:
     def sample(self, noise):
         """Return the pictures that `noise` samples to, (B, 3, H, W), without gradient."""
         return self.images(self.latent(noise))
-
-    def stages(self, iterations):
-        """Return how often `on_step` is called in `iterations` gradient iterations and the last evaluation."""
-        forward = backward = self.schedule.steps + 1
-        return iterations * (forward + backward) + forward
 
     def pullback(self, noise):
         """Sample with what the backward pass needs.

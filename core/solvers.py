@@ -20,7 +20,13 @@ from .noise import Noise
 
 
 class Solver:
-    """What the loop asks of every solver; one without state defines `step` and `passes` alone."""
+    """What the loop asks of every solver; of one that is not derived from this, `fresh` and `step` alone.
+
+    Attributes:
+        regularized: whether it climbs the regulariser's term too.
+    """
+
+    regularized = False
 
     @property
     def name(self):
@@ -35,8 +41,8 @@ class Solver:
         """Return the state as name -> Noise, for a `Checkpoint`."""
         return {}
 
-    def passes(self, sample_map):
-        """Return how many passes through all denoising steps one `step` makes, for progress bars."""
+    def stages(self, sample_map):
+        """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         raise NotImplementedError
 
     def step(self, problem, noise):
@@ -61,6 +67,7 @@ class GradientAscent(Solver):
     momentum: float = 0.9
     clip: float | None = None
     estimator: object = field(default_factory=Exact)
+    regularized = True
     _optimizer: torch.optim.Optimizer | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -104,8 +111,8 @@ class GradientAscent(Solver):
             if torch.is_tensor(value) and value.ndim
         }
 
-    def passes(self, sample_map):
-        return self.estimator.passes(sample_map)
+    def stages(self, sample_map):
+        return self.estimator.passes(sample_map) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
@@ -119,7 +126,9 @@ class GradientAscent(Solver):
             injected.copy_(noise.injected)
         initial.grad, injected.grad = gradient.initial.to(initial), gradient.injected.to(injected)
         self._optimizer.step()
-        return replace(noise, initial=initial.detach().clone(), injected=injected.detach().clone()), evaluation
+        moved = replace(noise, initial=initial.detach(), injected=injected.detach()).flat()
+        # Moments from before `part` was changed would move what is not optimised now.
+        return noise.with_flat(torch.where(problem.sample_map.active_entries(noise), moved, noise.flat())), evaluation
 
     def _new_optimizer(self, noise):
         params = [noise.initial.detach().clone(), noise.injected.detach().clone()]
@@ -157,7 +166,8 @@ class ZeNO(Solver):
 
     Attributes:
         candidates: N, sampling runs an iteration, beside that of z itself.
-        beta: step size in (0, 1]; None takes 2.5 / K, between 0.01 and 0.3.
+        beta: step size in (0, 1]; None takes 2.5 / K, between 0.01 and 0.3, K the iterations of this very call: set it
+            for a search that shall be resumed.
         mode: "optimise", "sample" or "resample".
         weights: "linear" or "softmax", of "optimise".
         tau: temperature of the softmax, in units of the reward.
@@ -183,8 +193,8 @@ class ZeNO(Solver):
         if not self.tau > 0:
             raise ValueError(f"tau is {self.tau}; expected a number > 0")
 
-    def passes(self, sample_map):
-        return sample_map.calls(self.candidates + 1)
+    def stages(self, sample_map):
+        return sample_map.calls(self.candidates + 1) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
@@ -260,8 +270,8 @@ class Search(Solver):
         """Climb by preconditioned Crank-Nicolson proposals: one candidate at a time, taken if it is better."""
         return cls(1, beta, seed)
 
-    def passes(self, sample_map):
-        return sample_map.calls(self.candidates + 1)
+    def stages(self, sample_map):
+        return sample_map.calls(self.candidates + 1) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates; return (the best of them, the Evaluation of `noise`)."""

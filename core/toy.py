@@ -93,7 +93,9 @@ def climb(sample_map, reward, iterations=100, snapshots=(), solver=None, regular
             tick()
 
     noise = sample_map.randn(seed)
-    optimize(sample_map, reward, noise, solver, regularizer, iterations, callback=keep, floor=0.0)
+    result = optimize(sample_map, reward, noise, solver, regularizer, iterations, callback=keep, floor=0.0)
+    if result.history.stopped == "interrupted":  # `optimize` keeps the best so far; half an experiment is none
+        raise KeyboardInterrupt
     return run
 
 
@@ -119,7 +121,7 @@ def ode_and_sde(denoise, iterations=100, batch=200, seed=0, tick=None):
     }
 
 
-def out_of_distribution(denoise, iterations=1000, batch=100, gamma=10.0, seed=0, tick=None):
+def out_of_distribution(denoise, iterations=1000, batch=100, lr=0.01, gamma=10.0, seed=0, tick=None):
     """Climb Figure 4's reward without and with the regulariser.
 
     Returns:
@@ -128,7 +130,7 @@ def out_of_distribution(denoise, iterations=1000, batch=100, gamma=10.0, seed=0,
     """
     sample_map, found = point_map(denoise, batch), {}
     for name, regularizer in {"without": None, "with": ProbabilityRegularizer(gamma)}.items():
-        run = climb(sample_map, nearness, iterations, (0, iterations), None, regularizer, seed, tick)
+        run = climb(sample_map, nearness, iterations, (0, iterations), GradientAscent(lr), regularizer, seed, tick)
         found["before"], found[name] = run.snapshots[0], run.snapshots[iterations]
     found["exact"] = Problem(point_map(exact_ring, batch), nearness).evaluate(found["without"].noise)
     return found

@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+
+from .toy_models import INNER, OUTER
 
 COLORS = {"I": "tab:green", "II": "tab:blue", "III": "tab:orange", "none": "tab:red"}
 NAMES = {"none": "still improving"}
@@ -57,9 +60,9 @@ def probabilities(found):
     figure, panels = _panels(2)
     for axes, (name, title) in zip(panels, {"before": "true noise", "without": "optimised"}.items(), strict=True):
         _outline_ring(axes)
-        log_p = found[name].log_p / math.log(10)
+        log_p = found[name].log_p.numpy() / math.log(10)
         dots = _scatter(axes, found[name].images, c=log_p, cmap="viridis", vmin=-4, vmax=0)
-        axes.set_title(f"{title}: median P(z) {10 ** float(log_p.median()):.2g}", fontsize=11)
+        axes.set_title(f"{title}: median P(z) {10 ** np.median(log_p):.2g}", fontsize=11)
         axes.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
     figure.colorbar(dots, ax=panels, label="log10 P(z)", shrink=0.8, extend="min")
     return figure
@@ -76,14 +79,17 @@ def stops(stopped):
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         stop = stopped[name]
         _background(axes, stop.reward, 1.5)
-        _outline_ring(axes) if name == "ring" else axes.plot([-1, 1], [0, 0], color="tab:cyan", linewidth=0.8)
+        if name == "ring":
+            _outline_ring(axes)
+        else:
+            axes.plot([-1, 1], [0, 0], color="tab:cyan", linewidth=0.8)
         kinds = stop.diagnosis.types
         for kind in sorted(set(kinds)):
             chosen = torch.tensor([found == kind for found in kinds])
             label = f"{NAMES.get(kind, f'type {kind}')}: {kinds.count(kind)}"
             _scatter(axes, stop.points[chosen], color=COLORS[kind], label=label)
         axes.set_title(title, fontsize=11)
-        axes.legend(loc="upper left", fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=9, frameon=False, markerscale=2)
     return figure
 
 
@@ -97,15 +103,16 @@ def _background(axes, reward, limit):
     side = torch.linspace(-limit, limit, 200)
     x2, x1 = torch.meshgrid(side, side, indexing="ij")
     values = reward(torch.stack([x1.flatten(), x2.flatten()], dim=1)).view(200, 200)
-    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    return axes.contourf(side, side, values, levels=20, cmap="Greys", alpha=0.7)
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
+    extent = (-limit, limit, -limit, limit)
+    return axes.imshow(values.numpy(), cmap="Greys", alpha=0.6, origin="lower", extent=extent, interpolation="bilinear")
 
 
 def _outline_ring(axes):
-    angle = torch.linspace(0, 2 * math.pi, 200)
-    for radius in (0.8, 1.2):
-        axes.plot(radius * angle.cos(), radius * angle.sin(), color="tab:cyan", linewidth=0.8)
+    angle = np.linspace(0, 2 * math.pi, 200)
+    for radius in (INNER, OUTER):
+        axes.plot(radius * np.cos(angle), radius * np.sin(angle), color="tab:cyan", linewidth=0.8)
 
 
 def _scatter(axes, points, **style):
-    return axes.scatter(*points.T, s=9, linewidths=0.2, edgecolors="white", zorder=3, **style)
+    return axes.scatter(*points.T.numpy(), s=9, linewidths=0.2, edgecolors="white", zorder=3, **style)

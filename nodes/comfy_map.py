@@ -56,7 +56,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model)
             most_rows = self._most_rows(model_wrap, noise.shape)
-            self.result = self.optimization.of(run, decode, most_rows)
+            self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
     def _memory_of_a_call(self, model_wrap, shape, steps):
@@ -194,7 +194,7 @@ class Optimization:
     part: str = "all"
     diagnose: bool = False
 
-    def of(self, run, decode, most_rows):
+    def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
         progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
         sample_map = run.sample_map(
@@ -207,9 +207,10 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
-        extra = self._calibration_batches(sample_map) * (sample_map.schedule.steps + 1)
+        extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
+        # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
         run.noise = noise.initial if noise.kept is None else noise.kept
         noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
         result = core.optimize(

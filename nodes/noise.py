@@ -1,6 +1,7 @@
 """Noise nodes: keep a search's noise, go on from it, replay it in the stock samplers, and judge it."""
 
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class DNOSaveNoise(io.ComfyNode):
                 sockets.Noise.Input("noise", tooltip="From a DNO Sampler."),
                 io.String.Input(
                     "filename_prefix", default=f"{FOLDER}/noise",
-                    tooltip="Name of the file in ComfyUI's output folder; a number is added.",
+                    tooltip="Name of the file in ComfyUI's output folder; a number is added. Load Noise looks in dno/.",
                 ),
             ],
             outputs=[],
@@ -188,13 +189,12 @@ class ReplaySampler(comfy.samplers.Sampler):
 
 def _with_previews(denoise, callback, steps):
     """Return `denoise` that tells ComfyUI's callback of each step."""
-    done = []
+    index = itertools.count()
 
     def denoise_and_tell(x, sigma):
         denoised = denoise(x, sigma)
         if callback is not None:
-            callback(len(done), denoised, x, steps)
-        done.append(sigma)
+            callback(next(index), denoised, x, steps)
         return denoised
 
     return denoise_and_tell
@@ -239,4 +239,5 @@ def noise_files():
     """Return the names of the .safetensors files in the input folder, and those Save Noise wrote, as ComfyUI spells."""
     inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory()) / FOLDER
     names = [file.name for file in sorted(inputs.glob("*.safetensors"))]
-    return names + [f"{FOLDER}/{file.name} [output]" for file in sorted(outputs.glob("*.safetensors"))]
+    saved = sorted(file.relative_to(outputs).as_posix() for file in outputs.rglob("*.safetensors"))
+    return names + [f"{FOLDER}/{name} [output]" for name in saved]

@@ -110,7 +110,7 @@ def test_a_batchs_items_become_runs_of_their_own():
     noise = points.randn(0)
     runs = sde_ode.runs_of(sde_ode.climb(points, toy.waves, noise, lr=0.01, iterations=2))
     expected = toy.waves(points.sample(noise)).tolist()
-    assert [run["score"][0] for run in runs] == pytest.approx(expected, abs=1e-5)
+    assert [run["score"][0] for run in runs] == pytest.approx(expected, abs=1e-4)
     assert all(len(run["score"]) == 3 and run["seconds"] == runs[0]["seconds"] for run in runs)
     slopes = core.Exact()(core.Problem(points, toy.waves), noise).gradient.flat().norm(dim=1)
     assert [run["slope"] for run in runs] == pytest.approx(slopes.tolist(), abs=1e-5)
@@ -132,7 +132,7 @@ def test_searches_are_compared_at_equal_evaluations():
 
 @pytest.mark.parametrize("count, expected", [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi))])
 def test_the_largest_of_normal_numbers_has_its_known_mean(count, expected):
-    assert zeno.expected_maximum(count) == pytest.approx(expected, abs=1e-5)
+    assert zeno.expected_maximum(count) == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_search_makes_the_evaluations_it_is_compared_at(tmp_path):

@@ -59,6 +59,25 @@ def test_many_samples_give_the_expectation_of_a_curved_reward():
     assert (noise_map.sample(few) - expected).abs().max() > 0.05  # one sample feels no curvature
 
 
+def test_a_decoder_in_half_precision_guides_as_well():
+    """Entries of this gradient are about 1e-9, nothing in float16 if they are not scaled."""
+    weights = torch.full((3,), 0.5)
+
+    def decode(latent, dtype):
+        small = (latent * weights[:, None, None].to(latent)).to(dtype)
+        return torch.nn.functional.interpolate(small, scale_factor=16).to(latent.dtype)
+
+    moved = {}
+    for dtype in (torch.float32, torch.float16):
+        noise_map = linear_map("vp")
+        noise_map.decode = lambda latent, dtype=dtype: decode(latent, dtype)
+        noise = noise_map.randn(0)
+        found, _ = core.LGD(50).step(core.Problem(noise_map, lambda i, p: 1e-3 * i.mean(dim=(1, 2, 3))), noise)
+        moved[dtype] = (found.injected - noise.injected).norm()
+    assert moved[torch.float32] > 0
+    torch.testing.assert_close(moved[torch.float16], moved[torch.float32], rtol=0.02, atol=0)
+
+
 def test_only_what_is_optimised_is_guided():
     mask = torch.zeros(1, 1, 6, 6)
     mask[..., :3] = 1

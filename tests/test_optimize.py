@@ -248,7 +248,7 @@ def test_the_summary_says_what_was_gained_and_why_it_stopped():
     for item in (0, 1):
         line = lines[1 + item]
         assert f"picture {item}: mean_pixel {first['score'][item]:.3f} -> {best['score'][item]:.3f}" in line
-        assert f"brightness {first['watch/brightness'][item]:.3f} -> " in line and "best at iteration 5" in line
+        assert f"brightness {first['watch/brightness'][item]:.3f} -> " in line and "best from iteration 5" in line
     assert lines[3].startswith("picture 0: still improving")
     assert json.loads(result.history.to_json())["diagnosis"]["types"] == ["none", "none"]
 
@@ -308,6 +308,15 @@ def test_a_picture_that_is_masked_altogether_is_sampled_and_left_alone():
 def test_bad_regulariser_settings_are_refused(settings):
     with pytest.raises(ValueError, match="expected gamma >= 0, k >= 1 and permutations >= 0"):
         core.ProbabilityRegularizer(**settings)
+
+
+def test_watched_rewards_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="expected different names"):
+        run(watch=(rewards.Brightness(), rewards.Brightness()))
+
+
+def test_a_finished_run_is_not_said_to_have_run_out_of_time():
+    assert run(iterations=0, seconds=1e-9).history.stopped == "0 iterations done"
 
 
 def test_negative_iterations_are_refused():

@@ -47,12 +47,20 @@ def test_the_best_of_the_earlier_run_is_not_lost():
     again = run(replace(first.noise, checkpoint=checkpoint), core.GradientAscent(lr=1e-4), 2)
     torch.testing.assert_close(again.images, first.images)
     assert again.history.best_row["score"] > again.history.rows[-1]["score"]
+    assert "best from the earlier search" in again.history.summary()
 
 
 def test_going_on_leaves_the_checkpoint_as_it_was():
     first = run(start(), SOLVERS["adam"], 2)
     once, twice = (run(first.noise, SOLVERS["adam"], 2) for _ in range(2))
     assert torch.equal(once.images, twice.images)
+
+
+def test_equal_noises_are_equal_files(tmp_path):
+    noise = run(start(), SOLVERS["adam"], 1).noise
+    for index in range(6):
+        noise.save(tmp_path / f"{index}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_another_solver_starts_at_the_best_noise():
@@ -62,19 +70,27 @@ def test_another_solver_starts_at_the_best_noise():
     torch.testing.assert_close(torch.tensor(history.rows[0]["score"]), mean_pixel(first.images, None).float())
 
 
-def test_a_run_that_a_broken_reward_ended_can_go_on():
+def test_after_a_broken_reward_the_next_search_starts_at_the_best():
     calls = []
 
     def breaks(images, prompts):
         calls.append(1)
-        return mean_pixel(images, prompts) * (float("nan") if len(calls) == 4 else 1.0)
+        return mean_pixel(images, prompts) * (float("nan") if len(calls) > 3 else 1.0)
 
     solver = core.GradientAscent(lr=0.05)
     broken = core.optimize(sample_map(), breaks, start(), solver, iterations=7, floor=0.0)
-    assert len(broken.history.rows) == 3
-    rest = core.optimize(sample_map(), mean_pixel, broken.noise, solver, iterations=4, floor=0.0)
-    whole = core.optimize(sample_map(), mean_pixel, start(), solver, iterations=7, floor=0.0)
-    assert torch.equal(rest.noise.checkpoint.noise.flat(), whole.noise.checkpoint.noise.flat())
+    assert len(broken.history.rows) == 3 and broken.noise.checkpoint is None
+    rest = core.optimize(sample_map(), mean_pixel, broken.noise, solver, iterations=1, floor=0.0)
+    assert rest.history.rows[0]["score"] == broken.history.rows[2]["score"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_moments_do_not_move_what_is_not_optimised_any_more(optimizer):
+    solver = core.GradientAscent(lr=0.5, optimizer=optimizer)
+    first = run(start(), solver, 2)
+    rest = run(first.noise, solver, 3, sample_map(part="initial"))
+    last, before = rest.noise.checkpoint.noise, first.noise.checkpoint.noise
+    assert torch.equal(last.injected, before.injected) and not torch.equal(last.initial, before.initial)
 
 
 def test_one_picture_of_a_batch_goes_on_alone():
@@ -113,5 +129,5 @@ def test_the_fingerprint_knows_the_model_whatever_its_precision_and_names():
     network = TinyDenoiser().float()
     renamed = torch.nn.ModuleList([network.outer, network.inner])
     assert core.fingerprint(renamed) == core.fingerprint(network)
-    assert core.fingerprint(network.to(torch.bfloat16)) == core.fingerprint(TinyDenoiser().float())
+    assert core.fingerprint(network.half()) == core.fingerprint(TinyDenoiser().float())
     assert core.fingerprint(TinyDenoiser(seed=1)) != core.fingerprint(TinyDenoiser(seed=0))

@@ -1,5 +1,6 @@
 """The staged backward pass against whole-graph autograd and central differences."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -234,3 +235,8 @@ def test_steps_report_forward_decode_and_backward():
     _, vjp = noise_map.pullback(double_noise(noise_map))
     vjp(torch.ones_like(vjp.images))
     assert seen == [("forward", i, 4) for i in range(4)] + [("decode", 0, 1)] + [("backward", i, 5) for i in range(5)]
+
+
+def test_a_copy_with_another_schedule_starts_by_its_own():
+    copy = dataclasses.replace(sample_map(), schedule=core.Schedule((100.0, 1.0, 0.0)))
+    torch.testing.assert_close(copy.start(torch.ones(1)), torch.tensor([10001.0]).sqrt())

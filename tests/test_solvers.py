@@ -123,6 +123,27 @@ def test_the_best_candidate_is_never_lost_and_nothing_is_differentiated(solver, 
     assert (expected > torch.tensor(result.history.rows[0]["score"])).all()
 
 
+def test_a_probable_candidate_is_kept_where_a_better_one_is_improbable():
+    noise_map = sample_map(batch=1)
+    noise = noise_map.randn(0).to(torch.float64)
+    best = core.problem.Best(floor=-4.6)
+    problem = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), best=best)
+    problem.evaluate(noise)
+    flat = torch.stack([noise.flat() * 3, noise_map.randn(1).to(torch.float64).flat()])
+    candidates = problem.sample(noise, flat)
+    problem.offer(noise, candidates, best.scores + torch.tensor([[2.0], [1.0]]))
+    torch.testing.assert_close(best.noise.flat(), flat[1])
+
+
+def test_a_regularizer_that_a_solver_does_not_use_is_said_and_left_out(caplog):
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    reward, regularizer = (lambda i, p: i.mean(dim=(1, 2, 3))), core.ProbabilityRegularizer()
+    history = core.optimize(noise_map, reward, noise, core.Search(2), regularizer, iterations=1).history
+    assert "does not use the regularizer" in caplog.text
+    assert all(row["penalty"] is None for row in history.rows)
+
+
 @pytest.mark.parametrize("solver", [core.Search.zero_order(4), core.Search.pcn()])
 def test_a_search_never_gives_up_a_better_pivot(solver):
     noise_map = sample_map()
@@ -183,6 +204,7 @@ def test_renos_step_is_a_clipped_nesterov_step():
     core.ZeNO(candidates=6),
     core.Search.pcn(),
     core.Search(candidates=7),
+    core.LGD(samples=2),
 ])
 def test_the_stages_of_a_run_are_known_beforehand(solver, most_rows):
     calls = []

@@ -42,16 +42,12 @@ def main():
     climbs = {name: {arm: [] for arm in SAMPLINGS} for name in pairs}
     starts = {name: [] for name in pairs}
     for seed in options.seeds:
-        for name, (reward, smooth) in pairs.items():
+        for name, pair in pairs.items():
             for arm in SAMPLINGS:
-                climbs[name][arm].append(runs.once(
-                    f"{name}, {arm}, seed {seed}",
-                    lambda arm=arm, seed=seed, pair=(reward, smooth): climb(sample_map, *pair, arm, seed, options),
-                ))  # fmt: skip
-            starts[name].append(runs.once(
-                f"{name}, gradients at the start, seed {seed}",
-                lambda seed=seed, pair=(reward, smooth): compare(sample_map, *pair, seed),
-            ))  # fmt: skip
+                run = runs.once(f"{name}, {arm}, seed {seed}", climb, sample_map, *pair, arm, seed, options)
+                climbs[name][arm].append(run)
+            start = runs.once(f"{name}, gradients at the start, seed {seed}", compare, sample_map, *pair, seed)
+            starts[name].append(start)
     study.plot_climbs(climbs, options.out.with_suffix(".png"))
     runs.finish("gradient_free.py", {name: summary(climbs[name], starts[name]) for name in pairs})
 

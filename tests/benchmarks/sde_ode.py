@@ -24,7 +24,7 @@ ETAS = {"SDE": 1.0, "ODE": 0.0}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, default=32, help="on the ring")
+    parser.add_argument("--points", type=int, default=64, help="on the ring")
     parser.add_argument("--ring-iterations", type=int, default=100)
     parser.add_argument("--prompt", default="cat")
     parser.add_argument("--wanted", default="white cat", help="the text that the consistency scorer is asked for")
@@ -45,12 +45,11 @@ def ring(runs, options):
     """Return arm -> list of runs, one a point of the ring."""
     denoise = toy_models.train(toy_models.ring)
     maps = {arm: toy.point_map(denoise, options.points, eta) for arm, eta in ETAS.items()}
+    settings = options.lr, options.ring_iterations
     return {
-        arm: runs_of(runs.once(
-            f"ring, {arm}", lambda m=m: climb(m, toy.waves, m.randn(0), options.lr, options.ring_iterations)
-        ))
-        for arm, m in maps.items()
-    }  # fmt: skip
+        arm: runs_of(runs.once(f"ring, {arm}", climb, sample_map, toy.waves, sample_map.randn(0), *settings))
+        for arm, sample_map in maps.items()
+    }
 
 
 def embedded(runs, options):
@@ -62,16 +61,15 @@ def embedded(runs, options):
     # An iteration with kept graphs costs about two sampling runs.
     study.announce(maps["SDE"], 2 * 2 * 2 * options.iterations)
     wanted = {"brightness": rewards.Brightness(), "consistency": rewards.Consistency(options.wanted)}
+    noises = {arm: noise_of(sample_map, options.seeds) for arm, sample_map in maps.items()}
+    settings = options.lr, options.iterations
     return {
         name: {
-            arm: runs_of(runs.once(
-                f"{name}, {arm}",
-                lambda m=m, r=reward: climb(m, r, noise_of(m, options.seeds), options.lr, options.iterations),
-            ))
-            for arm, m in maps.items()
+            arm: runs_of(runs.once(f"{name}, {arm}", climb, sample_map, reward, noises[arm], *settings))
+            for arm, sample_map in maps.items()
         }
         for name, reward in wanted.items()
-    }  # fmt: skip
+    }
 
 
 def climb(sample_map, reward, noise, lr, iterations):

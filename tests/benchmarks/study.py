@@ -33,11 +33,11 @@ class Runs:
                 raise ValueError(f"{path} holds runs of {found['settings']}; expected {settings}. Choose another --out")
             self.done = found["runs"]
 
-    def once(self, name, run):
-        """Return the run of that name: what the file holds, or else run(), which is written down at once."""
+    def once(self, name, run, *arguments):
+        """Return the run of that name: what the file holds, or else run(*arguments), which is written down at once."""
         if name not in self.done:
             started = time.perf_counter()
-            self.done[name] = run()
+            self.done[name] = run(*arguments)
             self.write()
             sys.stderr.write(f"{name}: {time.perf_counter() - started:.0f} s, {len(self.done)} runs done\n")
         return self.done[name]
@@ -83,7 +83,7 @@ def announce(sample_map, samplings):
 def curve(history, item=0, key="score"):
     """Return the curve of one picture of a history."""
     spent = [0.0] + [row["seconds"] for row in history.rows[:-1]]
-    return {"score": [round(value, 5) for value in history.column(key, item)], "seconds": spent}
+    return {"score": [round(value, 4) for value in history.column(key, item)], "seconds": spent}
 
 
 def best_so_far(values):

@@ -89,12 +89,8 @@ def run_part(runs, part, sample_map, reward, seeds, evaluations, candidates, wei
     rounds, table = rounds_of(evaluations, candidates), {}
     for seed in seeds:
         for arm, (solver, iterations) in arms(candidates, rounds, seed, weights).items():
-            run = runs.once(
-                f"{part}, {arm}, seed {seed}",
-                lambda solver=solver, iterations=iterations, seed=seed: search(
-                    sample_map, reward, solver, iterations, seed, candidates + 1
-                ),
-            )
+            name = f"{part}, {arm}, seed {seed}"
+            run = runs.once(name, search, sample_map, reward, solver, iterations, seed, candidates + 1)
             table.setdefault(arm, []).append(run)
     return table
 

@@ -116,7 +116,8 @@ class DNOTestHistory:
     CATEGORY = "tests"
 
     def tell(self, history):
-        return {"ui": {"history": [{key: getattr(history, key) for key in ("rows", "best", "stopped", "settings")}]}}
+        keys = ("rows", "best", "best_row", "stopped", "settings")
+        return {"ui": {"history": [{key: getattr(history, key) for key in keys}]}}
 
 
 NODES = (DNOTestWitness, DNOTestNotes, DNOTestFlags, DNOTestHistory)

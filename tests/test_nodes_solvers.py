@@ -1,0 +1,236 @@
+"""Every solver node inside a real ComfyUI, with rewards that have a gradient and rewards that have none."""
+
+import io
+import itertools
+
+import pytest
+import torch
+from PIL import Image
+from test_nodes_optimization import flags, history_of, stock_picture
+from workflows import Workflow
+
+UPDATE = {"optimizer": "adam", "momentum": 0.9, "clip": 0.0}
+ZEROTH_ORDER = {"lr": 0.05, "q": 8, "mu": 0.0, "seed": 0, **UPDATE}
+ZENO = {"candidates": 8, "beta": 0.0, "weights": "linear", "tau": 0.1, "seed": 0}
+SEARCH = {"candidates": 8, "beta": 0.1, "seed": 0}
+SOLVERS = {
+    "gradient": ("DNOSolverGradient", {"lr": 0.05, **UPDATE}),
+    "lgd": ("DNOSolverLGD", {"samples": 2, "scale": 100.0, "seed": 0}),
+    # In 12,288 directions of pixel space an estimate is poor; this seed's are good enough in three iterations.
+    "hybrid-1": ("DNOSolverZerothOrder", {"method": "hybrid-1", **ZEROTH_ORDER, "q": 1024, "seed": 3}),
+    "hybrid-2": ("DNOSolverZerothOrder", {"method": "hybrid-2", **ZEROTH_ORDER}),
+    "zo-sgd": ("DNOSolverZerothOrder", {"method": "zo-sgd", **ZEROTH_ORDER}),
+    "zeno": ("DNOSolverZeNO", {"mode": "optimise", **ZENO}),
+    "zeno softmax": ("DNOSolverZeNO", {"mode": "optimise", **ZENO, "weights": "softmax"}),
+    "zeno sample": ("DNOSolverZeNO", {"mode": "sample", **ZENO}),
+    "zeno resample": ("DNOSolverZeNO", {"mode": "resample", **ZENO}),
+    "best-of-n": ("DNOSolverSearch", {"method": "best-of-n", **SEARCH}),
+    "zero-order": ("DNOSolverSearch", {"method": "zero-order", **SEARCH}),
+    "pcn": ("DNOSolverSearch", {"method": "pcn", **SEARCH}),
+}
+DIFFERENTIATE_THE_REWARD = ("gradient", "lgd")
+DIFFERENTIATE_THE_MODEL = (*DIFFERENTIATE_THE_REWARD, "hybrid-1", "hybrid-2")
+
+
+def solver(graph, kind, **changes):
+    node, settings = SOLVERS[kind]
+    return graph.node(node, **{**settings, **changes})[0]
+
+
+def workflow(kind, *args, **kwargs):
+    """A workflow whose reward, brightness, says that it has no gradient, unless the solver needs one."""
+    graph = Workflow(*args, **kwargs)
+    if kind not in DIFFERENTIATE_THE_REWARD:
+        graph.reward = graph.node("DNOTestReward", kind="not differentiable")[0]
+    return graph
+
+
+def scores_of(history):
+    """The scores of all iterations (N + 1, B), and of each picture's best (B,)."""
+    return torch.tensor([row["score"] for row in history["rows"]]), torch.tensor(history["best_row"]["score"])
+
+
+@pytest.mark.parametrize("family", ["eps", "flow"])
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_every_solver_finds_better_noise_for_each_picture_of_the_batch(comfy, kind, family):
+    graph = workflow(kind, family)
+    iterations = 6 if kind == "pcn" else 3
+    ours = graph.dno(iterations=iterations, solver=solver(graph, kind), cfg=3.0, seed=1)
+    # Another solver, which makes no step, starts at the best and scores it.
+    another = solver(graph, "zeno" if kind == "pcn" else "pcn")
+    again = graph.dno(iterations=0, solver=another, start_noise=ours[2], cfg=3.0, seed=1)
+    nodes = [graph.node("DNOTestHistory", history=sampler[3]) for sampler in (ours, again)]
+    run = comfy.run(graph)
+    history, scored = (run.outputs[node.id]["history"][0] for node in nodes)
+    scores, best = scores_of(history)
+    assert scores.shape == (iterations + 1, 2)
+    assert (best > scores[0]).all() and (best >= scores.amax(dim=0)).all()
+    torch.testing.assert_close(scores_of(scored)[0][0], best, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_gradient_free_solvers_never_call_the_model_with_grad(comfy, kind):
+    """The network runs under no_grad, which is noticed as soon as a call wants a gradient."""
+    graph = workflow(kind, obstacle="network under no_grad")
+    graph.keep("latent", graph.dno(iterations=1, steps=3, solver=solver(graph, kind))[0])
+    if kind in DIFFERENTIATE_THE_MODEL:
+        assert "gradient is lost inside the model" in comfy.fail(graph)
+    else:
+        assert comfy.run(graph).kept["latent"]["samples"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "kind, fewer", [("hybrid-2", {"q": 2}), ("zo-sgd", {"q": 2}), ("zeno", {"candidates": 2}), ("pcn", {})]
+)
+def test_a_time_budget_ends_the_search_early_and_keeps_the_best(comfy, kind, fewer):
+    graph = workflow(kind, obstacle="slow")
+    ours = graph.dno(iterations=1000, steps=3, seconds=3.0, solver=solver(graph, kind, **fewer))
+    graph.node("DNOTestHistory", history=ours[3])
+    history = history_of(comfy.run(graph))
+    ends = [0.0, *(row["seconds"] for row in history["rows"])]
+    longest = max(end - start for start, end in itertools.pairwise(ends))
+    assert "time budget" in history["stopped"] and ends[-1] < 3 + longest
+    scores, best = scores_of(history)
+    assert (best >= scores.amax(dim=0)).all()
+
+
+@pytest.mark.parametrize("kind", ["lgd", "hybrid-2", "zo-sgd", "zeno", "zero-order"])
+def test_an_interruption_takes_effect_within_one_network_call_and_leaves_no_trace(comfy, kind):
+    picture, before = stock_picture(comfy, len(kind)), flags(comfy)
+    graph = workflow(kind, obstacle="slow")
+    graph.keep("latent", graph.dno(iterations=3, steps=6, solver=solver(graph, kind))[0])
+    interrupted = []
+
+    def interrupt(run, message, data):
+        # Beyond the first pass: among the candidates or, of LGD, in the guided run.
+        if message == "progress" and data["value"] >= 7 + 3 and not interrupted:
+            interrupted.append(data["value"])
+            comfy.interrupt()
+
+    run = comfy.run(graph, on_message=interrupt)
+    assert run.ended == "execution_interrupted"
+    assert run.of_type("progress")[-1]["value"] <= interrupted[0] + 2
+    assert torch.equal(stock_picture(comfy, -len(kind)), picture)
+    assert flags(comfy) == before
+
+
+@pytest.mark.parametrize("kind", ["zeno", "zero-order", "zo-sgd"])
+def test_inpainting_leaves_the_kept_part_of_noise_and_picture_alone(comfy, kind):
+    graph = workflow(kind)
+    latent = graph.latent(batch=2, mask="half")
+    for iterations in (0, 3):
+        ours = graph.dno(iterations=iterations, latent=latent, solver=solver(graph, kind))
+        graph.keep(f"latent{iterations}", ours[0])
+        graph.keep(f"noise{iterations}", ours[2])
+    kept = comfy.run(graph).kept
+    for name, key in (("latent", "samples"), ("noise", "initial"), ("noise", "injected")):
+        before, after = kept[f"{name}0"][key], kept[f"{name}3"][key]
+        assert torch.equal(before[..., :4], after[..., :4]), (name, key)
+        assert not torch.equal(before[..., 4:], after[..., 4:]), (name, key)
+
+
+def second_scores(comfy, kind, settings, iterations=1):
+    """What the noise of iteration 1 scores, where the solver went from the start."""
+    graph = workflow(kind)
+    ours = graph.dno(iterations=iterations, steps=3, solver=solver(graph, kind, **settings))
+    graph.node("DNOTestHistory", history=ours[3])
+    return tuple(history_of(comfy.run(graph))["rows"][1]["score"])
+
+
+@pytest.mark.parametrize(
+    "kind, zero, same, other",
+    [
+        ("hybrid-2", {"q": 0, "mu": 0.0}, {"q": 4, "mu": 0.02}, {"q": 5, "mu": 0.02}),
+        ("hybrid-1", {"q": 0, "mu": 0.0}, {"q": 8, "mu": 0.01}, {"q": 9, "mu": 0.01}),
+        ("zo-sgd", {"q": 0, "mu": 0.0}, {"q": 16, "mu": 0.01}, {"q": 16, "mu": 0.02}),
+        ("zeno", {"beta": 0.0}, {"beta": 0.25}, {"beta": 0.2}),
+    ],
+)
+def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
+    iterations = 10 if kind == "zeno" else 1  # 2.5 / 10 iterations is ZeNO's 0.25
+    scores = [second_scores(comfy, kind, settings, iterations) for settings in (zero, same, other)]
+    assert scores[0] == scores[1] != scores[2]
+
+
+@pytest.mark.parametrize("kind", ["hybrid-2", "zeno", "zeno sample", "best-of-n", "lgd"])
+def test_the_seed_sets_what_is_tried(comfy, kind):
+    first, again, second, largest = (second_scores(comfy, kind, {"seed": seed}) for seed in (0, 0, 1, 2**64 - 1))
+    assert first == again and len({first, second, largest}) == 3
+
+
+@pytest.mark.parametrize("kind", [None, *DIFFERENTIATE_THE_REWARD])
+def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_named(comfy, kind):
+    graph = Workflow()
+    graph.reward = graph.node("DNOJPEGReward", incompressible=False, proxy=False)[0]
+    graph.keep("latent", graph.dno(iterations=1, solver=kind and solver(graph, kind))[0])
+    message = comfy.fail(graph)
+    assert "jpeg compressibility is not differentiable" in message
+    names = [node["display_name"] for name, node in comfy.get("/object_info").items() if name.startswith("DNOSolver")]
+    others = [name.removeprefix("DNO Solver (")[:-1] for name in names if "Gradient" not in name and "LGD" not in name]
+    assert len(others) == 3 and all(other in message for other in others), message
+
+
+@pytest.mark.parametrize(
+    "kind, changes, sampling, words",
+    [
+        ("lgd", {}, {"eta": 0.0}, "expected eta > 0"),
+        ("zeno", {"candidates": 1}, {}, "smaller than min of 2"),
+        ("zeno", {"beta": 1.5}, {}, "bigger than max of 1"),
+        ("zo-sgd", {"q": -1}, {}, "smaller than min of 0"),
+        ("pcn", {"beta": 0.0}, {}, "smaller than min of 0.0001"),
+        ("best-of-n", {"method": "best-of-all"}, {}, "best-of-all.*best-of-n"),
+        ("hybrid-2", {"method": "hybrid-3"}, {}, "hybrid-3.*hybrid-2"),
+        ("zeno", {"mode": "climb"}, {}, "climb.*optimise"),
+    ],
+)
+def test_bad_settings_are_refused(comfy, kind, changes, sampling, words):
+    graph = workflow(kind)
+    graph.keep("latent", graph.dno(iterations=1, solver=solver(graph, kind, **changes), **sampling)[0])
+    with pytest.raises((ValueError, RuntimeError), match=words):
+        comfy.run(graph)
+
+
+@pytest.mark.parametrize("kind", ["hybrid-2", "zo-sgd", "zeno", "best-of-n", "lgd"])
+def test_a_reward_that_is_not_finite_is_named(comfy, kind):
+    graph = Workflow()
+    graph.reward = graph.node("DNOTestReward", kind="nan")[0]
+    graph.keep("latent", graph.dno(iterations=1, solver=solver(graph, kind))[0])
+    message = comfy.fail(graph)
+    assert "broken is" in message and "expected finite numbers" in message
+
+
+def test_the_jpeg_reward_is_minus_the_size_of_the_pictures_file(comfy):
+    graph = Workflow()
+    graph.reward = graph.node("DNOJPEGReward", incompressible=False, proxy=False)[0]
+    ours = graph.dno()
+    graph.keep("image", ours[1])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    for pixels, score in zip(run.kept["image"]["tensor"], history_of(run)["rows"][0]["score"], strict=True):
+        file = io.BytesIO()
+        Image.fromarray((pixels * 255).round().to(torch.uint8).numpy()).save(file, "JPEG", quality=95)
+        assert abs(score + len(file.getvalue()) / 1000) < 1e-3
+
+
+@pytest.mark.parametrize("incompressible", [False, True])
+def test_the_gradient_climbs_the_jpeg_proxy_and_with_it_the_real_size(comfy, incompressible):
+    graph = Workflow()
+    graph.reward = graph.node("DNOJPEGReward", incompressible=incompressible, proxy=True)[0]
+    real = graph.node("DNOJPEGReward", incompressible=incompressible, proxy=False)[0]
+    ours = graph.dno(iterations=4, watch=real, solver=solver(graph, "gradient"))
+    graph.node("DNOTestHistory", history=ours[3])
+    rows = history_of(comfy.run(graph))["rows"]
+    (watched,) = (key for key in rows[0] if key.startswith("watch/"))
+    for key in ("score", watched):
+        assert (torch.tensor(rows[-1][key]) > torch.tensor(rows[0][key])).all(), key
+
+
+def test_the_norm_regularizer_keeps_the_noise_as_long_as_true_noise(comfy):
+    lengths = {}
+    for weight in (0.0, 1.0):
+        graph = Workflow()
+        regularizer = graph.node("DNONormRegularizer", weight=weight)[0]
+        ours = graph.dno(iterations=8, solver=solver(graph, "gradient", lr=0.3), regularizer=regularizer)
+        graph.node("DNOTestHistory", history=ours[3])
+        lengths[weight] = torch.tensor([row["norm"] for row in history_of(comfy.run(graph))["rows"]])
+    assert (lengths[0.0][-1] > 1.3).all() and (lengths[1.0][-1] < 1.2).all(), lengths
