@@ -6,6 +6,7 @@ mean nothing, and the files take the names of real ones: never point this at a f
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,31 +17,31 @@ import tiny_rewards  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
 KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic")
-IMAGE_REWARD, VOCABULARY = "ImageReward.pt", "vocab.txt"
+WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for kind in KINDS} | {
+    "ImageReward.pt": lambda folder: torch.save(
+        image_reward_state(vision=(128, 1), text=(128, 1)), folder / "ImageReward.pt"
+    ),
+    "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
+}
+"""One file for each reward node: name -> write it into a folder."""
 
 
-def write_all(folder):
-    """Write one file for each reward node into an empty or new folder and return their names.
-
-    Raises:
-        FileExistsError: a file of such a name is there already, perhaps a real one.
-    """
-    names = [*(tiny_rewards.FILES[kind][0] for kind in KINDS), IMAGE_REWARD, VOCABULARY]
-    present = [name for name in names if (folder / name).exists()]
-    if present:
-        raise FileExistsError(f"{folder} has {', '.join(present)}; expected none of them. Give another folder")
+def write_missing(folder):
+    """Write those files that a folder, made where it is not there, does not have."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        tiny_rewards.write(kind, folder)
-    torch.save(image_reward_state(vision=(128, 1), text=(128, 1)), folder / IMAGE_REWARD)
-    write_vocabulary(folder / VOCABULARY)
-    return names
+    for name, write in WRITERS.items():
+        if not (folder / name).exists():
+            write(folder)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Write tiny random files of all reward models.")
     parser.add_argument("folder", type=Path, help="models/reward_models of a ComfyUI for tests")
-    write_all(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    present = [name for name in WRITERS if (folder / name).exists()]
+    if present:
+        parser.error(f"{folder} has {', '.join(present)}, perhaps the real ones; expected none of them")
+    write_missing(folder)
 
 
 if __name__ == "__main__":
