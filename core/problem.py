@@ -155,13 +155,17 @@ class Problem:
         return scores
 
     def offer(self, noise, candidates, scores):
-        """Let every candidate that scores higher than its picture's best compete with it."""
-        better = scores > torch.where(self.best.passed, self.best.scores, -torch.inf)
-        for index in better.any(dim=1).nonzero().flatten().tolist():
-            taken = noise.with_flat(candidates.flat[index])
+        """Let each picture's highest-scoring candidate compete for the best, the next where its noise is improbable."""
+        left, rows = scores.clone(), torch.arange(scores.shape[1], device=scores.device)
+        while True:
+            highest, index = left.max(dim=0)
+            if not (highest > torch.where(self.best.passed, self.best.scores, -torch.inf)).any():
+                return
+            taken = noise.with_flat(candidates.flat[index, rows])
             log_p = torch.minimum(*self.log_probabilities(taken))
-            sampled = candidates.latent[index], candidates.images[index], scores[index]
+            sampled = candidates.latent[index, rows], candidates.images[index, rows], highest
             self.best.offer(taken, *sampled, log_p, self.iteration)
+            left[index, rows] = -torch.inf
 
     def randn(self, q, like, seed=0):
         """Draw (q, *like.shape) normal numbers for this iteration, on the CPU: the same on every device."""

@@ -6,10 +6,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .toy_models import INNER, OUTER
+from .toy_models import INNER, OUTER, distance_to_ring
 
-COLORS = {"I": "tab:green", "II": "tab:blue", "III": "tab:orange", "none": "tab:red"}
-NAMES = {"none": "still improving"}
+TYPES = {
+    "none": ("still improving", "tab:red"),
+    "I": ("type I", "tab:green"),
+    "II": ("type II", "tab:blue"),
+    "III": ("type III", "tab:orange"),
+}
+"""Label and colour of each type, in drawing order."""
 
 
 def evolution(run, reward):
@@ -41,16 +46,17 @@ def out_of_distribution(found, reward, iterations):
     """Draw Figure 4 a and b, the regularised search, and what the exact denoiser makes of the noise of b."""
     titles = {
         "before": "true noise",
-        "without": f"{iterations} iterations,\nno regulariser",
-        "with": f"{iterations} iterations,\nwith the regulariser",
-        "exact": "the second panel's noise,\nexact denoiser",
+        "without": f"{iterations} iterations, no regulariser",
+        "with": "with the regulariser",
+        "exact": "2nd panel's noise, exact denoiser",
     }
-    figure, panels = _panels(len(titles), height=3.9)
+    figure, panels = _panels(len(titles), height=3.8)
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         shade = _background(axes, reward, 1.7)
         _outline_ring(axes)
-        _scatter(axes, found[name].images, color="tab:red")
-        axes.set_title(title, fontsize=11)
+        points = found[name].images
+        _scatter(axes, points, color="tab:red")
+        axes.set_title(f"{title}\n{float(distance_to_ring(points).median()):.2f} off the ring", fontsize=10)
     figure.colorbar(shade, ax=panels, label="reward", shrink=0.7)
     return figure
 
@@ -62,7 +68,7 @@ def probabilities(found):
         _outline_ring(axes)
         log_p = found[name].log_p.numpy() / math.log(10)
         dots = _scatter(axes, found[name].images, c=log_p, cmap="viridis", vmin=-4, vmax=0)
-        axes.set_title(f"{title}: median P(z) {10 ** np.median(log_p):.2g}", fontsize=11)
+        axes.set_title(f"{title}, median P(z) {10 ** np.median(log_p):.1g}", fontsize=10)
         axes.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
     figure.colorbar(dots, ax=panels, label="log10 P(z)", shrink=0.8, extend="min")
     return figure
@@ -75,7 +81,7 @@ def stops(stopped):
         "line": "line, reward x2",
         "end": "line, reward x1, exact denoiser",
     }
-    figure, panels = _panels(len(titles))
+    figure, panels = _panels(len(titles), height=3.9)
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         stop = stopped[name]
         _background(axes, stop.reward, 1.5)
@@ -84,12 +90,15 @@ def stops(stopped):
         else:
             axes.plot([-1, 1], [0, 0], color="tab:cyan", linewidth=0.8)
         kinds = stop.diagnosis.types
-        for kind in sorted(set(kinds)):
+        for kind, (label, color) in TYPES.items():
             chosen = torch.tensor([found == kind for found in kinds])
-            label = f"{NAMES.get(kind, f'type {kind}')}: {kinds.count(kind)}"
-            _scatter(axes, stop.points[chosen], color=COLORS[kind], label=label)
+            if chosen.any():
+                _scatter(axes, stop.points[chosen], color=color, label=f"{label}: {kinds.count(kind)}")
         axes.set_title(title, fontsize=11)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=9, frameon=False, markerscale=2)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8, frameon=False, markerscale=2,
+            columnspacing=0.8, handletextpad=0,
+        )  # fmt: skip
     return figure
 
 

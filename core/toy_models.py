@@ -22,10 +22,15 @@ def line(count, generator):
     return torch.stack([2 * torch.rand(count, generator=generator) - 1, torch.zeros(count)], dim=1)
 
 
+def distance_to_ring(points):
+    """Return each point's distance to the ring, (B,), 0 on it."""
+    radius = points.norm(dim=1)
+    return torch.maximum(INNER - radius, radius - OUTER).clamp(min=0)
+
+
 def on_ring(points, margin=0.05):
     """Return (B,) booleans: which points lie on the ring, give or take `margin`."""
-    radius = points.norm(dim=1)
-    return (radius > INNER - margin) & (radius < OUTER + margin)
+    return distance_to_ring(points) < margin
 
 
 class PointDenoiser(torch.nn.Module):

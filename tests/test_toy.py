@@ -108,7 +108,7 @@ def test_the_sde_climbs_faster_than_the_ode_under_adam_alone(denoise):
     assert lead["Adam"] > 0.3 and abs(lead["plain gradient ascent"]) < 0.15
 
 
-def test_the_ring_ends_in_types_one_and_three_and_the_line_in_type_three(denoise, denoise_line, climbed):
+def test_the_ring_ends_in_type_one_the_line_in_type_three_and_the_lines_end_in_type_two(denoise, denoise_line, climbed):
     stopped = toy.stops(denoise, denoise_line, climbed.snapshots[100].noise, iterations=100, batch=40)
     kinds = {name: stop.diagnosis.types for name, stop in stopped.items()}
     assert set(kinds["line"]) == {"III"}
@@ -127,6 +127,12 @@ def test_points_leave_the_ring_without_the_regulariser_and_their_noise_tells(den
     # The same improbable noise leads nowhere else where the denoiser makes no errors.
     assert torch.equal(found["exact"].noise.flat(), found["without"].noise.flat())
     assert share["exact"] == 1
+
+
+def test_distances_are_to_the_nearer_edge():
+    points = torch.tensor([[0.5, 0.0], [0.0, -0.9], [1.2, 0.0], [0.9, 1.2]])
+    assert toy_models.distance_to_ring(points).tolist() == pytest.approx([0.3, 0.0, 0.0, 0.3], abs=1e-6)
+    assert toy_models.on_ring(points).tolist() == [False, True, True, False]
 
 
 def test_separation_is_the_area_under_the_roc():
@@ -166,6 +172,6 @@ def test_every_type_has_its_colour_and_count():
     figure = toy_figures.stops({name: toy.Stop(points, toy.waves, diagnosis) for name in ("ring", "line", "end")})
     for axes in figure.axes:
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert labels == ["type I: 1", "type II: 1", "still improving: 2"]
+        assert labels == ["still improving: 2", "type I: 1", "type II: 1"]
         drawn = {tuple(dots.get_facecolor()[0]): len(dots.get_offsets()) for dots in axes.collections}
         assert len(drawn) == 3 and sorted(drawn.values()) == [1, 1, 2]

@@ -1,4 +1,6 @@
-"""Write example_workflows/NAME.json and .jpg anew from templates/NAME.json: `python make_template.py NAME ..` or `all`.
+"""Write example_workflows/NAME.json and .jpg anew from templates/NAME.json.
+
+    cd tests; python -m comfy_server.make_template NAME ..      or all; --json-only after a change of nodes alone
 
 The front end turns the API-format workflow into its own format, the server runs it, and a picture of the run becomes
 the template's. Make a template anew when a node in it, the embedded model or a setting has changed. A source holds
