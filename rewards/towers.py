@@ -89,8 +89,8 @@ class ClipTower:
         """Whether the weights have a text tower."""
         return "text" in self.module
 
-    def embed(self, images, rule="clip", parity=False):
-        """Return `image_embeds` of images (B, 3, H, W), nominally [0, 1], that `Preprocess` brings to size."""
+    def embed(self, images, rule, parity=False):
+        """Return `image_embeds` of images (B, 3, H, W), nominally [0, 1], brought to size by `Preprocess`'s rule."""
         return self.image_embeds(Preprocess(self.image_size, rule)(images, parity=parity))
 
     def image_embeds(self, pixels):
@@ -121,13 +121,12 @@ class ClipTower:
         self.require_text()
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         network = self.module["text"]
-        with torch.inference_mode(False), torch.no_grad():
-            if new:
-                self._use()
-                ids = _tokens(new, network.config.max_position_embeddings)
-                embeds = network(input_ids=ids.to(network.device)).text_embeds
-                self._texts.update(zip(new, _wide(embeds).cpu(), strict=True))
-            return torch.stack([self._texts[text] for text in texts]).to(network.device)
+        if new:
+            self._use()
+            ids = _tokens(new, network.config.max_position_embeddings)
+            embeds = network(input_ids=ids.to(network.device)).text_embeds
+            self._texts.update(zip(new, _wide(embeds).cpu(), strict=True))
+        return torch.stack([self._texts[text] for text in texts]).to(network.device)
 
     def require_text(self):
         """Raise ValueError unless the weights have a text tower."""
