@@ -75,9 +75,9 @@ class Diagnosis:
         return "\n".join(f"picture {index}: {self._line(index)}" for index in range(len(self.types)))
 
     def to_dict(self):
-        """Return everything as JSON types, None for NaN."""
+        """Return everything as JSON types, None where a number is not finite."""
         tensors = {key: value.tolist() for key, value in vars(self).items() if torch.is_tensor(value)}
-        numbers = {key: [None if math.isnan(v) else v for v in values] for key, values in tensors.items()}
+        numbers = {key: [v if math.isfinite(v) else None for v in values] for key, values in tensors.items()}
         return numbers | {"types": list(self.types)}
 
     def _line(self, index):

@@ -44,9 +44,9 @@ class DNOSolverZerothOrder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "method", options=list(ESTIMATORS), default="hybrid-2",
-                    tooltip="hybrid-2: perturbs the noise and differentiates the model; climbs fastest. hybrid-1:"
-                    " perturbs the pixels; cheapest, only for rewards that mean something on noisy pictures. zo-sgd:"
-                    " perturbs the noise and differentiates nothing; slowest, for models without gradients.",
+                    tooltip="hybrid-2: perturbs the noise and differentiates the model; climbs most an iteration."
+                    " hybrid-1: perturbs the pixels; cheapest, for rewards that bear noisy pictures. zo-sgd: perturbs"
+                    " the noise and differentiates nothing; slowest, for models without gradients.",
                 ),
                 learning_rate_input("0.01 is the paper's for JPEG, 0.001 for the aesthetic score."),
                 io.Int.Input(

@@ -162,7 +162,7 @@ def test_a_diffusers_pipeline_takes_the_embedded_models_place(tmp_path):
     arguments = ["run", "--model", str(tmp_path / "model"), "--prompt", "white duck", "--height", "24"]
     assert main([*arguments, "--steps", "2", "--iterations", "1", "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "history.json").read_text())
-    assert record["best_row"].keys() == {"score", "log_p", "log_p_initial", "norm"}
+    assert record["best_row"].keys() == {"iteration", "score", "log_p", "log_p_initial", "norm"}
     assert (record["settings"]["keep_graphs"], record["settings"]["most_rows"]) == (False, 1)
     assert re.fullmatch("[0-9a-f]{16}", record["settings"]["model"])
     assert Image.open(tmp_path / "out" / "before.png").size == (16, 24)

@@ -128,7 +128,7 @@ def test_a_reward_across_the_line_that_is_drawn_is_type_three():
     assert along.types == ["none"] * 4 and along.alignment.tolist() == pytest.approx([2**0.5] * 4)
 
 
-def test_where_both_factors_vanish_the_reward_is_named():
+def test_a_picture_where_both_factors_vanish_is_type_one():
     noise_map = plain_map(lambda x: 0 * x)
     assert diagnosis(noise_map, lambda images, prompts: images.square().sum(dim=1)).types == ["I"] * 4
 
@@ -209,7 +209,10 @@ def test_the_report_is_plain_json():
     found = diagnosis(smooth_map(batch=2), cubes)
     again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert again["types"] == found.types and again["g2"] == found.g2.tolist() and "opposed" not in again
-    assert json.dumps(diagnosis(plain_map(lambda x: 0 * x), cubes).to_dict(), allow_nan=False)
+    constant = diagnosis(plain_map(lambda x: 0 * x), cubes)
+    assert constant.to_dict()["alignment"] == [None] * 4
+    beyond = diagnosis(plain_map(lambda x: 1e9 * x), cubes, reference=constant)
+    assert json.dumps([constant.to_dict(), beyond.to_dict()], allow_nan=False)
 
 
 def test_no_call_holds_more_pictures_than_the_batch_and_the_best_is_left_alone():
