@@ -24,45 +24,56 @@ from .noise import Noise
 def score(reward, images, prompts=None):
     """Return reward(images, prompts) without gradient, checked: (B,) float32 or wider on the images' device."""
     with torch.no_grad():
-        return _checked(reward, reward(images.detach(), prompts), images)
+        return checked(reward, reward(images.detach(), prompts), images)
 
 
 def exact(reward, images, prompts=None):
-    """Score the images and differentiate the scores by autograd.
+    """Score the images and differentiate the scores by autograd, also when called in inference mode.
 
     Args:
-        reward: a reward whose `differentiable` is true.
+        reward: a reward whose `differentiable` is true. One that consists of parts may bring its own
+            `image_gradient(images, prompts) -> scores, d_images`, which does this for one part after another.
         images: (B, 3, H, W).
         prompts: length B or None.
 
     Returns:
         scores: (B,), detached.
-        d_images: (B, 3, H, W), each picture's own gradient.
+        d_images: (B, 3, H, W), each picture's own gradient, float32 or wider.
 
     Raises:
         ValueError: the reward declares that it is not differentiable, or returns the wrong shape.
         RuntimeError: the reward returned scores without gradient.
     """
-    if not getattr(reward, "differentiable", True):
-        raise ValueError(
-            f"{name_of(reward)} is not differentiable, but this solver needs its gradient. Use a solver that needs"
-            " none: Zeroth-Order (Hybrid-1, Hybrid-2 or ZO-SGD), ZeNO or Search"
-        )
-    images = images.detach().requires_grad_()
-    with torch.enable_grad():
-        scores = _checked(reward, reward(images, prompts), images)
-    if not scores.requires_grad:
-        raise RuntimeError(
-            f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
-            " detach, round or convert them, and must run outside no_grad and inference_mode"
-        )
-    (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
+    _require_differentiable(reward)
+    if hasattr(reward, "image_gradient"):
+        scores, d_images = reward.image_gradient(images, prompts)
+        return checked(reward, scores, images), d_images
+    with torch.inference_mode(False), torch.enable_grad():
+        # Copied, since tensors made in inference mode cannot have a gradient; to float32, since half loses small ones.
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        images = images.detach().to(dtype, copy=True).requires_grad_()
+        scores = checked(reward, reward(images, prompts), images)
+        if not scores.requires_grad:
+            raise RuntimeError(
+                f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
+                " detach, round or convert them, or enter no_grad or inference_mode"
+            )
+        (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
     return scores.detach(), d_images
 
 
 def name_of(reward):
     """Return what histories and messages call a reward: its `name`, or its class's or function's."""
     return getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
+
+
+def checked(reward, scores, images):
+    """Return a reward's scores of images (B, ..) as (B,), float32 or wider on their device, or raise ValueError."""
+    if not torch.is_tensor(scores) or scores.shape != images.shape[:1]:
+        found = tuple(scores.shape) if torch.is_tensor(scores) else type(scores).__name__
+        expected = f"one score per picture, a tensor of shape ({len(images)},)"
+        raise ValueError(f"{name_of(reward)} returned {found}; expected {expected}")
+    return scores.to(images.device, torch.promote_types(scores.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -194,9 +205,13 @@ def _weighted_mean(weights, directions):
     return (weights * directions).mean(dim=0)
 
 
-def _checked(reward, scores, images):
-    if not torch.is_tensor(scores) or scores.shape != images.shape[:1]:
-        found = tuple(scores.shape) if torch.is_tensor(scores) else type(scores).__name__
-        expected = f"one score per picture, a tensor of shape ({len(images)},)"
-        raise ValueError(f"{name_of(reward)} returned {found}; expected {expected}")
-    return scores if scores.dtype == torch.float64 else scores.float()
+def _require_differentiable(reward):
+    """Raise ValueError, naming the reward or the part of it, unless all that counts is differentiable."""
+    if getattr(reward, "differentiable", True):
+        return
+    for part in getattr(reward, "counted", ()):
+        _require_differentiable(part)
+    raise ValueError(
+        f"{name_of(reward)} is not differentiable, but this solver needs its gradient. Use a solver that needs none:"
+        " Zeroth-Order (Hybrid-1, Hybrid-2 or ZO-SGD), ZeNO or Search"
+    )

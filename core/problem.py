@@ -215,8 +215,13 @@ class Problem:
         )
 
     def watched(self, images):
-        """Return name -> scores (B,) of the rewards that are recorded only."""
-        return {name_of(watch): score(watch, images, self.sample_map.prompts) for watch in self.watch}
+        """Return name -> scores (B,) of all that is recorded only: watched rewards, and each part of combined ones."""
+        prompts = self.sample_map.prompts
+        found = self.reward.raw(images, prompts) if hasattr(self.reward, "raw") else {}
+        for watch in self.watch:
+            parts = hasattr(watch, "raw")
+            found |= watch.raw(images, prompts) if parts else {name_of(watch): score(watch, images, prompts)}
+        return found
 
     def require_finite(self, values, what=None):
         """Raise NotFiniteError unless all values are finite."""

@@ -2,12 +2,24 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .combine import DNOCombineRewards
 from .embedded import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .pixel_rewards import DNOColorReward, DNOContrastReward, DNOSaturationReward, DNOSharpnessReward
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
+from .reward_models import (
+    DNOAestheticReward,
+    DNOCLIPScoreReward,
+    DNODirectionReward,
+    DNOHPSReward,
+    DNOImageReward,
+    DNOImageSimilarityReward,
+    DNOPickScoreReward,
+)
 from .rewards import DNOBrightnessReward, DNOConsistencyReward, DNOJPEGReward
 from .sampler import DNOSampler, DNOSamplerAdvanced
+from .score import DNOPickBest, DNOScoreImages
 from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
 
 NODES = [
@@ -23,6 +35,20 @@ NODES = [
     DNOBrightnessReward,
     DNOConsistencyReward,
     DNOJPEGReward,
+    DNOHPSReward,
+    DNOPickScoreReward,
+    DNOImageReward,
+    DNOCLIPScoreReward,
+    DNOAestheticReward,
+    DNOImageSimilarityReward,
+    DNODirectionReward,
+    DNOContrastReward,
+    DNOSaturationReward,
+    DNOSharpnessReward,
+    DNOColorReward,
+    DNOCombineRewards,
+    DNOScoreImages,
+    DNOPickBest,
     DNOReport,
     DNOTrajectory,
     DNODiagnostics,

@@ -17,6 +17,7 @@ import torch
 
 from .. import core
 from . import gradients
+from .combine import calibrated, wanted
 
 # ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
 GRAPH_FACTOR = 4
@@ -206,17 +207,34 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
+        extra = self._calibration_batches(sample_map) * sample_map.stages
+        progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
+        reward, *watch = self._calibrated(run, sample_map)
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
         run.noise = noise.initial if noise.kept is None else noise.kept
         noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
-        progress.begin(core.stages(sample_map, solver, self.iterations))
         result = core.optimize(
-            sample_map, self.reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
-            seconds=self.seconds, watch=self.watch, callback=progress.on_iteration, diagnose=self.diagnose,
+            sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
+            seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
         )  # fmt: skip
         progress.end()
         result.history.settings |= result.noise.settings
         return result
+
+    def _calibrated(self, run, sample_map):
+        """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.
+
+        The noises are those of the seeds 0, 1, .. whatever the run's: scores of runs with different seeds compare.
+        """
+        judges, images = (self.reward, *self.watch), []
+        for seed in range(self._calibration_batches(sample_map)):
+            noise = sample_map.randn(seed).to(run.noise.device)
+            run.noise = noise.initial
+            images.append(sample_map.sample(noise))
+        return [calibrated(judge, torch.cat(images)) for judge in judges] if images else judges
+
+    def _calibration_batches(self, sample_map):
+        return -(-max(map(wanted, (self.reward, *self.watch))) // sample_map.shape[0])
 
 
 class Progress:

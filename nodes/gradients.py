@@ -15,6 +15,9 @@ import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
+_searching = []
+"""The models that the search now running needs, in memory, until its last backward pass."""
+
 NO_FORMULA = ("no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved")
 
 
@@ -29,6 +32,7 @@ def gradients_enabled():
                 mm.in_training = True
             yield
         finally:
+            _searching.clear()
             if training is not None:
                 mm.in_training = training
 
@@ -50,11 +54,25 @@ def explained():
 
 
 def load_together(patchers, memory_required):
-    """Load all models fully and at once, and make their weights fit for autograd.
+    """Load the models of a search fully and at once, and make their weights fit for autograd.
 
     Raises:
         RuntimeError: a model's weights do not stay in memory whole, so that saved ones could be overwritten.
     """
+    _searching[:] = patchers
+    _load(patchers, memory_required)
+    for loaded in mm.current_loaded_models:
+        if loaded.model is not None:
+            rewrap(loaded.model.model)
+
+
+def load_beside(patcher):
+    """Load one more model, which may move out others but none of the search; raise as `load_together` does."""
+    _load([patcher, *_searching], 0)
+    rewrap(patcher.model)
+
+
+def _load(patchers, memory_required):
     mm.load_models_gpu(patchers, memory_required=memory_required, force_full_load=True)
     for patcher in patchers:
         if getattr(patcher.model, "model_lowvram", False):
@@ -63,9 +81,6 @@ def load_together(patchers, memory_required):
                 " weights are overwritten before the backward pass reads them. Start ComfyUI without --lowvram or"
                 " --novram, free memory, or use a smaller model"
             )
-    for loaded in mm.current_loaded_models:
-        if loaded.model is not None:
-            rewrap(loaded.model.model)
 
 
 def rewrap(module):

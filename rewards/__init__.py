@@ -2,11 +2,51 @@
 
 images are (B, 3, H, W) RGB, nominally [0, 1] and not clamped; prompts is a list of B strings or None; scores are
 (B,), float32 or wider, one a picture. `differentiable` says whether the scores carry a gradient, `name` what
-histories and messages call it. Any callable of this form is a reward.
+histories and messages call it.
+
+Any callable of this form is a reward, so one of your own needs no class:
+
+    def warmth(images, prompts=None):
+        return (images[:, 0] - images[:, 2]).mean(dim=(1, 2))
+
+    core.optimize(sample_map, warmth, noise)
+    core.optimize(sample_map, rewards.Combine([warmth, rewards.Contrast()], weights=[1, 0.5]), noise)
+
+It is called by its `__name__` and held to be differentiable; set `warmth.differentiable = False` where its scores carry
+no gradient.
 """
 
+from .aesthetic import Aesthetic
+from .clip import HPS, CLIPScore, Directions, PickScore, Similarity
+from .combine import Combine, typical
 from .consistency import Consistency
+from .image_reward import BlipTower, CycleReward, ImageReward
+from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
-from .pixels import Brightness
+from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
+from .towers import ClipTower, load_tower
 
-__all__ = ["JPEG", "Brightness", "Consistency", "JPEGProxy"]
+__all__ = [
+    "HPS",
+    "JPEG",
+    "Aesthetic",
+    "BlipTower",
+    "Brightness",
+    "CLIPScore",
+    "ClipTower",
+    "ColorTarget",
+    "Combine",
+    "Consistency",
+    "Contrast",
+    "CycleReward",
+    "Directions",
+    "ImageReward",
+    "JPEGProxy",
+    "Jittered",
+    "PickScore",
+    "Saturation",
+    "Sharpness",
+    "Similarity",
+    "load_tower",
+    "typical",
+]

@@ -6,6 +6,7 @@ import json
 import pytest
 from comfy_server.browser import front_end
 from comfy_server.make_template import TEMPLATES, TITLE, names, source
+from comfy_server.make_tiny_rewards import write_missing
 from comfy_server.server import PACK
 from PIL import Image
 from test_nodes_schema import NODES
@@ -30,8 +31,16 @@ def links_of(prompt):
     return [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
 
 
+@pytest.fixture(scope="module")
+def comfy_with_files(comfy):
+    """The server, with a tiny file for each reward node."""
+    write_missing(comfy.folder / "models" / "reward_models")
+    return comfy
+
+
 @pytest.mark.parametrize("name", names())
-def test_the_source_runs_and_makes_its_pictures(comfy, name):
+def test_the_source_runs_and_makes_its_pictures(comfy_with_files, name):
+    comfy = comfy_with_files
     prompt = small(name)
     if "needs" in source(name):
         comfy.run(small(source(name)["needs"]))

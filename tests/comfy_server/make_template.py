@@ -23,6 +23,7 @@ from PIL import Image
 
 from comfy_server import ComfyServer, find_comfyui
 from comfy_server.browser import front_end
+from comfy_server.make_tiny_rewards import write_missing
 
 SOURCES = Path(__file__).parent / "templates"
 TEMPLATES = Path(__file__).parents[2] / "example_workflows"
@@ -100,6 +101,7 @@ def main():
     arguments = parser.parse_args()
     chosen = names() if "all" in arguments.names else arguments.names
     with tempfile.TemporaryDirectory() as folder:
+        write_missing(Path(folder) / "models" / "reward_models")
         server = ComfyServer(find_comfyui(), Path(folder))
         try:
             with front_end(server) as page:

@@ -5,6 +5,9 @@ from .keep import NODES as KEEP
 from .models import NODES as MODELS
 from .obstacles import NODES as OBSTACLES
 from .stock import NODES as STOCK
+from .towers import NODES as TOWERS
 from .witness import NODES as WITNESSES
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *STOCK, *WITNESSES)}
+NODE_CLASS_MAPPINGS = {
+    node.__name__: node for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *STOCK, *TOWERS, *WITNESSES)
+}

@@ -1,0 +1,182 @@
+"""Rewards that compare pictures with texts or with pictures by a CLIP: cosines of embeddings, in float32.
+
+    HPS          cos(image, prompt), by a ViT-H/14 tuned to people's choices       .24 to .29
+    PickScore    exp(logit_scale) cos(image, prompt), likewise                     17 to 24
+    CLIPScore    cos(image, prompt), not clamped at 0: no gradient would be left   .2 to .4
+    Similarity   cos(image, reference), the mean over several references           .4 to 1
+    Directions   cos(image, more) - cos(image, less)                               -.1 to .1
+
+Weights do not tell which of the first three they are for: HPS, PickScore and CLIP ViT-H/14 are one architecture.
+Rewards on one file share its tower; `load_tower` sees to that.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.nn import functional as F
+
+from . import weights
+from .towers import ClipTower
+
+
+class TowerReward:
+    """scale * <image, toward>, with the image's embedding at unit length.
+
+    A reward of this kind gives `toward(images, prompts)`, the embeddings (B, width) or (width,) to move towards.
+
+    Attributes:
+        tower: a ClipTower.
+        parity: compute what the reference does from 8-bit pixels, for reporting; see `Preprocess`.
+        rule: of Preprocess.
+        needs_width: of the embeddings; None: any.
+        sources: of `weights.SOURCES`, files that have this width.
+    """
+
+    differentiable = True
+    rule = "clip"
+    scale = 1.0
+    needs_width = None
+
+    def __post_init__(self):
+        if self.needs_width not in (None, self.tower.width):
+            raise ValueError(
+                f"{self.name} needs embeddings {self.needs_width} wide, found {self.tower.width} in {self.tower.name}."
+                f" Use {weights.known_files(self.sources)}"
+            )
+
+    @property
+    def module(self):
+        """The network, for whoever moves it between devices."""
+        return self.tower.module
+
+    def __call__(self, images, prompts=None):
+        """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B where they matter."""
+        toward = self.toward(images, prompts)
+        embeds = F.normalize(self.tower.embed(images, self.rule, self.parity), dim=-1)
+        return self.scale * (embeds * toward.to(embeds.device)).sum(dim=-1).to(images.device)
+
+
+@dataclass(eq=False)
+class CLIPScore(TowerReward):
+    """cos(image, prompt) of any CLIP.
+
+    Attributes:
+        tower: a ClipTower of pictures and texts.
+        prompt: for every picture; None takes the prompts the sample map hands over.
+        parity: see `TowerReward`.
+    """
+
+    tower: ClipTower
+    prompt: str | None = None
+    parity: bool = False
+    name = "CLIPScore"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tower.require_text()
+
+    def toward(self, images, prompts):
+        return F.normalize(self.tower.text_embeds(texts_for(self, images, prompts)), dim=-1)
+
+
+class HPS(CLIPScore):
+    """Human Preference Score v2 or v2.1, as the file is: cos(image, prompt) (Wu et al. 2023).
+
+    Attributes: see `CLIPScore`.
+    """
+
+    name = "HPS"
+    rule = "hps"
+    needs_width = 1024
+    sources = ("HPS",)
+
+
+class PickScore(CLIPScore):
+    """exp(logit_scale) cos(image, prompt), about 100 times the cosine (Kirstain et al. 2023).
+
+    Attributes: see `CLIPScore`.
+    """
+
+    name = "PickScore"
+    needs_width = 1024
+    sources = ("PickScore",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tower.logit_scale is None:
+            raise ValueError(f"{self.tower.name} has no logit_scale. Use {weights.known_files(self.sources)}")
+
+    @property
+    def scale(self):
+        return math.exp(self.tower.logit_scale)
+
+
+@dataclass(eq=False)
+class Similarity(TowerReward):
+    """How like a reference a picture is: cos(image, reference), the mean over the references.
+
+    Attributes:
+        tower: a ClipTower; its text tower is not used.
+        reference: (R, 3, H, W), in [0, 1].
+        parity: see `TowerReward`.
+    """
+
+    tower: ClipTower
+    reference: torch.Tensor
+    parity: bool = False
+    name = "similarity"
+
+    def toward(self, images, prompts):
+        return self._reference
+
+    @cached_property
+    def _reference(self):
+        with torch.inference_mode(False), torch.no_grad():
+            embeds = self.tower.embed(self.reference, self.rule, parity=True)
+            return F.normalize(embeds, dim=-1).mean(dim=0)
+
+
+@dataclass(eq=False)
+class Directions(TowerReward):
+    """More like one text, less like another: cos(image, more) - cos(image, less).
+
+    Attributes:
+        tower: a ClipTower of pictures and texts.
+        more, less: the texts; an empty one does not count.
+        parity: see `TowerReward`.
+    """
+
+    tower: ClipTower
+    more: str
+    less: str = ""
+    parity: bool = False
+    name = "directions"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tower.require_text()
+        if self.more == self.less:
+            raise ValueError(
+                f"more and less are both {self.more!r}, so every picture scores 0; expected two texts that differ"
+            )
+
+    def toward(self, images, prompts):
+        texts = {text: sign for text, sign in ((self.more, 1), (self.less, -1)) if text}
+        embeds = F.normalize(self.tower.text_embeds(list(texts)), dim=-1)
+        return (embeds * embeds.new_tensor(list(texts.values()))[:, None]).sum(dim=0)
+
+
+def texts_for(reward, images, prompts):
+    """Return the texts to score `images` with: the reward's own prompt for all, else one of `prompts` each.
+
+    Raises:
+        ValueError: there are none, or not one a picture.
+    """
+    texts = prompts if reward.prompt is None else [reward.prompt] * len(images)
+    if texts is None:
+        raise ValueError(f"{reward.name} needs a prompt to score pictures with; found none, so pass prompt=")
+    if len(texts) != len(images):
+        raise ValueError(f"{reward.name} was given {len(texts)} prompts for {len(images)} pictures; expected one each")
+    return texts

@@ -1,0 +1,152 @@
+"""Several rewards as one: a weighted sum, of raw scores or of z-scores.
+
+    score = sum over the counted parts of weight * (part - mean) / sd          raw: mean 0, sd 1
+
+Raw weights are what the literature states (ReNO: HPS 5, ImageReward 1, CLIPScore 0.01, PickScore 0.05). Z-scored, a
+weight of 1 means the same for every part: one standard deviation of what it usually scores. That is a prior, or
+better measured on N >= 8 pictures of unsearched noise and frozen, since it differs from prompt to prompt:
+
+    reward = Combine([hps, pick], priors=[typical(hps), typical(pick)])
+    images = torch.cat([sample_map.sample(sample_map.randn(seed)) for seed in range(8)])
+    reward = reward.calibrate(reward.raw(images, prompts))           # prompts: one a picture, or None
+"""
+
+import torch
+
+from ..core.estimators import checked, exact, name_of, score
+
+TYPICAL = {
+    "HPS": (0.27, 0.02),
+    "PickScore": (21.0, 1.2),
+    "CLIPScore": (0.33, 0.04),
+    "ImageReward": (0.0, 1.0),
+    "Aesthetic": (5.5, 0.6),
+}
+"""Mean and standard deviation of the scores of generated pictures, by class; rough, HPS v2.1 and ViT-H's CLIPScore."""
+
+RAW = (0.0, 1.0)
+
+
+class Combine:
+    """A weighted sum of rewards, differentiated part by part: memory is that of the largest, not of all.
+
+    Args:
+        parts: rewards, one or more; a Combine may be among them.
+        weights: one a part, None 1 for all.
+        priors: a (mean, sd) a part, by which its score is z-scored; None in its place, or (0, 1), leaves it raw, and
+            None alone all of them.
+        watch_only: one boolean a part: True records its score and never optimises it; None counts all.
+
+    Attributes:
+        parts, weights, priors, watch_only: tuples, one entry a part.
+        names: what each part's raw score is called in histories; parts of the same name are numbered.
+        counted: the parts that are not watched only.
+        differentiable: whether all counted parts are.
+    """
+
+    name = "combined"
+
+    def __init__(self, parts, weights=None, priors=None, watch_only=None):
+        self.parts = tuple(parts)
+        self.weights = self._each("weights", weights, 1.0)
+        self.priors = tuple(prior or RAW for prior in self._each("priors", priors, RAW))
+        self.watch_only = self._each("watch_only", watch_only, False)
+        self.names = _numbered([name_of(part) for part in self.parts])
+        self._counted = [index for index, watched in enumerate(self.watch_only) if not watched]
+        if not self._counted:
+            raise ValueError(f"found {len(self.parts)} parts, none to optimise; expected one that is not watch-only")
+        for name, prior in zip(self.names, self.priors, strict=True):
+            if not prior[1] > 0:
+                raise ValueError(f"the prior of {name} is {prior}; expected a mean and an sd above 0")
+        self.counted = tuple(self.parts[index] for index in self._counted)
+        self.differentiable = all(getattr(part, "differentiable", True) for part in self.counted)
+        self._latest = None  # images, prompts and {index: scores} of the latest image_gradient
+
+    def __call__(self, images, prompts=None):
+        """Return (B,) scores of images (B, 3, H, W)."""
+        parts = ((index, self.parts[index]) for index in self._counted)
+        return sum(self._term(index, checked(part, part(images, prompts), images)) for index, part in parts)
+
+    def image_gradient(self, images, prompts=None):
+        """Score and differentiate one counted part after another, so that one part's graph exists at a time.
+
+        Args:
+            images: (B, 3, H, W).
+            prompts: length B or None.
+
+        Returns:
+            scores: (B,), detached.
+            d_images: (B, 3, H, W), each picture's own gradient.
+        """
+        found, total, d_images = {}, 0, 0
+        for index in self._counted:
+            found[index], gradient = exact(self.parts[index], images, prompts)
+            total = total + self._term(index, found[index])
+            d_images = d_images + self._slope(index) * gradient
+        self._latest = (images.detach().clone(), prompts, found)
+        return total, d_images
+
+    def raw(self, images, prompts=None):
+        """Return name -> (B,), every part's own score, watched ones and a nested Combine's parts included; no gradient.
+
+        What `image_gradient` has just scored is not scored again.
+        """
+        known, raw = self._known(images, prompts), {}
+        for index, (name, part) in enumerate(zip(self.names, self.parts, strict=True)):
+            raw[name] = known[index] if index in known else score(part, images, prompts)
+            if isinstance(part, Combine):
+                raw |= {f"{name}/{inner}": scores for inner, scores in part.raw(images, prompts).items()}
+        return raw
+
+    def calibrate(self, raw):
+        """Return the same Combine with each counted part z-scored by mean and standard deviation of given scores.
+
+        Args:
+            raw: name -> (N,) scores, as `raw` returns them, of N >= 2 pictures; 8 or more are better.
+        """
+        priors = list(self.priors)
+        for index in self._counted:
+            name = self.names[index]
+            values = torch.as_tensor(raw[name], dtype=torch.float64)
+            if len(values) < 2 or not values.isfinite().all() or values.std() == 0:
+                raise ValueError(
+                    f"{name} scored {values.tolist()}; calibration needs two or more finite scores that differ. Give"
+                    " it pictures of more noises, or a prior"
+                )
+            priors[index] = (values.mean().item(), values.std().item())
+        return Combine(self.parts, self.weights, priors, self.watch_only)
+
+    def _term(self, index, scores):
+        return self._slope(index) * (scores - self.priors[index][0])
+
+    def _slope(self, index):
+        return self.weights[index] / self.priors[index][1]
+
+    def _known(self, images, prompts):
+        if self._latest is None:
+            return {}
+        latest, their_prompts, found = self._latest
+        alike = all(getattr(latest, key) == getattr(images, key) for key in ("shape", "dtype", "device"))
+        return found if alike and their_prompts == prompts and torch.equal(latest, images) else {}
+
+    def _each(self, what, values, default):
+        values = tuple(values) if values is not None else (default,) * len(self.parts)
+        if len(values) != len(self.parts):
+            raise ValueError(f"found {len(values)} {what} for {len(self.parts)} parts; expected one a part")
+        return values
+
+
+def typical(reward):
+    """Return (mean, sd), what a reward model usually scores, to z-score it by."""
+    prior = TYPICAL.get(type(reward).__name__)
+    if prior is None:
+        raise ValueError(
+            f"no typical mean and sd are known of {name_of(reward)}, only of {', '.join(TYPICAL)}; give a prior of your"
+            " own, or calibrate"
+        )
+    return prior
+
+
+def _numbered(names):
+    """Return the names, the second of the same name with a 2 behind it, and so on."""
+    return tuple(name if (n := names[:i].count(name)) == 0 else f"{name} {n + 1}" for i, name in enumerate(names))

@@ -1,0 +1,48 @@
+"""Write tiny random files of all reward models: `python make_tiny_rewards.py COMFYUI/models/reward_models`.
+
+They have the names and layouts of the real ones, so workflows with reward nodes run without a download. Their scores
+mean nothing, and the files take the names of real ones: never point this at a folder that holds those.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny_rewards  # noqa: E402
+from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
+
+KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic")
+WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for kind in KINDS} | {
+    "ImageReward.pt": lambda folder: torch.save(
+        image_reward_state(vision=(128, 1), text=(128, 1)), folder / "ImageReward.pt"
+    ),
+    "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
+}
+"""One file for each reward node: name -> write it into a folder."""
+
+
+def write_missing(folder):
+    """Write those files that a folder, made where it is not there, does not have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, write in WRITERS.items():
+        if not (folder / name).exists():
+            write(folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write tiny random files of all reward models.")
+    parser.add_argument("folder", type=Path, help="models/reward_models of a ComfyUI for tests")
+    folder = parser.parse_args().folder
+    present = [name for name in WRITERS if (folder / name).exists()]
+    if present:
+        parser.error(f"{folder} has {', '.join(present)}, perhaps the real ones; expected none of them")
+    write_missing(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""HPS, PickScore, CLIPScore, Similarity, Directions and Aesthetic against the reference libraries' own models."""
+
+import pytest
+import tiny_rewards
+import torch
+from comfyui_dno import rewards
+from comfyui_dno.core.estimators import exact, score
+from comfyui_dno.rewards import weights
+from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
+from comfyui_dno.rewards.towers import ClipTower, load_tower
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import functional as vision
+
+PROMPTS = ["a black cat", "two dogs, oil on canvas"]
+KINDS = {"HPS": "hps", "PickScore": "pickscore", "CLIPScore L": "clip_l", "CLIPScore H": "clip_h_open_clip"}
+ALL = (*KINDS, "Aesthetic", "Similarity", "Directions")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip_rewards")
+    return {kind: tiny_rewards.write(kind, folder) for kind in (*KINDS.values(), "aesthetic")}
+
+
+@pytest.fixture(scope="module")
+def build(files):
+    """build(name, ..) -> the reward of that name on its tiny twin; towers stay loaded for the module."""
+    kept = []
+
+    def build(name, dtype=torch.float32, tower=None, **settings):
+        tower = tower or load_tower(files[KINDS.get(name, "clip_l")], dtype=dtype)
+        kept.append(tower)
+        if name == "Aesthetic":
+            return rewards.Aesthetic(tower, files["aesthetic"], **settings)
+        if name == "Similarity":
+            return rewards.Similarity(tower, tiny_rewards.pictures(seed=5), **settings)
+        if name == "Directions":
+            return rewards.Directions(tower, "a watercolour", "a photo", **settings)
+        return getattr(rewards, name.split()[0])(tower, **settings)
+
+    return build
+
+
+def oracle_embeds(kind, files):
+    """Return the reference library's own pixels -> (B, width), texts -> (B, width) at unit length."""
+    tokenize = pytest.importorskip("open_clip").tokenize
+    size = "L" if kind.startswith("clip_l") else "H"
+    if "vision_model.pre_layrnorm.weight" in (state := weights.read(files[kind])):
+        model = tiny_rewards.hf_model(size)
+        model.load_state_dict(state)
+        # The text is seen by the open_clip tokenizer's ids, as everywhere; one call gives both at unit length.
+        return (
+            lambda x: model(tokenize(["x"] * len(x)), x).image_embeds,
+            lambda texts: model(tokenize(texts), torch.zeros(1, 3, 224, 224)).text_embeds,
+        )
+    model = tiny_rewards.open_clip_model(size)
+    model.load_state_dict(state)
+    return (
+        lambda x: model.encode_image(x, normalize=True),
+        lambda texts: model.encode_text(tokenize(texts), normalize=True),
+    )
+
+
+def oracle_scores(name, x, files):
+    """Return the scores of preprocessed pictures (B, 3, 224, 224) by the reference's formula and model."""
+    image_of, text_of = oracle_embeds(KINDS.get(name, "clip_l"), files)
+    image = image_of(x)
+    if name == "Aesthetic":
+        head = tiny_rewards.aesthetic_head()
+        head.load_state_dict(torch.load(files["aesthetic"], weights_only=True))
+        return head.layers(image)[:, 0]
+    if name == "Similarity":
+        references = image_of(by_references_code("CLIPScore L", tiny_rewards.pictures(seed=5)))
+        return (image @ references.T).mean(dim=1)
+    if name == "Directions":
+        more, less = text_of(["a watercolour", "a photo"])
+        return image @ more - image @ less
+    scale = 100 if name == "PickScore" else 1
+    return scale * (image * text_of(PROMPTS)).sum(dim=1)
+
+
+def normalised(images):
+    return vision.normalize(images, OPENAI_MEAN, OPENAI_STD)
+
+
+def by_references_code(name, images):
+    """Preprocess float pictures as the reference does the file: saved as 8 bits, then Pillow or, for HPS, tensors."""
+    return torch.stack([_by_references_code(name, image) for image in images])
+
+
+def _by_references_code(name, image):
+    picture = vision.to_pil_image((image.clamp(0, 1) * 255 + 0.5).to(torch.uint8))
+    if name == "HPS":
+        scale = 224 / max(picture.size)
+        tensor = vision.to_tensor(picture)
+        sides = [round(side * scale) for side in tensor.shape[-2:]]
+        tensor = vision.resize(tensor, sides, vision.InterpolationMode.BICUBIC, antialias=True)
+        missing = [224 - side for side in sides]
+        tensor = F.pad(tensor, (missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2)))
+    else:
+        scale = 224 / min(picture.size)
+        picture = picture.resize([int(side * scale) for side in picture.size], Image.BICUBIC)
+        corner = [(side - 224) / 2 for side in picture.size]
+        left, top = (round(c) if name == "Aesthetic" else int(c) for c in corner)
+        tensor = vision.to_tensor(picture.crop((left, top, left + 224, top + 224)))
+    return normalised(tensor)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scores_and_gradients_equal_the_references_on_its_own_pixels(build, files, name):
+    images = tiny_rewards.pictures(2, 224, 224).clamp(0, 1)
+    found, gradient = exact(build(name), images, PROMPTS)
+    images.requires_grad_()
+    expected = oracle_scores(name, normalised(images), files)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-6)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), images)
+    assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scores_of_a_picture_equal_the_references_from_its_file(build, files, name):
+    images = tiny_rewards.pictures(2, 301, 445)  # 224 x 331: crops from 53 or, for LAION, 54
+    expected = oracle_scores(name, by_references_code(name, images), files).detach()
+    parity, smooth = (score(build(name, parity=parity), images, PROMPTS) for parity in (True, False))
+    spread = (expected[0] - expected[1]).abs()
+    assert (parity - expected).abs().max() < min(0.01 * spread, 0.1 if name == "PickScore" else 1e-3)
+    assert (smooth - expected).abs().max() < 0.05 * spread
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradients_agree_with_differences_of_scores(files, build, name):
+    tower = ClipTower(weights.read(files[KINDS.get(name, "clip_l")]))
+    tower.module["image"].double()  # the text tower of transformers 4.50 knows no float64
+    reward = build(name, tower=tower)
+    # Inside [0, 1]: outside, the gradient is that of no clamping, on purpose.
+    images = 0.4 + 0.2 * tiny_rewards.pictures(1, 40, 57, dtype=torch.float64)
+    direction = tiny_rewards.pictures(1, 40, 57, seed=1, dtype=torch.float64)
+    _, gradient = exact(reward, images, PROMPTS[:1])
+    step = 1e-6
+    above, below = (score(reward, images + sign * step * direction, PROMPTS[:1]) for sign in (1, -1))
+    torch.testing.assert_close((gradient * direction).sum(), ((above - below) / (2 * step))[0], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("size", [(40, 57), (601, 224)])
+def test_scores_of_a_batch_are_those_of_its_pictures(build, name, size):
+    reward, images = build(name), tiny_rewards.pictures(2, *size)
+    singles = [score(reward, images[i : i + 1], PROMPTS[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(score(reward, images, PROMPTS), torch.cat(singles), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ten_ascent_steps_raise_the_score(build, name):
+    reward = build(name)
+    images = tiny_rewards.pictures(2, 64, 64).requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=0.01, maximize=True)
+    before = score(reward, images, PROMPTS)
+    for _ in range(10):
+        optimizer.zero_grad()
+        reward(images, PROMPTS).sum().backward()
+        optimizer.step()
+    assert (score(reward, images, PROMPTS) > before).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_everything_may_happen_in_inference_mode(files, build, name):
+    expected, expected_gradient = exact(build(name), tiny_rewards.pictures(), PROMPTS)
+    with torch.inference_mode():
+        path = files[KINDS.get(name, "clip_l")]
+        tower = ClipTower({key: value.clone() for key, value in weights.read(path).items()})
+        reward = build(name, tower=tower)
+        images = tiny_rewards.pictures()
+        torch.testing.assert_close(reward(images, PROMPTS), expected, rtol=1e-4, atol=1e-5)
+        scores, gradient = exact(reward, images, PROMPTS)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.08), (torch.float16, 0.02)])
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_towers_give_float32_scores_and_nearly_the_same_gradient(build, name, dtype, error):
+    images = tiny_rewards.pictures(1, 512, 512)
+    expected, expected_gradient = exact(build(name), images, PROMPTS[:1])
+    scores, gradient = exact(build(name, dtype), images, PROMPTS[:1])
+    assert scores.dtype == gradient.dtype == torch.float32
+    assert (gradient - expected_gradient).norm() < error * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_rewards_own_prompt_wins(build, name):
+    images = tiny_rewards.pictures()
+    own = build(name, prompt=PROMPTS[0])
+    both = score(build(name), images, [PROMPTS[0]] * 2)
+    assert torch.equal(score(own, images, PROMPTS), both) and torch.equal(score(own, images), both)
+    assert not torch.allclose(score(build(name), images, PROMPTS), both, rtol=1e-3)
+
+
+def test_prompts_must_be_one_a_picture(build):
+    with pytest.raises(ValueError, match="HPS needs a prompt to score pictures with"):
+        build("HPS")(tiny_rewards.pictures())
+    with pytest.raises(ValueError, match="CLIPScore was given 1 prompts for 2 pictures"):
+        build("CLIPScore L")(tiny_rewards.pictures(), PROMPTS[:1])
+
+
+def test_a_cosine_below_zero_keeps_its_gradient(build):
+    scores, gradient = exact(build("CLIPScore L"), tiny_rewards.pictures(), PROMPTS)
+    assert (scores < 0).any() and (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_a_picture_is_wholly_similar_to_itself(build):
+    images = tiny_rewards.pictures(3)
+    tower = build("CLIPScore L").tower
+    scores = score(rewards.Similarity(tower, images[:1]), images)
+    assert scores[0] > 0.999 and (scores[1:] < 0.99).all()
+    both = score(rewards.Similarity(tower, images[:2]), images)
+    torch.testing.assert_close(both, (scores + score(rewards.Similarity(tower, images[1:2]), images)) / 2)
+
+
+def test_directions_are_differences_of_cosines(build):
+    tower, images = build("CLIPScore L").tower, tiny_rewards.pictures()
+    more, less = (score(rewards.CLIPScore(tower, prompt), images) for prompt in PROMPTS)
+    torch.testing.assert_close(score(rewards.Directions(tower, *PROMPTS), images), more - less)
+    torch.testing.assert_close(score(rewards.Directions(tower, PROMPTS[0]), images), more)
+    torch.testing.assert_close(score(rewards.Directions(tower, "", PROMPTS[1]), images), -less)
+    with pytest.raises(ValueError, match="more and less are both 'cat'"):
+        rewards.Directions(tower, "cat", "cat")
+
+
+def test_rewards_on_one_file_share_a_tower_and_its_texts(build):
+    parts = [build(name) for name in ("CLIPScore L", "Aesthetic", "Similarity")]
+    parts.append(rewards.Directions(build("CLIPScore L").tower, "third", "fourth"))
+    assert len({id(part.module) for part in parts}) == 1
+    counts = {"image": 0, "text": 0}
+    for kind, network in parts[0].module.items():
+        network.register_forward_hook(lambda *_, kind=kind: counts.update({kind: counts[kind] + 1}))
+    for texts in (["first", "second"], ["second", "first"]):
+        for part in parts:
+            score(part, tiny_rewards.pictures(), texts)
+    assert counts == {"image": 9, "text": 2}  # 8 pictures and 1 reference; the prompts, the two directions
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda files: rewards.HPS(load_tower(files["clip_l"])), "HPS needs embeddings 1024 wide, found 768"),
+        (lambda files: rewards.PickScore(load_tower(files["clip_l"])), "found 768 .*yuvalkirstain/PickScore_v1"),
+        (
+            lambda files: rewards.Aesthetic(load_tower(files["hps"]), files["aesthetic"]),
+            "aesthetic needs embeddings 768 wide, found 1024 in HPS_v2.1_compressed.pt. Use CLIP ViT-L/14",
+        ),
+        (
+            lambda files: rewards.Aesthetic(load_tower(files["clip_l"]), files["hps"]),
+            r"HPS_v2.1_compressed.pt is of the kind 'clip \(open_clip\)'; expected 'aesthetic head'",
+        ),
+        (lambda files: load_tower(files["aesthetic"]), "is of the kind 'aesthetic head'; expected 'clip"),
+    ],
+)
+def test_wrong_files_are_refused_by_name(files, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(files)
+
+
+def test_an_aesthetic_head_of_other_sizes_is_refused(files, build, tmp_path):
+    state = weights.read(files["aesthetic"])
+    torch.save(state | {"layers.0.weight": torch.ones(1024, 1024)}, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match=r"head.pth has layers of shapes .*\(1024, 1024\).*expected"):
+        rewards.Aesthetic(build("CLIPScore L").tower, tmp_path / "head.pth")
+
+
+def test_texts_need_a_text_tower_and_pictures_do_not(files):
+    tower = ClipTower(tiny_rewards.image_tower(weights.read(files["clip_l"])), "CLIP_VISION")
+    for make in (lambda: rewards.CLIPScore(tower), lambda: rewards.Directions(tower, "cat")):
+        with pytest.raises(ValueError, match="CLIP_VISION has an image tower alone"):
+            make()
+    images = tiny_rewards.pictures()
+    whole = load_tower(files["clip_l"])
+    for alone, both in (
+        (rewards.Aesthetic(tower, files["aesthetic"]), rewards.Aesthetic(whole, files["aesthetic"])),
+        (rewards.Similarity(tower, images[:1]), rewards.Similarity(whole, images[:1])),
+    ):
+        torch.testing.assert_close(score(alone, images), score(both, images))

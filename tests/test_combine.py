@@ -1,0 +1,268 @@
+"""Several rewards as one: values, gradients part by part, and what is recorded of each part."""
+
+import weakref
+
+import pytest
+import torch
+from comfyui_dno import core, rewards
+from comfyui_dno.core.estimators import exact
+from tiny_models import sample_map
+
+PARTS = [rewards.Contrast(), rewards.Saturation(), rewards.ColorTarget((0.2, 0.4, 0.6)), rewards.Sharpness()]
+WEIGHTS = [5.0, -1.0, 0.01, 0.5]
+
+
+def noisy(*shape, seed=0, dtype=torch.float32):
+    """Random pictures that go a little out of range."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 1.2 - 0.1
+
+
+def warmth(images, prompts=None):
+    """A reward of one's own: nothing but a function."""
+    return (images[:, 0] - images[:, 2]).mean(dim=(1, 2))
+
+
+class Counting:
+    """A reward that counts how often it is called, with and without gradient."""
+
+    def __init__(self, reward, name):
+        self.reward, self.name, self.calls = reward, name, []
+
+    def __call__(self, images, prompts=None):
+        self.calls.append("gradient" if images.requires_grad else "score")
+        return self.reward(images, prompts)
+
+
+def test_the_score_is_the_weighted_sum():
+    images = noisy(3, 3, 8, 9)
+    expected = sum(weight * part(images) for part, weight in zip(PARTS, WEIGHTS, strict=True))
+    torch.testing.assert_close(rewards.Combine(PARTS, WEIGHTS)(images), expected)
+    torch.testing.assert_close(rewards.Combine(PARTS)(images), sum(part(images) for part in PARTS))
+
+
+def test_z_scores_are_measured_from_the_prior():
+    images = noisy(2, 3, 8, 9)
+    combined = rewards.Combine([warmth, rewards.Contrast()], [2, 3], priors=[(0.1, 0.25), None])
+    expected = 2 * (warmth(images) - 0.1) / 0.25 + 3 * rewards.Contrast()(images)
+    torch.testing.assert_close(combined(images), expected)
+
+
+def test_calibration_gives_every_part_mean_0_and_sd_1_and_stays():
+    images = noisy(9, 3, 8, 9)
+    raw = rewards.Combine(PARTS, WEIGHTS)
+    combined = raw.calibrate(raw.raw(images))
+    for part, (mean, sd) in zip(PARTS, combined.priors, strict=True):
+        assert (part(images).mean().item(), part(images).std().item()) == pytest.approx((mean, sd))
+    scores = combined(images)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    combined(noisy(2, 3, 8, 9, seed=1) * 2)
+    torch.testing.assert_close(combined(images), scores)
+    assert raw.priors == ((0.0, 1.0),) * 4
+    with pytest.raises(ValueError, match="contrast scored .* calibration needs two or more finite scores that differ"):
+        raw.calibrate(raw.raw(images[:1].repeat(3, 1, 1, 1)))
+
+
+def test_typical_scores_are_known_by_class():
+    class PickScore:
+        name = "pick"
+
+    assert rewards.typical(PickScore()) == (21.0, 1.2)
+    with pytest.raises(ValueError, match="no typical mean and sd are known of contrast"):
+        rewards.typical(rewards.Contrast())
+
+
+@pytest.mark.parametrize("priors", [None, [(0.2, 0.01), (0.3, 0.5), None, (1.0, 2.0)]])
+def test_the_gradient_part_by_part_is_autograds_of_the_whole(priors):
+    combined = rewards.Combine(PARTS, WEIGHTS, priors)
+    images = noisy(2, 3, 8, 9, dtype=torch.float64).requires_grad_()
+    expected = combined(images)
+    (gradient,) = torch.autograd.grad(expected.sum(), images)
+    scores, d_images = exact(combined, images)
+    torch.testing.assert_close(scores, expected.detach())
+    torch.testing.assert_close(d_images, gradient)
+    assert torch.autograd.gradcheck(combined, images)
+
+
+class Tower:
+    """A stand-in for a network: a chain of layers whose saved tensors are counted until their graph is freed."""
+
+    alive, peak = weakref.WeakSet(), 0
+    differentiable = True
+
+    def __init__(self, layers):
+        self.name, self.layers = f"tower of {layers}", layers
+
+    def __call__(self, images, prompts=None):
+        with torch.autograd.graph.saved_tensors_hooks(self.keep, lambda kept: kept.tensor):
+            for _ in range(self.layers):
+                images = images.sin()
+            return images.sum(dim=(1, 2, 3))
+
+    @classmethod
+    def keep(cls, tensor):
+        kept = Kept(tensor)
+        cls.alive.add(kept)
+        cls.peak = max(cls.peak, sum(each.tensor.nbytes for each in cls.alive))
+        return kept
+
+
+class Kept:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def test_one_parts_graph_is_alive_at_a_time():
+    """So that memory is that of the largest tower, whatever their number."""
+    images, towers = noisy(2, 3, 8, 8), [Tower(2), Tower(7), Tower(3)]
+    combined = rewards.Combine(towers)
+
+    def peak(score):
+        Tower.peak = 0
+        score()
+        return Tower.peak / images.nbytes
+
+    assert peak(lambda: exact(combined, images)) == 7
+    assert len(Tower.alive) == 0
+    assert peak(lambda: combined(images.clone().requires_grad_())) == 12
+    assert peak(lambda: combined.raw(images * 2)) == 0
+
+
+def test_a_nested_combine_is_differentiated_part_by_part_too():
+    images = noisy(2, 3, 8, 8)
+    inner = rewards.Combine([Tower(4), Tower(5)], [0.5, 2.0])
+    nested = rewards.Combine([inner, warmth], [3.0, 1.0])
+    Tower.peak = 0
+    scores, gradient = exact(nested, images)
+    assert Tower.peak == 5 * images.nbytes
+    torch.testing.assert_close(scores, 3 * (0.5 * Tower(4)(images) + 2 * Tower(5)(images)) + warmth(images))
+    torch.testing.assert_close(gradient, 3 * exact(inner, images)[1] + exact(warmth, images)[1])
+    assert list(nested.raw(images)) == ["combined", "combined/tower of 4", "combined/tower of 5", "warmth"]
+
+
+def test_watched_parts_are_recorded_and_never_optimised():
+    watched = Counting(rewards.JPEG(), "size")
+    watched.differentiable = False
+    combined = rewards.Combine([warmth, watched], [2, 100], watch_only=[False, True])
+    images = noisy(2, 3, 8, 8)
+    assert combined.differentiable
+    torch.testing.assert_close(combined(images), 2 * warmth(images))
+    torch.testing.assert_close(exact(combined, images)[1], 2 * exact(warmth, images)[1])
+    assert watched.calls == []
+    raw = combined.raw(images)
+    torch.testing.assert_close(raw["warmth"], warmth(images))
+    torch.testing.assert_close(raw["size"], rewards.JPEG()(images))
+    assert watched.calls == ["score"]
+
+
+def test_every_parts_raw_score_is_in_the_history_and_no_part_is_scored_twice():
+    first, second = Counting(warmth, "warmth"), Counting(rewards.Contrast(), "contrast")
+    watched = Counting(rewards.Brightness(), "brightness")
+    combined = rewards.Combine([first, second, watched], [3, -1, 7], watch_only=[False, False, True])
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    result = core.optimize(noise_map, combined, noise, core.GradientAscent(lr=0.05), iterations=3, floor=0.0)
+    rows = result.history.rows
+    for row in rows:
+        parts = zip(row["watch/warmth"], row["watch/contrast"], strict=True)
+        assert row["score"] == pytest.approx([3 * a - b for a, b in parts])
+        assert row["score"] != row["watch/brightness"]
+    assert result.history.watched == ["warmth", "contrast", "brightness"]
+    expected = rewards.Brightness()(result.images).tolist()
+    assert result.history.best_row["watch/brightness"] == pytest.approx(expected)
+    assert first.calls[:3] == second.calls[:3] == ["gradient"] * 3
+    assert watched.calls == ["score"] * len(rows)
+    assert "warmth" in result.history.summary()
+
+
+def test_of_a_watched_combine_the_parts_are_recorded():
+    noise_map = sample_map()
+    watch = (rewards.Combine([rewards.Contrast(), rewards.Saturation()]), rewards.Brightness())
+    result = core.optimize(noise_map, warmth, noise_map.randn(0).to(torch.float64), watch=watch, iterations=0)
+    assert result.history.watched == ["contrast", "saturation", "brightness"]
+    assert result.history.rows[0]["watch/saturation"] == pytest.approx(rewards.Saturation()(result.images).tolist())
+
+
+def test_raw_scores_are_those_of_the_pictures_and_prompts_given():
+    def length(images, prompts):
+        return warmth(images) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    combined = rewards.Combine([length])
+    images = noisy(2, 3, 8, 8)
+    exact(combined, images, ["a", "bb"])
+    for other, prompts in ((images, ["a", "bbb"]), (images + 0.1, ["a", "bb"]), (images[:1], ["a"])):
+        torch.testing.assert_close(combined.raw(other, prompts)["length"], length(other, prompts))
+    images.mul_(2)
+    torch.testing.assert_close(combined.raw(images, ["a", "bb"])["length"], length(images, ["a", "bb"]))
+
+
+def test_a_part_without_gradient_is_named():
+    parts = [rewards.JPEG(incompressible=True), warmth, rewards.JPEG()]
+    combined = rewards.Combine([rewards.Combine(parts, watch_only=[True, False, False])])
+    assert not combined.differentiable
+    images = noisy(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="^jpeg compressibility is not differentiable, but this solver needs its"):
+        exact(combined, images)
+    torch.testing.assert_close(combined(images), warmth(images) + rewards.JPEG()(images))
+
+
+def test_a_part_of_the_wrong_form_is_named():
+    def column(images, prompts):
+        return images.mean(dim=(2, 3))[:, :1]
+
+    combined = rewards.Combine([warmth, column])
+    for call in (combined, lambda images: exact(combined, images), combined.raw):
+        with pytest.raises(ValueError, match=r"column returned \(2, 1\); expected one score per picture"):
+            call(noisy(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"parts": []}, "found 0 parts, none to optimise"),
+    ({"parts": [warmth], "watch_only": [True]}, "found 1 parts, none to optimise"),
+    ({"parts": [warmth], "weights": [1, 2]}, "found 2 weights for 1 parts; expected one a part"),
+    ({"parts": [warmth], "priors": [(0.1, 0.0)]}, r"prior of warmth is \(0.1, 0.0\); expected a mean and an sd"),
+])
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.Combine(**settings)
+
+
+def test_parts_of_the_same_name_are_numbered():
+    combined = rewards.Combine([warmth, rewards.Contrast(), warmth, warmth])
+    assert list(combined.raw(noisy(1, 3, 8, 8))) == ["warmth", "contrast", "warmth 2", "warmth 3"]
+
+
+def test_scores_of_a_batch_are_those_of_its_pictures():
+    images, combined = noisy(3, 3, 8, 8), rewards.Combine(PARTS, WEIGHTS)
+    torch.testing.assert_close(combined(images), torch.cat([combined(picture[None]) for picture in images]))
+
+
+def test_each_of_ten_ascent_steps_raises_the_sum():
+    images, combined = noisy(2, 3, 16, 16), rewards.Combine(PARTS, WEIGHTS)
+    scores = [combined(images)]
+    for _ in range(10):
+        _, gradient = exact(combined, images)
+        images = images + 0.002 * gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+        scores.append(combined(images))
+    assert (torch.stack(scores).diff(dim=0) > 0).all()
+
+
+def test_the_gradient_is_to_be_had_inside_inference_mode_and_is_float32_at_least():
+    images, combined = noisy(2, 3, 8, 8), rewards.Combine(PARTS, WEIGHTS)
+    expected = exact(combined, images)
+    with torch.inference_mode():
+        found = exact(combined, images.clone())
+        raw = combined.raw(images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(raw, combined.raw(images))
+    assert exact(combined, images.half())[1].dtype == torch.float32
+
+
+def test_half_precision_pictures_keep_small_gradients():
+    """1e-9 a pixel is 0 in float16, whose least number is 6e-8."""
+
+    def faint(images, prompts):
+        return (images * 1e-9).sum(dim=(1, 2, 3))
+
+    for reward in (faint, rewards.Combine([faint])):
+        gradient = exact(reward, noisy(2, 3, 8, 8).half())[1]
+        torch.testing.assert_close(gradient, torch.full((2, 3, 8, 8), 1e-9), rtol=1e-6, atol=0)

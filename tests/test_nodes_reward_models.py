@@ -1,0 +1,152 @@
+"""The nodes of reward models inside a real ComfyUI, on tiny files of the real layouts."""
+
+import json
+import math
+
+import pytest
+import tiny_rewards
+import torch
+from safetensors.torch import save_file
+from tiny_image_reward import image_reward_state, write_vocabulary
+from workflows import Workflow
+
+HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
+    "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
+    "clip-vit-large-patch14.safetensors", "ImageReward.pt", "image_tower.safetensors",
+)  # fmt: skip
+SETTINGS = {"dtype": "float32", "crops": 0}
+REWARDS = {
+    "DNOHPSReward": {"file": HPS, "prompt": "a cat"},
+    "DNOPickScoreReward": {"file": PICKSCORE, "prompt": "a cat"},
+    "DNOImageReward": {"file": IMAGE_REWARD, "prompt": "a cat"},
+    "DNOCLIPScoreReward": {"file": CLIP_L, "prompt": "a cat"},
+    "DNOAestheticReward": {"file": AESTHETIC, "clip_file": CLIP_L},
+    "DNOImageSimilarityReward": {"file": CLIP_L},
+    "DNODirectionReward": {"file": CLIP_L, "more": "a cat", "less": "a dog"},
+}
+
+
+@pytest.fixture(scope="module")
+def files(comfy):
+    """The server, with a file for each of the nodes; those that others keep elsewhere are in those folders."""
+    folders = [comfy.folder / "models" / name for name in ("reward_models", "aesthetic", "clip_vision")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    own, aesthetic, clip_vision = folders
+    for kind, folder in (("hps", own), ("pickscore", own), ("aesthetic", aesthetic), ("clip_l", clip_vision)):
+        tiny_rewards.write(kind, folder)
+    torch.save(image_reward_state(vision=(128, 1), text=(128, 1)), own / IMAGE_REWARD)
+    write_vocabulary(own / "vocab.txt")
+    (own / "page.safetensors").write_text("<!doctype html>")
+    return comfy
+
+
+def reward_node(graph, name, **changes):
+    inputs = {**SETTINGS, **REWARDS[name], **changes}
+    if name == "DNOImageSimilarityReward":
+        inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=0x30A040)[0]
+    return graph.node(name, **inputs)
+
+
+def searched(server, graph, iterations=2):
+    """Search with the graph's reward and its tower watched; return the history's rows and the notes on the tower."""
+    watched = graph.node("DNOTestWatchedTower", reward=graph.reward)
+    graph.reward = watched[0]
+    solver = graph.node("DNOSolverGradient", lr=0.03, optimizer="adam", momentum=0.9, clip=0.0)
+    ours = graph.dno(iterations=iterations, solver=solver[0], steps=3, cfg=3.0)
+    graph.node("DNOTestHistory", history=ours[3])
+    graph.node("DNOTestTower", reward=graph.reward, after=ours[0], loads=watched[1])
+    found = {name: value[0] for output in server.run(graph).outputs.values() for name, value in output.items()}
+    return found["history"]["rows"], found["tower"]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_search_raises_the_reward_of_every_node_and_comfyui_manages_its_network(files, name):
+    graph = Workflow()
+    graph.reward = reward_node(graph, name)[0]
+    rows, tower = searched(files, graph)
+    scores = torch.tensor([row["score"] for row in rows])
+    assert scores.shape == (3, 2) and scores.isfinite().all()
+    assert (scores[1:].amax(dim=0) > scores[0]).all(), scores
+    assert all(math.isfinite(norm) and norm > 0 for row in rows for norm in row["gradient_norm"] or [1.0])
+    assert tower["managed"] and tower["inference_weights"] == 0
+    # Before each of the three scorings at least, and never alone: the search's own models must stay loaded.
+    assert len(tower["loads"]) >= 3
+    assert all(len(models) == 3 and "BaseModel" in models for models in tower["loads"]), tower["loads"]
+
+
+def test_crops_and_half_precision_can_be_chosen(files):
+    graph = Workflow()
+    graph.reward = reward_node(graph, "DNOHPSReward", crops=2, dtype="bfloat16")[0]
+    rows, tower = searched(files, graph, iterations=1)
+    assert tower["dtypes"] == ["torch.bfloat16"] and tower["reward"] == "HPS of crops"
+    assert torch.tensor([row["score"] for row in rows]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["DNOCLIPScoreReward", "DNOImageReward"])
+def test_two_nodes_with_one_file_share_its_tower_and_another_dtype_does_not(files, name):
+    graph = Workflow()
+    made = [
+        reward_node(graph, name), reward_node(graph, name, prompt="a dog"), reward_node(graph, name, dtype="bfloat16")
+    ]  # fmt: skip
+    noted = [graph.node("DNOTestTower", reward=reward[0]).id for reward in made]
+    outputs = files.run(graph).outputs
+    first, second, other = (outputs[node]["tower"][0]["tower"] for node in noted)
+    assert first == second != other
+
+
+def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
+    state = tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict())
+    save_file(state, files.folder / "models" / "reward_models" / IMAGE_TOWER)
+    width = tiny_rewards.SIZES["L"]["image"]
+    config = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": tiny_rewards.LAYERS,
+        "num_attention_heads": tiny_rewards.HEADS, "projection_dim": 768, "image_size": tiny_rewards.PIXELS,
+        "patch_size": tiny_rewards.PATCH, "num_channels": 3, "hidden_act": "quick_gelu",
+        "model_type": "clip_vision_model",
+    }  # fmt: skip
+    rows = {}
+    for kind in ("file", "clip_vision"):
+        graph = Workflow()
+        stock = graph.node("DNOTestClipVision", file=IMAGE_TOWER, config=json.dumps(config))
+        given = {"clip_vision": stock[0], "clip_file": "not here.pt"} if kind == "clip_vision" else {}
+        graph.reward = reward_node(graph, "DNOAestheticReward", **given)[0]
+        rows[kind], _ = searched(files, graph, iterations=1)
+    by_file, by_stock = (torch.tensor([row["score"] for row in rows[kind]]) for kind in rows)
+    # The stock loader may hold its weights in float16.
+    torch.testing.assert_close(by_stock, by_file, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("DNOHPSReward", {"file": AESTHETIC}, ["is of the kind 'aesthetic head'", "expected 'clip"]),
+        ("DNOHPSReward", {"file": CLIP_L}, ["1024 wide, found 768", "HPS_v2.1_compressed.pt"]),
+        ("DNOImageReward", {"file": HPS}, ["is of the kind 'clip (open_clip)'", "expected 'ImageReward'"]),
+        ("DNOAestheticReward", {"clip_file": HPS}, ["768 wide, found 1024"]),
+        ("DNOAestheticReward", {"clip_file": "gone.pt"}, ["gone.pt", "clip-vit-large-patch14"]),
+        ("DNOPickScoreReward", {"file": "page.safetensors"}, ["no weights file", "web page"]),
+        ("DNOCLIPScoreReward", {"prompt": " "}, ["prompt is empty"]),
+    ],
+)
+def test_a_wrong_file_or_prompt_is_explained(files, name, changes, words):
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, name, **changes)[0])
+    message = files.fail(graph)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("file", ["gone.pt", "no file in models/reward_models"])
+def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, name, file=file)[0])
+    with pytest.raises(ValueError, match=r"there is no file .*reward_models.* from (huggingface|github)") as refusal:
+        files.run(graph)
+    assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")
+
+
+def test_the_lists_show_the_files_of_the_three_folders(files):
+    info = files.get("/object_info/DNOHPSReward")["DNOHPSReward"]["input"]["required"]["file"]
+    listed = info[1]["options"] if info[0] == "COMBO" else info[0]
+    assert {HPS, AESTHETIC, CLIP_L} <= set(listed) and "vocab.txt" not in listed
