@@ -7,8 +7,8 @@
     ImageReward    (head - mean) / std, of mean 0 and standard deviation 1 on its authors' pictures    -2 to 2
     CycleReward    head, with GELUs between its layers
 
-The networks are transformers' BLIP, the weights the authors' files. At full size with random weights, the gradient by
-the pixels in bfloat16 is off that in float32 by GRAD of its norm, and the score by SCORE.
+The networks are transformers' BLIP, the weights the authors' files. In bfloat16 the gradient by the pixels is off that
+of float32 by 2 to 4 % of its norm, and the score by 0.001 (measured at full size with random weights).
 """
 
 import re
