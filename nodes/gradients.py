@@ -66,9 +66,9 @@ def load_together(patchers, memory_required):
             rewrap(loaded.model.model)
 
 
-def load_beside(patcher):
+def load_beside(patcher, memory_required):
     """Load one more model, which may move out others but none of the search; raise as `load_together` does."""
-    _load([patcher, *_searching], 0)
+    _load([patcher, *_searching], memory_required)
     rewrap(patcher.model)
 
 

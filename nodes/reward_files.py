@@ -8,6 +8,7 @@ needs to be in memory: ComfyUI moves the others out where it is short.
 
 import os
 import weakref
+from functools import partial
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -88,7 +89,7 @@ def managed(tower):
         patcher = comfy.model_patcher.ModelPatcher(
             tower.module, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
         )
-        tower.on_use = lambda: gradients.load_beside(patcher)
+        tower.on_use = partial(gradients.load_beside, patcher)
     return tower
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from . import weights
 from .clip import texts_for
 from .preprocess import Preprocess
-from .towers import _scale_gradient
+from .towers import graph_bytes, scale_gradient
 
 HEAD_WIDTH = 64
 """Width of one attention head in both towers; the file does not tell."""
@@ -98,7 +98,8 @@ class BlipTower:
         name: of its file, for messages.
         kind: "ImageReward" or "CycleReward"; the head tells.
         module: the network; it may be moved to another device from outside.
-        on_use: called without arguments before the network runs, if set: the place to load `module` to a device.
+        on_use: called with the bytes that the run will take before the network runs, if set: the place to load
+            `module` to a device.
         image_size: side of the pixels that it takes.
         max_tokens: what is read of a prompt, [CLS] and [SEP] included.
     """
@@ -136,7 +137,7 @@ class BlipTower:
             texts: list of B strings.
         """
         if self.on_use is not None:
-            self.on_use()
+            self.on_use(graph_bytes(self.module.vision, pixels))
         device = self.module.head[0].weight.device
         ids, mask = (torch.stack(rows).to(device) for rows in zip(*map(self._tokenized, texts), strict=True))
         return self.module(pixels.to(device), ids, mask)
@@ -177,7 +178,7 @@ class _Network(nn.Module):
         patches = self.vision(pixels).last_hidden_state
         tokens = self.text(ids, attention_mask=mask, encoder_hidden_states=patches, is_decoder=False).last_hidden_state
         judged = tokens[:, 0].to(self.head[0].weight.dtype)
-        _scale_gradient(pixels, judged)
+        scale_gradient(pixels, judged)
         return self.head(judged).squeeze(-1)
 
 

@@ -16,6 +16,9 @@ import torch
 from . import weights
 from .preprocess import Preprocess
 
+GRAPH_WIDTH = 16
+"""Numbers a layer's graph holds per token and unit of width: 10 with GELU, 14 with quick GELU, and some to run with."""
+
 _towers = weakref.WeakValueDictionary()
 
 
@@ -47,7 +50,8 @@ class ClipTower:
     Attributes:
         name: of its file, for messages.
         module: both networks, "image" and "text"; it may be moved to another device from outside.
-        on_use: called without arguments before a network runs, if set: the place to load `module` to a device.
+        on_use: called with the bytes that the run will take before a network runs, if set: the place to load `module`
+            to a device.
         width: of the embeddings: 768 for ViT-L/14, 1024 for ViT-H/14.
         vision_width: inside the image tower.
         image_size: side of the pixels that the image tower takes.
@@ -102,11 +106,11 @@ class ClipTower:
         Returns:
             (B, width), not of unit length, differentiable, float32 or wider, on the module's device.
         """
-        self._use()
         network = self.module["image"]
+        self._use(graph_bytes(network, pixels))
         pixels = pixels.view_as(pixels)  # a tensor of our own, whose hook is not left on the caller's
         embeds = _wide(network(pixel_values=pixels.to(network.visual_projection.weight)).image_embeds)
-        _scale_gradient(pixels, embeds)
+        scale_gradient(pixels, embeds)
         return embeds
 
     def text_embeds(self, texts):
@@ -122,7 +126,7 @@ class ClipTower:
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         network = self.module["text"]
         if new:
-            self._use()
+            self._use(0)
             ids = _tokens(new, network.config.max_position_embeddings)
             embeds = network(input_ids=ids.to(network.device)).text_embeds
             self._texts.update(zip(new, _wide(embeds).cpu(), strict=True))
@@ -136,9 +140,42 @@ class ClipTower:
                 " CLIP file"
             )
 
-    def _use(self):
+    def _use(self, memory):
         if self.on_use is not None:
-            self.on_use()
+            self.on_use(memory)
+
+
+def graph_bytes(network, pixels):
+    """Return the most that a vision network of transformers holds for its backward pass, besides weights, in bytes.
+
+    Args:
+        network: with a config and parameters.
+        pixels: (B, 3, H, W); without `requires_grad` one layer is held at a time.
+    """
+    config = network.config
+    tokens = len(pixels) * ((config.image_size // config.patch_size) ** 2 + 1)
+    layers = config.num_hidden_layers if pixels.requires_grad else 1
+    return GRAPH_WIDTH * tokens * layers * config.hidden_size * next(network.parameters()).element_size()
+
+
+def scale_gradient(pixels, embeds):
+    """Let each picture's gradient enter the network with a largest entry of 1, and take the factor out behind it.
+
+    A cosine's gradient by one of many pixels, times a small weight, is less than the least float16 otherwise.
+    """
+    if not embeds.requires_grad:
+        return
+    scale = []
+
+    def enter(d_embeds):
+        scale[:] = [d_embeds.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)]
+        return d_embeds / scale[0]
+
+    def leave(d_pixels):
+        return d_pixels * scale[0][..., None, None].to(d_pixels)
+
+    embeds.register_hook(enter)
+    pixels.register_hook(leave)
 
 
 def image_heads(width):
@@ -222,23 +259,3 @@ def _tokens(texts, length):
 
 def _wide(tensor):
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _scale_gradient(pixels, embeds):
-    """Let each picture's gradient enter the network with a largest entry of 1, and take the factor out behind it.
-
-    A cosine's gradient by one of many pixels, times a small weight, is less than the least float16 otherwise.
-    """
-    if not embeds.requires_grad:
-        return
-    scale = []
-
-    def enter(d_embeds):
-        scale[:] = [d_embeds.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)]
-        return d_embeds / scale[0]
-
-    def leave(d_pixels):
-        return d_pixels * scale[0][..., None, None].to(d_pixels)
-
-    embeds.register_hook(enter)
-    pixels.register_hook(leave)

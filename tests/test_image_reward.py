@@ -201,7 +201,7 @@ def test_prompts_that_are_missing_or_too_few_are_refused(reward):
 
 def test_whoever_manages_the_network_is_asked_before_it_runs(folder):
     reward, log = rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt")), []
-    reward.tower.on_use = lambda: log.append("asked")
+    reward.tower.on_use = lambda memory: log.append("asked")
     reward.module.register_forward_pre_hook(lambda module, inputs: log.append("ran"))
     reward(pictures(), PROMPTS)
     assert log == ["asked", "ran"]

@@ -95,6 +95,24 @@ def test_two_nodes_with_one_file_share_its_tower_and_another_dtype_does_not(file
     assert first == second != other
 
 
+def test_of_several_towers_one_is_in_memory_at_a_time_where_memory_is_short(files):
+    names = ("DNOHPSReward", "DNOPickScoreReward", "DNOCLIPScoreReward", "DNOImageReward")
+    found = {}
+    for room in (0, 2**40):
+        graph = Workflow()
+        rewards = {f"reward_{n}": reward_node(graph, name)[0] for n, name in enumerate(names, start=1)}
+        weights = {f"{key}_{n}": value for n in range(1, 5) for key, value in (("weight", 1.0), ("watch_only", False))}
+        combined = graph.node("DNOCombineRewards", mode="raw", calibrate_on=0, priors="", **rewards, **weights)
+        image = graph.node("EmptyImage", width=60, height=50, batch_size=1, color=0x30A040)
+        noted = graph.node("DNOTestShortMemory", reward=combined[0], image=image[0], room=room)
+        found[room] = files.run(graph).outputs[noted.id]["memory"][0]
+    short, ample = found.values()
+    assert max(short["resident"]) == pytest.approx(max(short["sizes"]), rel=0.01)
+    assert max(ample["resident"]) == pytest.approx(sum(ample["sizes"]), rel=0.01)
+    assert short["scores"] == ample["scores"] and short["gradient"] == ample["gradient"] > 0
+    assert sum(asked > 0 for asked in short["asked"]) == len(names), "each tower's graph needs room too"
+
+
 def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
     state = tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict())
     save_file(state, files.folder / "models" / "reward_models" / IMAGE_TOWER)

@@ -6,6 +6,7 @@ from pathlib import Path
 import comfy.clip_vision
 import comfy.model_management as mm
 import folder_paths
+import torch
 from comfy.utils import load_torch_file
 
 
@@ -28,7 +29,7 @@ class DNOTestWatchedTower:
         tower, loads = tower_of(reward), []
         load = tower.on_use
 
-        def on_use():
+        def on_use(memory):
             load_models = mm.load_models_gpu  # looked up now: a cached node may watch this tower too
 
             def noting(models, **settings):
@@ -37,7 +38,7 @@ class DNOTestWatchedTower:
 
             mm.load_models_gpu = noting
             try:
-                load()
+                load(memory)
             finally:
                 mm.load_models_gpu = load_models
 
@@ -70,6 +71,60 @@ class DNOTestTower:
         return {"ui": {"tower": [notes]}}
 
 
+class DNOTestShortMemory:
+    """Differentiate a Combine by a picture on a device that has room for `room` bytes; tell what lay there at most.
+
+    To ComfyUI "cpu:0" is a device with memory of its own, from which models are moved out to "cpu".
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"reward": ("DNO_REWARD",), "image": ("IMAGE",), "room": ("INT", {"max": 2**62})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "measure"
+    CATEGORY = "tests"
+
+    def measure(self, reward, image, room):
+        device, resident = torch.device("cpu:0"), []
+        stock = {name: getattr(mm, name) for name in ("get_free_memory", "load_models_gpu")}
+        modules = [tower_of(part).module for part in reward.parts]
+
+        def used():
+            return sum(loaded.model.loaded_size() for loaded in mm.current_loaded_models if loaded.device == device)
+
+        def get_free_memory(dev=None, torch_free_too=False):
+            free = room - used()
+            return (free, 0) if torch_free_too else free
+
+        def load_models_gpu(patchers, memory_required=0, **settings):
+            for patcher in patchers:
+                patcher.load_device = device
+            stock["load_models_gpu"](patchers, memory_required=memory_required, **settings)
+            resident.append(used())
+            asked.append(memory_required)
+
+        asked = []
+        mm.unload_all_models()
+        reserved = mm.minimum_inference_memory()
+        room += reserved
+        mm.get_free_memory, mm.load_models_gpu = get_free_memory, load_models_gpu
+        try:
+            with torch.inference_mode(False):
+                scores, gradient = reward.image_gradient(image.clone().movedim(-1, 1))
+        finally:
+            for name, function in stock.items():
+                setattr(mm, name, function)
+            mm.unload_all_models()
+        sizes = [sum(weight.nbytes for weight in module.state_dict().values()) for module in modules]
+        notes = {
+            "resident": resident, "asked": asked, "sizes": sizes, "scores": scores.tolist(),
+            "gradient": gradient.norm().item(),
+        }  # fmt: skip
+        return {"ui": {"memory": [notes]}}
+
+
 class DNOTestClipVision:
     """ComfyUI's own CLIP_VISION, of the sizes in a JSON file: its loader knows the large ones alone."""
 
@@ -91,4 +146,4 @@ class DNOTestClipVision:
         return (clip_vision,)
 
 
-NODES = (DNOTestWatchedTower, DNOTestTower, DNOTestClipVision)
+NODES = (DNOTestWatchedTower, DNOTestTower, DNOTestShortMemory, DNOTestClipVision)
