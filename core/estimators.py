@@ -49,9 +49,7 @@ def exact(reward, images, prompts=None):
         scores, d_images = reward.image_gradient(images, prompts)
         return checked(reward, scores, images), d_images
     with torch.inference_mode(False), torch.enable_grad():
-        # Copied, since tensors made in inference mode cannot have a gradient; to float32, since half loses small ones.
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        images = images.detach().to(dtype, copy=True).requires_grad_()
+        images = leaf(images)
         scores = checked(reward, reward(images, prompts), images)
         if not scores.requires_grad:
             raise RuntimeError(
@@ -60,6 +58,11 @@ def exact(reward, images, prompts=None):
             )
         (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
     return scores.detach(), d_images
+
+
+def leaf(images):
+    """Return a copy to differentiate by: in float32 or wider, since half loses small gradients, and no inference tensor."""
+    return images.detach().to(torch.promote_types(images.dtype, torch.float32), copy=True).requires_grad_()
 
 
 def name_of(reward):

@@ -99,6 +99,8 @@ def optimize(
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
     done = first  # updates behind `noise`, for the checkpoint
     history = History(reward=name_of(reward))
+    if hasattr(reward, "settings"):
+        history.settings["combined"] = reward.settings
     try:
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()

@@ -104,7 +104,7 @@ def priors_of(text, parts, watch_only):
     """Return a (mean, sd) a part, as the text lists them or else as is typical of it; None where it only watches."""
     if not text.strip():
         pairs = zip(parts, watch_only, strict=True)
-        return [None if watched else rewards.typical(whole(part)) for part, watched in pairs]
+        return [None if watched else rewards.typical(part) for part, watched in pairs]
     try:
         priors = [tuple(float(number) for number in pair.split()) for pair in text.split(",")]
     except ValueError:
@@ -115,11 +115,6 @@ def priors_of(text, parts, watch_only):
             f" such as {PRIORS}, or nothing"
         )
     return priors
-
-
-def whole(reward):
-    """Return the reward of whole pictures that a reward of crops is the mean of; its scores are much the same."""
-    return reward.reward if isinstance(reward, rewards.Jittered) else reward
 
 
 def settings_of_a_part(n):

@@ -14,6 +14,7 @@ better measured on N >= 8 pictures of unsearched noise and frozen, since it diff
 import torch
 
 from ..core.estimators import checked, exact, name_of, score
+from .jitter import Jittered
 
 TYPICAL = {
     "HPS": (0.27, 0.02),
@@ -42,6 +43,7 @@ class Combine:
         names: what each part's raw score is called in histories; parts of the same name are numbered.
         counted: the parts that are not watched only.
         differentiable: whether all counted parts are.
+        settings: name -> what a part counts, and its prior; kept in histories.
     """
 
     name = "combined"
@@ -61,6 +63,17 @@ class Combine:
         self.counted = tuple(self.parts[index] for index in self._counted)
         self.differentiable = all(getattr(part, "differentiable", True) for part in self.counted)
         self._latest = None  # images, prompts and {index: scores} of the latest image_gradient
+
+    @property
+    def settings(self):
+        """Name -> each part's weight, mean, sd and watch_only, JSON types; a nested Combine's parts too."""
+        found = {}
+        rows = zip(self.names, self.parts, self.weights, self.priors, self.watch_only, strict=True)
+        for name, part, weight, (mean, sd), watch_only in rows:
+            found[name] = {"weight": weight, "mean": mean, "sd": sd, "watch_only": watch_only}
+            if isinstance(part, Combine):
+                found |= {f"{name}/{inner}": values for inner, values in part.settings.items()}
+        return found
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W)."""
@@ -137,8 +150,9 @@ class Combine:
 
 
 def typical(reward):
-    """Return (mean, sd), what a reward model usually scores, to z-score it by."""
-    prior = TYPICAL.get(type(reward).__name__)
+    """Return (mean, sd), what a reward model usually scores, also of crops, to z-score it by."""
+    whole = reward.reward if isinstance(reward, Jittered) else reward
+    prior = TYPICAL.get(type(whole).__name__)
     if prior is None:
         raise ValueError(
             f"no typical mean and sd are known of {name_of(reward)}, only of {', '.join(TYPICAL)}; give a prior of your"

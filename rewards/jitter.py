@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from ..core.estimators import checked, name_of
+import torch
+
+from ..core.estimators import checked, exact, leaf, name_of
 from .preprocess import jittered
 
 
@@ -10,8 +12,8 @@ from .preprocess import jittered
 class Jittered:
     """The mean of a reward over jittered crops, the same at every call: scores of different iterations compare.
 
-    Costs as much time and memory as `crops` pictures instead of one. Put it around the parts of a Combine rather than
-    around the Combine, which could not be differentiated part by part inside.
+    Costs as much time as `crops` pictures instead of one. For the gradient one crop is judged after another, so that
+    memory stays that of one.
 
     Attributes:
         reward: whose mean is taken.
@@ -41,3 +43,13 @@ class Jittered:
         crops = jittered(images, self.crops, self.seed, self.scale)
         scores = checked(self.reward, self.reward(crops, prompts), crops)
         return scores.view(self.crops, len(images)).mean(dim=0)
+
+    def image_gradient(self, images, prompts=None):
+        """Score and differentiate crop by crop; see `core.estimators.exact`."""
+        with torch.inference_mode(False), torch.enable_grad():
+            images = leaf(images)
+            crops = jittered(images, self.crops, self.seed, self.scale)
+            judged = [exact(self.reward, crop, prompts) for crop in crops.chunk(self.crops)]
+            scores, d_crops = zip(*judged, strict=True)
+            (d_images,) = torch.autograd.grad(crops, images, torch.cat(d_crops) / self.crops)
+        return torch.stack(scores).mean(dim=0), d_images

@@ -1,5 +1,6 @@
 """Several rewards as one: values, gradients part by part, and what is recorded of each part."""
 
+import json
 import weakref
 
 import pytest
@@ -193,6 +194,26 @@ def test_raw_scores_are_those_of_the_pictures_and_prompts_given():
         torch.testing.assert_close(combined.raw(other, prompts)["length"], length(other, prompts))
     images.mul_(2)
     torch.testing.assert_close(combined.raw(images, ["a", "bb"])["length"], length(images, ["a", "bb"]))
+
+
+def test_the_history_tells_what_each_part_counts_and_what_it_was_calibrated_by():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    inner = rewards.Combine([rewards.Contrast()], [3], priors=[(0.25, 0.5)])
+    combined = rewards.Combine([warmth, inner], [2, -1], watch_only=[True, False])
+    history = core.optimize(noise_map, combined, noise, iterations=0).history
+    assert json.loads(history.to_json())["settings"]["combined"] == {
+        "warmth": {"weight": 2, "mean": 0.0, "sd": 1.0, "watch_only": True},
+        "combined": {"weight": -1, "mean": 0.0, "sd": 1.0, "watch_only": False},
+        "combined/contrast": {"weight": 3, "mean": 0.25, "sd": 0.5, "watch_only": False},
+    }
+
+
+def test_a_reward_of_crops_is_typically_what_it_is_of_the_whole():
+    class HPS:
+        pass
+
+    assert rewards.typical(rewards.Jittered(HPS())) == rewards.typical(HPS())
 
 
 def test_a_part_without_gradient_is_named():

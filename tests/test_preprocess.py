@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_dno import rewards
+from comfyui_dno.core.estimators import exact
 from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, clamp_through, jittered
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
@@ -209,6 +210,24 @@ def test_a_jittered_reward_is_the_mean_over_the_crops_of_each_picture():
     assert rewards.Jittered(rewards.JPEG()).differentiable is False
     small = (images[..., :5, :6] * 0.2 + 0.4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: found(x, ["a", "bbbb"]), small)
+
+
+def test_a_jittered_reward_is_differentiated_crop_by_crop():
+    seen = []
+
+    def reward(images, prompts):
+        seen.append((len(images), prompts))
+        return images.pow(3).mean(dim=(1, 2, 3))
+
+    images = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = rewards.Jittered(reward, crops=3, seed=5)
+    with torch.inference_mode():
+        scores, gradient = exact(found, images.clone(), ["a", "b"])
+    assert seen == [(2, ["a", "b"])] * 3
+    images.requires_grad_()
+    expected = found(images, ["a", "b"])
+    torch.testing.assert_close(scores, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), images)[0])
 
 
 def test_wrong_arguments_are_refused():
