@@ -61,7 +61,7 @@ def exact(reward, images, prompts=None):
 
 
 def leaf(images):
-    """Return a copy to differentiate by: in float32 or wider, since half loses small gradients, and no inference tensor."""
+    """Return a copy to differentiate by: no inference tensor; float32 or wider, since half loses small gradients."""
     return images.detach().to(torch.promote_types(images.dtype, torch.float32), copy=True).requires_grad_()
 
 
