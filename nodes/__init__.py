@@ -11,6 +11,7 @@ from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .reward_models import (
     DNOAestheticReward,
     DNOCLIPScoreReward,
+    DNOCycleReward,
     DNODirectionReward,
     DNOHPSReward,
     DNOImageReward,
@@ -38,6 +39,7 @@ NODES = [
     DNOHPSReward,
     DNOPickScoreReward,
     DNOImageReward,
+    DNOCycleReward,
     DNOCLIPScoreReward,
     DNOAestheticReward,
     DNOImageSimilarityReward,

@@ -70,9 +70,9 @@ def clip_vision_tower(clip_vision, dtype):
     return managed(rewards.ClipTower(state, "the CLIP_VISION", mm.unet_offload_device(), DTYPES[dtype]))
 
 
-def blip_tower(name, dtype):
+def blip_tower(name, source, dtype):
     """Return the BlipTower of a listed file, shared as `clip_tower`'s; its vocabulary may be in any of the folders."""
-    path = path_of(name, "ImageReward")
+    path = path_of(name, source)
     key = path, os.stat(path).st_mtime_ns, dtype
     tower = _blip_towers.get(key)
     if tower is None:

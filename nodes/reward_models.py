@@ -109,7 +109,20 @@ class DNOImageReward(PromptReward):
 
     @classmethod
     def tower(cls, file, dtype):
-        return reward_files.blip_tower(file, dtype)
+        return reward_files.blip_tower(file, cls.source, dtype)
+
+
+class DNOCycleReward(DNOImageReward):
+    source, judge = "CycleReward", rewards.CycleReward
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNOCycleReward", "CycleReward",
+            "CycleReward: how well picture and prompt can each be had back from the other; it reads long prompts, of"
+            " 126 tokens. Put bert-base-uncased's vocab.txt beside the file.",
+            prompt_input(),
+        )  # fmt: skip
 
 
 class DNOAestheticReward(FileReward):
@@ -206,7 +219,7 @@ def settings_of_a_network():
         io.Int.Input(
             "crops", default=0, min=0, max=16,
             tooltip="Judge by the mean over so many random crops, always the same ones, which is harder to fool; each"
-            " costs as much as a picture. 0 judges the whole picture.",
+            " takes as long as a picture. 0 judges the whole picture.",
         ),
     ]  # fmt: skip
 

@@ -2,9 +2,10 @@
 
     score = sum over the counted parts of weight * (part - mean) / sd          raw: mean 0, sd 1
 
-Raw weights are what the literature states (ReNO: HPS 5, ImageReward 1, CLIPScore 0.01, PickScore 0.05). Z-scored, a
-weight of 1 means the same for every part: one standard deviation of what it usually scores. That is a prior, or
-better measured on N >= 8 pictures of unsearched noise and frozen, since it differs from prompt to prompt:
+Raw weights are what the literature states: ReNO's are HPS 5, ImageReward 1, PickScore 0.05, CLIPScore 1 (0.01 in its
+code, of 100 times the cosine). Z-scored, a weight of 1 means the same for every part: one standard deviation of what it
+usually scores. That is a prior, or better measured on N >= 8 pictures of unsearched noise and frozen, since it differs
+from prompt to prompt:
 
     reward = Combine([hps, pick], priors=[typical(hps), typical(pick)])
     images = torch.cat([sample_map.sample(sample_map.randn(seed)) for seed in range(8)])

@@ -20,6 +20,7 @@ SOURCES = {
     "HPS": ("HPS_v2.1_compressed.pt", "huggingface.co/xswu/HPSv2"),
     "PickScore": ("model.safetensors", "huggingface.co/yuvalkirstain/PickScore_v1"),
     "ImageReward": ("ImageReward.pt", "huggingface.co/THUDM/ImageReward"),
+    "CycleReward": ("model.safetensors", "huggingface.co/carolineec/CycleReward-Combo"),
     "CLIP ViT-L/14": ("model.safetensors", "huggingface.co/openai/clip-vit-large-patch14"),
     "CLIP ViT-H/14": ("model.safetensors", "huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
 }

@@ -6,19 +6,21 @@ import math
 import pytest
 import tiny_rewards
 import torch
+from comfy_server.make_tiny_rewards import CYCLE_REWARD, WRITERS
 from safetensors.torch import save_file
-from tiny_image_reward import image_reward_state, write_vocabulary
 from workflows import Workflow
 
 HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
     "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
     "clip-vit-large-patch14.safetensors", "ImageReward.pt", "image_tower.safetensors",
 )  # fmt: skip
+GRADIENT = {"lr": 0.03, "optimizer": "adam", "momentum": 0.9, "clip": 0.0}
 SETTINGS = {"dtype": "float32", "crops": 0}
 REWARDS = {
     "DNOHPSReward": {"file": HPS, "prompt": "a cat"},
     "DNOPickScoreReward": {"file": PICKSCORE, "prompt": "a cat"},
     "DNOImageReward": {"file": IMAGE_REWARD, "prompt": "a cat"},
+    "DNOCycleReward": {"file": CYCLE_REWARD, "prompt": "a cat"},
     "DNOCLIPScoreReward": {"file": CLIP_L, "prompt": "a cat"},
     "DNOAestheticReward": {"file": AESTHETIC, "clip_file": CLIP_L},
     "DNOImageSimilarityReward": {"file": CLIP_L},
@@ -35,8 +37,8 @@ def files(comfy):
     own, aesthetic, clip_vision = folders
     for kind, folder in (("hps", own), ("pickscore", own), ("aesthetic", aesthetic), ("clip_l", clip_vision)):
         tiny_rewards.write(kind, folder)
-    torch.save(image_reward_state(vision=(128, 1), text=(128, 1)), own / IMAGE_REWARD)
-    write_vocabulary(own / "vocab.txt")
+    for name in (IMAGE_REWARD, CYCLE_REWARD, "vocab.txt"):
+        WRITERS[name](own)
     (own / "page.safetensors").write_text("<!doctype html>")
     return comfy
 
@@ -52,7 +54,7 @@ def searched(server, graph, iterations=2):
     """Search with the graph's reward and its tower watched; return the history's rows and the notes on the tower."""
     watched = graph.node("DNOTestWatchedTower", reward=graph.reward)
     graph.reward = watched[0]
-    solver = graph.node("DNOSolverGradient", lr=0.03, optimizer="adam", momentum=0.9, clip=0.0)
+    solver = graph.node("DNOSolverGradient", **GRADIENT)
     ours = graph.dno(iterations=iterations, solver=solver[0], steps=3, cfg=3.0)
     graph.node("DNOTestHistory", history=ours[3])
     graph.node("DNOTestTower", reward=graph.reward, after=ours[0], loads=watched[1])
@@ -73,6 +75,15 @@ def test_a_search_raises_the_reward_of_every_node_and_comfyui_manages_its_networ
     # Before each of the three scorings at least, and never alone: the search's own models must stay loaded.
     assert len(tower["loads"]) >= 3
     assert all(len(models) == 3 and "BaseModel" in models for models in tower["loads"]), tower["loads"]
+
+
+def test_the_readmes_own_reward_is_climbed(comfy):
+    graph = Workflow()
+    graph.reward = graph.node("RednessReward", strength=2.0)[0]
+    history = graph.dno(iterations=2, steps=3, cfg=3.0, solver=graph.node("DNOSolverGradient", **GRADIENT)[0])[3]
+    noted = graph.node("DNOTestHistory", history=history)
+    rows = comfy.run(graph).outputs[noted.id]["history"][0]["rows"]
+    assert all(last > first for first, last in zip(rows[0]["score"], rows[-1]["score"], strict=True))
 
 
 def test_crops_and_half_precision_can_be_chosen(files):
@@ -140,6 +151,8 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
     [
         ("DNOHPSReward", {"file": AESTHETIC}, ["is of the kind 'aesthetic head'", "expected 'clip"]),
         ("DNOHPSReward", {"file": CLIP_L}, ["1024 wide, found 768", "HPS_v2.1_compressed.pt"]),
+        ("DNOImageReward", {"file": CYCLE_REWARD}, ["a file of CycleReward; expected ImageReward's"]),
+        ("DNOCycleReward", {"file": IMAGE_REWARD}, ["a file of ImageReward; expected CycleReward's"]),
         ("DNOImageReward", {"file": HPS}, ["is of the kind 'clip (open_clip)'", "expected 'ImageReward'"]),
         ("DNOAestheticReward", {"clip_file": HPS}, ["768 wide, found 1024"]),
         ("DNOAestheticReward", {"clip_file": "gone.pt"}, ["gone.pt", "clip-vit-large-patch14"]),

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -17,10 +18,18 @@ import tiny_rewards  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
 KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic")
+CYCLE_REWARD = "CycleReward-Combo.safetensors"
+
+
+def write_blip(name, folder, **settings):
+    """Write a tiny ImageReward or CycleReward into a folder."""
+    state = image_reward_state(vision=(128, 1), text=(128, 1), **settings)
+    save_file(state, folder / name) if name.endswith(".safetensors") else torch.save(state, folder / name)
+
+
 WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for kind in KINDS} | {
-    "ImageReward.pt": lambda folder: torch.save(
-        image_reward_state(vision=(128, 1), text=(128, 1)), folder / "ImageReward.pt"
-    ),
+    "ImageReward.pt": partial(write_blip, "ImageReward.pt"),
+    CYCLE_REWARD: partial(write_blip, CYCLE_REWARD, head=(0, 2, 4, 6, 8)),
     "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
 }
 """One file for each reward node: name -> write it into a folder."""

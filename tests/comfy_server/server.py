@@ -45,6 +45,13 @@ class Run:
         return [data for kind, data, _ in self.messages if kind == message_type]
 
 
+def own_reward() -> str:
+    """The README's node of a reward of one's own."""
+    blocks = (PACK / "README.md").read_text().split("```python\n")[1:]
+    (node,) = (block.split("```")[0] for block in blocks if "NODE_CLASS_MAPPINGS" in block)
+    return node
+
+
 class ComfyServer:
     """A running ComfyUI with this pack and the test nodes; stop it with `stop()`."""
 
@@ -62,6 +69,7 @@ class ComfyServer:
         packs.mkdir(parents=True)
         (packs / PACK.name).symlink_to(PACK, target_is_directory=True)
         (packs / "dno_test_nodes").symlink_to(Path(__file__).parent / "test_nodes", target_is_directory=True)
+        (packs / "redness.py").write_text(own_reward())
 
     def _start(self) -> subprocess.Popen:
         options = ["--cpu", "--disable-auto-launch", "--disable-api-nodes", "--port", self.url.split(":")[1]]
