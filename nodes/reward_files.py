@@ -24,7 +24,7 @@ KEY = "reward_models"
 NO_FILE = "no file in models/reward_models"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_blip_towers = weakref.WeakValueDictionary()
+_towers = weakref.WeakValueDictionary()
 
 
 def register_folders():
@@ -66,19 +66,29 @@ def clip_tower(name, source, dtype):
 
 def clip_vision_tower(clip_vision, dtype):
     """Return a ClipTower of a stock CLIP_VISION's weights; ComfyUI's own network rounds the pixels: no gradient."""
-    state = clip_vision.get_sd()
-    return managed(rewards.ClipTower(state, "the CLIP_VISION", mm.unet_offload_device(), DTYPES[dtype]))
+
+    def make():
+        return rewards.ClipTower(clip_vision.get_sd(), "the CLIP_VISION", mm.unet_offload_device(), DTYPES[dtype])
+
+    return shared((clip_vision, dtype), make)
 
 
 def blip_tower(name, source, dtype):
     """Return the BlipTower of a listed file, shared as `clip_tower`'s; its vocabulary may be in any of the folders."""
     path = path_of(name, source)
-    key = path, os.stat(path).st_mtime_ns, dtype
-    tower = _blip_towers.get(key)
-    if tower is None:
+
+    def make():
         vocabulary = find_vocabulary([os.path.dirname(path), *folder_paths.get_folder_paths(KEY)])
-        tower = rewards.BlipTower(path, vocabulary, mm.unet_offload_device(), DTYPES[dtype])
-        _blip_towers[key] = managed(tower)
+        return rewards.BlipTower(path, vocabulary, mm.unet_offload_device(), DTYPES[dtype])
+
+    return shared((path, os.stat(path).st_mtime_ns, dtype), make)
+
+
+def shared(key, make):
+    """Return the tower of this key: the one that somebody holds, or a new one."""
+    tower = _towers.get(key)
+    if tower is None:
+        tower = _towers[key] = managed(make())
     return tower
 
 

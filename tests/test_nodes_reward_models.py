@@ -94,11 +94,15 @@ def test_crops_and_half_precision_can_be_chosen(files):
     assert torch.tensor([row["score"] for row in rows]).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["DNOCLIPScoreReward", "DNOImageReward"])
+@pytest.mark.parametrize("name", ["DNOCLIPScoreReward", "DNOImageReward", "DNOAestheticReward"])
 def test_two_nodes_with_one_file_share_its_tower_and_another_dtype_does_not(files, name):
     graph = Workflow()
+    changes = {"prompt": "a dog"}
+    if name == "DNOAestheticReward":
+        changes = {"clip_vision": stock_clip_vision(files, graph), "clip_file": "not here.pt"}
     made = [
-        reward_node(graph, name), reward_node(graph, name, prompt="a dog"), reward_node(graph, name, dtype="bfloat16")
+        reward_node(graph, name, **changes), reward_node(graph, name, **changes, crops=1),
+        reward_node(graph, name, **changes, dtype="bfloat16"),
     ]  # fmt: skip
     noted = [graph.node("DNOTestTower", reward=reward[0]).id for reward in made]
     outputs = files.run(graph).outputs
@@ -124,7 +128,8 @@ def test_of_several_towers_one_is_in_memory_at_a_time_where_memory_is_short(file
     assert sum(asked > 0 for asked in short["asked"]) == len(names), "each tower's graph needs room too"
 
 
-def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
+def stock_clip_vision(files, graph):
+    """The output of a tiny CLIP ViT-L/14 of ComfyUI's own; its weights are those of the file."""
     state = tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict())
     save_file(state, files.folder / "models" / "reward_models" / IMAGE_TOWER)
     width = tiny_rewards.SIZES["L"]["image"]
@@ -134,11 +139,15 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
         "patch_size": tiny_rewards.PATCH, "num_channels": 3, "hidden_act": "quick_gelu",
         "model_type": "clip_vision_model",
     }  # fmt: skip
+    return graph.node("DNOTestClipVision", file=IMAGE_TOWER, config=json.dumps(config))[0]
+
+
+def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
     rows = {}
     for kind in ("file", "clip_vision"):
         graph = Workflow()
-        stock = graph.node("DNOTestClipVision", file=IMAGE_TOWER, config=json.dumps(config))
-        given = {"clip_vision": stock[0], "clip_file": "not here.pt"} if kind == "clip_vision" else {}
+        stock = stock_clip_vision(files, graph)
+        given = {"clip_vision": stock, "clip_file": "not here.pt"} if kind == "clip_vision" else {}
         graph.reward = reward_node(graph, "DNOAestheticReward", **given)[0]
         rows[kind], _ = searched(files, graph, iterations=1)
     by_file, by_stock = (torch.tensor([row["score"] for row in rows[kind]]) for kind in rows)
