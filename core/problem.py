@@ -103,12 +103,16 @@ class Problem:
     best: Best = field(default_factory=lambda: Best(floor=float("-inf")))
     iteration: int = 0
     started: float = field(default_factory=time.perf_counter)
+    _chosen: tuple | None = field(default=None, init=False, repr=False, compare=False)
 
     def evaluate(self, noise):
-        """Sample and score `noise`, forward only."""
-        latent = self.sample_map.latent(noise)
-        images = self.sample_map.images(latent)
-        scores = score(self.reward, images, self.sample_map.prompts)
+        """Sample and score `noise`, forward only; what `chosen` has given is neither sampled nor scored again."""
+        if self._chosen is not None and self._chosen[0] is noise:
+            _, latent, images, scores = self._chosen
+        else:
+            latent = self.sample_map.latent(noise)
+            images = self.sample_map.images(latent)
+            scores = score(self.reward, images, self.sample_map.prompts)
         penalty = self.regularizer.gradient(self.sample_map, noise, self.iteration)[0] if self.regularizer else None
         return self.evaluation(noise, latent, images, scores, penalty=penalty)
 
@@ -166,6 +170,27 @@ class Problem:
             sampled = candidates.latent[index, rows], candidates.images[index, rows], highest
             self.best.offer(taken, *sampled, log_p, self.iteration)
             left[index, rows] = -torch.inf
+
+    def chosen(self, evaluation, candidates, scores):
+        """Return the noise of each picture's highest-scoring candidate, or of `evaluation` where none is higher.
+
+        Args:
+            evaluation: an Evaluation.
+            candidates: Candidates of the same pictures.
+            scores: (q, B).
+        """
+        highest, index = scores.max(dim=0)
+        better, rows = highest > evaluation.scores, torch.arange(scores.shape[1], device=scores.device)
+        found = [
+            _where(better, new[index, rows], old)
+            for new, old in (
+                (candidates.flat, evaluation.noise.flat()), (candidates.latent, evaluation.latent),
+                (candidates.images, evaluation.images), (scores, evaluation.scores),
+            )
+        ]  # fmt: skip
+        noise = evaluation.noise.with_flat(found[0])
+        self._chosen = noise, *found[1:]
+        return noise
 
     def randn(self, q, like, seed=0):
         """Draw (q, *like.shape) normal numbers for this iteration, on the CPU: the same on every device."""

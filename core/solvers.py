@@ -194,7 +194,7 @@ class ZeNO(Solver):
             raise ValueError(f"tau is {self.tau}; expected a number > 0")
 
     def stages(self, sample_map):
-        return sample_map.calls(self.candidates + 1) * sample_map.stages
+        return (sample_map.calls(self.candidates) + 1) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
@@ -202,7 +202,8 @@ class ZeNO(Solver):
         beta = self.beta if self.beta is not None else min(max(2.5 / max(problem.iterations, 1), 0.01), 0.3)
         xi = problem.randn(self.candidates + 1, flat, self.seed)
         xi, zeta = xi[:-1], xi[-1]
-        evaluation, _, scores = _propose(problem, noise, xi, beta)
+        evaluation = problem.evaluate(noise)
+        _, scores = _sampled_around(problem, noise, xi, beta)
         free = problem.sample_map.active_entries(noise)
         direction = self._resampled(problem, scores, xi) if self.mode == "resample" else self._mean(scores, xi, zeta)
         moved = math.sqrt(1 - beta) * flat + math.sqrt(beta) * direction
@@ -271,30 +272,28 @@ class Search(Solver):
         return cls(1, beta, seed)
 
     def stages(self, sample_map):
-        return sample_map.calls(self.candidates + 1) * sample_map.stages
+        return sample_map.calls(self.candidates) * sample_map.stages
 
     def step(self, problem, noise):
-        """Evaluate `noise` and N candidates; return (the best of them, the Evaluation of `noise`)."""
+        """Evaluate `noise` and N candidates; return (the best of them all, the Evaluation of `noise`)."""
+        evaluation = problem.evaluate(noise)
         xi = problem.randn(self.candidates, noise.flat(), self.seed)
-        evaluation, candidates, scores = _propose(problem, noise, xi, self.beta)
-        best, index = scores.max(dim=0)
-        rows = torch.arange(noise.batch, device=index.device)
-        better = (best > evaluation.scores)[:, None]
-        return noise.with_flat(torch.where(better, candidates.flat[index, rows], noise.flat())), evaluation
+        candidates, scores = _sampled_around(problem, noise, xi, self.beta)
+        return problem.chosen(evaluation, candidates, scores), evaluation
 
 
-def _propose(problem, noise, xi, beta):
-    """Evaluate `noise` together with the candidates a z + sqrt(beta) xi, (N, B, n), and offer these to the best.
+def _sampled_around(problem, noise, xi, beta):
+    """Sample and score the candidates a z + sqrt(beta) xi, a = sqrt(1 - beta), and offer them to the best.
+
+    Args:
+        xi: (N, B, n).
 
     Returns:
-        the Evaluation of `noise`, the Candidates without it, and their scores (N, B).
+        the Candidates and their scores (N, B).
     """
     flat = noise.flat()
     proposed = math.sqrt(1 - beta) * flat + math.sqrt(beta) * xi
-    proposed = torch.where(problem.sample_map.active_entries(noise), proposed, flat)
-    sampled = problem.sample(noise, torch.cat([flat[None], proposed]))
-    scores = problem.score(sampled.images)
-    evaluation = problem.evaluation(noise, sampled.latent[0], sampled.images[0], scores[0])
-    candidates = replace(sampled, flat=sampled.flat[1:], latent=sampled.latent[1:], images=sampled.images[1:])
-    problem.offer(noise, candidates, scores[1:])
-    return evaluation, candidates, scores[1:]
+    candidates = problem.sample(noise, torch.where(problem.sample_map.active_entries(noise), proposed, flat))
+    scores = problem.score(candidates.images)
+    problem.offer(noise, candidates, scores)
+    return candidates, scores

@@ -48,6 +48,31 @@ def test_best_of_800_gains_what_extreme_values_give():
     assert abs(sum(gains) / 4 - 3.2) < 0.5
 
 
+@pytest.mark.parametrize("solver", [core.Search.pcn(0.3), core.Search.zero_order(3, 0.3)])
+def test_a_search_never_samples_or_scores_its_pivot_again(solver):
+    """Of each picture: the start, then the candidates alone; what histories tell is nevertheless every pivot's own."""
+    scored, pivots = [], []
+    noise_map = sample_map()
+
+    def reward(images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
+    def counting(images, prompts):
+        scored.append(len(images))
+        return reward(images, prompts)
+
+    def keep(evaluation, best):
+        pivots.append((evaluation, noise_map.sample(evaluation.noise)))
+
+    noise = noise_map.randn(0).to(torch.float64)
+    core.optimize(noise_map, counting, noise, solver, iterations=6, callback=keep, floor=0.0)
+    assert sum(scored) == (1 + 6 * solver.candidates) * noise.batch
+    for evaluation, images in pivots:
+        torch.testing.assert_close(evaluation.images, images)
+        torch.testing.assert_close(evaluation.scores, reward(images, None))
+    assert (pivots[-1][0].scores > pivots[0][0].scores).all()
+
+
 def test_softmax_weights_climb_too_but_less():
     noise_map = identity_map((3, 32, 32))
     gains = {}

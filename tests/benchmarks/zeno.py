@@ -7,9 +7,6 @@ linear reward <u, z> of n = 3072 true normal numbers, |u| = 1, where theory know
 iterations ZeNO climbs 0.90 sqrt(N K) standard deviations, best-of-E finds the expected largest of E normal numbers.
 Then the embedded model and the size as a JPEG file, which has no gradient. All settings are the pack's defaults.
 
-pCN as `core.Search` runs it evaluates its pivot anew beside every proposal. It is given twice the evaluations and
-read twice: at equal evaluations, and at the end, where it has made as many different proposals as the others.
-
 Each seed runs alone. Run the same command again after an interruption: finished runs are kept.
 """
 
@@ -48,9 +45,8 @@ def main():
     jpeg = run_part(
         runs, "jpeg", embedded, rewards.JPEG(), options.seeds, options.evaluations, options.candidates
     )
-    budgets = [rounds_of(count, options.candidates) for count in (options.linear_evaluations, options.evaluations)]
-    parts = {"linear": summary(linear, budgets[0]), "jpeg": summary(jpeg, budgets[1])}
-    parts["linear"]["theory"] = theory(options.candidates, budgets[0])
+    parts = {"linear": summary(linear), "jpeg": summary(jpeg)}
+    parts["linear"]["theory"] = theory(options.candidates, rounds_of(options.linear_evaluations, options.candidates))
     plot({"linear": linear, "jpeg": jpeg}, most_rows, options.out.with_suffix(".png"))
     runs.finish("zeno.py", parts)
 
@@ -73,14 +69,13 @@ def rounds_of(evaluations, candidates):
 
 
 def arms(candidates, rounds, seed, weights=("linear",)):
-    """Return name -> (solver, iterations), all of 1 + K (N + 1) evaluations but pCN, which has nearly twice as many."""
-    others = rounds * (candidates + 1)
-    searches = {
-        "best of N": (core.Search.best_of_n(others - 1, seed=seed), 1),
-        "zero-order search": (core.Search.zero_order(candidates, seed=seed), rounds),
-        "pCN": (core.Search.pcn(seed=seed), others),
-    }
+    """Return name -> (solver, iterations), all of 1 + K (N + 1) evaluations; ZeNO's centre is one of its N + 1."""
     zeno = {kind: (core.ZeNO(candidates, weights=kind, tau=0.3, seed=seed), rounds) for kind in weights}
+    searches = {
+        "best of N": (core.Search.best_of_n(rounds * (candidates + 1), seed=seed), 1),
+        "zero-order search": (core.Search.zero_order(candidates + 1, seed=seed), rounds),
+        "pCN": (core.Search.pcn(seed=seed), rounds * (candidates + 1)),
+    }
     return {f"ZeNO, {kind} weights": arm for kind, arm in zeno.items()} | searches
 
 
@@ -114,25 +109,23 @@ def search(sample_map, reward, solver, iterations, seed, every):
     }
 
 
-def summary(table, rounds):
-    """Return for each arm its best reward at equal evaluations and its winner; and ZeNO's paired wins.
+def summary(table):
+    """Return for each arm its best reward and its winner; and ZeNO's paired wins.
 
     Args:
         table: arm -> list of runs, one a seed.
-        rounds: K, where the curves are read.
     """
-    at_equal = {arm: [run["best"][rounds] for run in runs] for arm, runs in table.items()}
-    at_equal["pCN, twice the evaluations"] = [run["best"][-1] for run in table["pCN"]]
-    zeno = at_equal["ZeNO, linear weights"]
+    best = {arm: [run["best"][-1] for run in runs] for arm, runs in table.items()}
+    zeno = best["ZeNO, linear weights"]
     return {
         "evaluations": {arm: sorted({run["evaluations"] for run in runs}) for arm, runs in table.items()},
         "start": study.mean_sd(run["best"][0] for run in table["pCN"]),
-        "best": {arm: study.mean_sd(values) for arm, values in at_equal.items()},
+        "best": {arm: study.mean_sd(values) for arm, values in best.items()},
         "last centre minus start": {arm: study.mean_sd(run["climbed"] for run in runs) for arm, runs in table.items()},
         "least last centre minus start": {arm: min(run["climbed"] for run in runs) for arm, runs in table.items()},
         "ZeNO, linear weights, over": {
             arm: study.wins([a - b for a, b in zip(zeno, values, strict=True)])
-            for arm, values in at_equal.items() if values is not zeno
+            for arm, values in best.items() if values is not zeno
         },
         "winners' norm and ln P: least, median, most": {
             arm: {key: least_median_most(run[key] for run in runs) for key in ("norm", "log_p", "log_p_x_T")}
