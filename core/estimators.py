@@ -95,7 +95,13 @@ class Estimate:
 
 
 class ImageGradient:
-    """An estimator of the gradient by the images; the pullback takes that to the noise."""
+    """An estimator of the gradient by the images; the pullback takes that to the noise.
+
+    Attributes:
+        differentiates: whether the sample map is differentiated.
+    """
+
+    differentiates = True
 
     def passes(self, sample_map):
         """Return how many passes, forward or backward, one estimate makes."""
@@ -182,6 +188,7 @@ class ZerothOrder:
     q: int = 16
     mu: float = 0.01
     seed: int = 0
+    differentiates = False
 
     def passes(self, sample_map):
         return sample_map.calls(self.q + 1)

@@ -24,9 +24,11 @@ class Solver:
 
     Attributes:
         regularized: whether it climbs the regulariser's term too.
+        differentiates: whether it differentiates the sample map, which then must be differentiable.
     """
 
     regularized = False
+    differentiates = False
 
     @property
     def name(self):
@@ -88,6 +90,10 @@ class GradientAscent(Solver):
     @property
     def name(self):
         return f"GradientAscent({self.optimizer})"
+
+    @property
+    def differentiates(self):
+        return self.estimator.differentiates
 
     def fresh(self, checkpoint=None):
         solver = replace(self)

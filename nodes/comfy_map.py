@@ -43,26 +43,34 @@ class OptimizedSampler(comfy.samplers.Sampler):
     ):
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
-        for each in (patcher, vae_patcher):
-            gradients.refuse_undifferentiable(each)
-        with gradients.gradients_enabled(), gradients.watched_for_gradients(model_wrap.inner_model) as expect_gradient:
+        patchers = [patcher, *getattr(model_wrap, "loaded_models", ()), vae_patcher]
+        model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
+        if differentiates:
+            model_options = gradients.with_plain_attention(model_options)
+            for each in (patcher, vae_patcher):
+                gradients.refuse_undifferentiable(each)
+        watched = gradients.watched_for_gradients(model_wrap.inner_model)
+        with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            memory = GRAPH_FACTOR * self._memory_of_a_call(model_wrap, noise.shape, len(sigmas) - 1)
-            gradients.load_together([patcher, *getattr(model_wrap, "loaded_models", ()), vae_patcher], memory)
+            memory = self._memory(model_wrap, noise.shape, len(sigmas) - 1)
+            gradients.load_together(patchers, memory, whole=differentiates)
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
-                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)),
-                gradients.with_plain_attention(extra_args["model_options"]), extra_args.get("seed"), expect_gradient,
+                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
+                extra_args.get("seed"), expect_gradient,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model)
             most_rows = self._most_rows(model_wrap, noise.shape)
             self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
-    def _memory_of_a_call(self, model_wrap, shape, steps):
+    def _memory(self, model_wrap, shape, steps):
+        """Return what the search needs beside the weights, bytes: a call's graph, or those of all steps, or a call."""
         required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
-        calls = steps if self.optimization.keep_graphs else 1
-        return calls * required + self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+        decode = self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+        if not self.optimization.differentiates:
+            return max(required, decode)
+        return GRAPH_FACTOR * ((steps if self.optimization.keep_graphs else 1) * required + decode)
 
     def _most_rows(self, model_wrap, shape):
         """Return how many pictures fit into memory in one call without gradients, a multiple of the batch."""
@@ -193,6 +201,12 @@ class Optimization:
     start: core.Noise | None = None
     part: str = "all"
     diagnose: bool = False
+
+    @property
+    def differentiates(self):
+        """Whether model and VAE are differentiated, and not only run."""
+        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return climbs or self.diagnose
 
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""

@@ -9,30 +9,35 @@ and `explained`.
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import comfy.model_management as mm
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
-_searching = []
-"""The models that the search now running needs, in memory, until its last backward pass."""
+_search = SimpleNamespace(patchers=(), whole=True)
+"""The models of the search now running, which stay in memory together until its end; and whether all of each must."""
 
 NO_FORMULA = ("no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved")
 
 
 @contextlib.contextmanager
-def gradients_enabled():
-    """Leave inference mode, allow gradients, and ask the models for their plain operations; restore all on exit."""
+def gradients_enabled(of_models=True):
+    """Leave inference mode, allow gradients, and restore all on exit.
+
+    Args:
+        of_models: ask the models for their plain operations, which can be differentiated.
+    """
     training = getattr(mm, "in_training", None)
     with torch.inference_mode(False), torch.enable_grad(), explained():
         try:
-            if training is not None:
+            if of_models and training is not None:
                 # Flux, Lumina, LTX and others then avoid fused kernels that have no backward pass (ComfyUI 0.33).
                 mm.in_training = True
             yield
         finally:
-            _searching.clear()
+            _search.patchers, _search.whole = (), True
             if training is not None:
                 mm.in_training = training
 
@@ -53,33 +58,39 @@ def explained():
         ) from error
 
 
-def load_together(patchers, memory_required):
-    """Load the models of a search fully and at once, and make their weights fit for autograd.
+def load_together(patchers, memory_required, whole=True):
+    """Load the models of a search at once, and make their weights fit for autograd.
+
+    Args:
+        patchers: ComfyUI's, of all models of the search.
+        memory_required: bytes, beside the weights.
+        whole: load each fully, as differentiating it needs; else as ComfyUI sees fit.
 
     Raises:
         RuntimeError: a model's weights do not stay in memory whole, so that saved ones could be overwritten.
     """
-    _searching[:] = patchers
+    _search.patchers, _search.whole = tuple(patchers), whole
     _load(patchers, memory_required)
-    for loaded in mm.current_loaded_models:
-        if loaded.model is not None:
-            rewrap(loaded.model.model)
+    if whole:
+        for loaded in mm.current_loaded_models:
+            if loaded.model is not None:
+                rewrap(loaded.model.model)
 
 
 def load_beside(patcher, memory_required):
     """Load one more model, which may move out others but none of the search; raise as `load_together` does."""
-    _load([patcher, *_searching], memory_required)
+    _load([patcher, *_search.patchers], memory_required)
     rewrap(patcher.model)
 
 
 def _load(patchers, memory_required):
-    mm.load_models_gpu(patchers, memory_required=memory_required, force_full_load=True)
-    for patcher in patchers:
+    mm.load_models_gpu(patchers, memory_required=memory_required, force_full_load=_search.whole)
+    for patcher in patchers if _search.whole else ():
         if getattr(patcher.model, "model_lowvram", False):
             raise RuntimeError(
                 f"{type(patcher.model).__name__} is only partly in GPU memory; expected all of it, since offloaded"
                 " weights are overwritten before the backward pass reads them. Start ComfyUI without --lowvram or"
-                " --novram, free memory, or use a smaller model"
+                " --novram, free memory, use a smaller model, or a solver that differentiates none (ZeNO, Search)"
             )
 
 

@@ -79,6 +79,17 @@ def test_gradient_free_solvers_never_call_the_model_with_grad(comfy, kind):
         assert comfy.run(graph).kept["latent"]["samples"].isfinite().all()
 
 
+@pytest.mark.parametrize("obstacle", ["fused kernel", "fast fp8", "multigpu", "lowvram", "detaching attention"])
+def test_gradient_free_solvers_take_models_that_cannot_be_differentiated(comfy, obstacle):
+    graph = workflow("zeno", obstacle=obstacle, model_seed=len(obstacle))  # some obstacles stay in the model
+    searches = {"zeno": 1, "zo-sgd": 1, "zero-order": 1, "gradient": 0}
+    for kind, iterations in searches.items():
+        ours = graph.dno(iterations=iterations, steps=3, seed=1, solver=solver(graph, kind))
+        graph.keep(kind, ours[0])
+    found = {kind: kept["samples"] for kind, kept in comfy.run(graph).kept.items()}
+    assert len(found) == 4 and all(samples.isfinite().all() for samples in found.values())
+
+
 @pytest.mark.parametrize(
     "kind, fewer", [("hybrid-2", {"q": 2}), ("zo-sgd", {"q": 2}), ("zeno", {"candidates": 2}), ("pcn", {})]
 )
