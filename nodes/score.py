@@ -104,7 +104,7 @@ def judged(images, reward, prompt=""):
 
     Args:
         images: (B, H, W, 3) in [0, 1].
-        reward: any reward; one to be calibrated is calibrated on these pictures.
+        reward: any reward, taken as its authors compute it; one to be calibrated is calibrated on these pictures.
         prompt: for all pictures; "" is none.
 
     Returns:
@@ -116,7 +116,7 @@ def judged(images, reward, prompt=""):
     placed, prompts = pictures.to(mm.get_torch_device()), [prompt] * len(images) if prompt.strip() else None
     # Outside inference mode: what a reward loads or caches at its first call shall take part in gradients later.
     with torch.inference_mode(False):
-        reward = calibrated(reward, placed, prompts)
+        reward = rewards.in_parity(calibrated(reward, placed, prompts))
         scores = score(reward, placed, prompts).cpu()
         parts = reward.raw(placed, prompts) if isinstance(reward, rewards.Combine) else {}
     if not scores.isfinite().all():

@@ -18,7 +18,7 @@ no gradient.
 
 from .aesthetic import Aesthetic
 from .clip import HPS, CLIPScore, Directions, PickScore, Similarity
-from .combine import Combine, typical
+from .combine import Combine, in_parity, typical
 from .consistency import Consistency
 from .image_reward import BlipTower, CycleReward, ImageReward
 from .jitter import Jittered
@@ -47,6 +47,7 @@ __all__ = [
     "Saturation",
     "Sharpness",
     "Similarity",
+    "in_parity",
     "load_tower",
     "typical",
 ]

@@ -12,6 +12,8 @@ from prompt to prompt:
     reward = reward.calibrate(reward.raw(images, prompts))           # prompts: one a picture, or None
 """
 
+from dataclasses import is_dataclass, replace
+
 import torch
 
 from ..core.estimators import checked, exact, name_of, score
@@ -160,6 +162,16 @@ def typical(reward):
             " own, or calibrate"
         )
     return prior
+
+
+def in_parity(reward):
+    """Return the reward as its authors compute it from 8-bit pixels, to report by; see `Preprocess`.
+
+    Of a Combine all parts are taken so. What has no such mode is returned as it is: pixel rewards, crops, one's own.
+    """
+    if isinstance(reward, Combine):
+        return Combine([in_parity(part) for part in reward.parts], reward.weights, reward.priors, reward.watch_only)
+    return replace(reward, parity=True) if is_dataclass(reward) and hasattr(reward, "parity") else reward
 
 
 def _numbered(names):

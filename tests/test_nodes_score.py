@@ -5,6 +5,7 @@ import math
 import pytest
 import tiny_rewards
 import torch
+from comfyui_dno import rewards
 from PIL import Image
 from test_nodes_optimization import history_of
 from workflows import Workflow, error
@@ -73,6 +74,23 @@ def test_pictures_are_scored_in_their_order_and_ranked_the_best_first(comfy):
     # The sheet's tiles are 192 pixels wide, 6 apart.
     found = [round(ranking[0, 100, 100 + 198 * place, 0].item() * 255) for place in range(3)]
     assert found == [204, 102, 51]
+
+
+def test_a_networks_score_is_its_authors_from_8_bit_pixels(comfy):
+    folder = comfy.folder / "models" / "reward_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = tiny_rewards.write("clip_l", folder)
+    picture = (tiny_rewards.pictures(1, 75, 131)[0].clamp(0, 1) * 255).byte().movedim(0, -1)
+    graph = Scoring(comfy)
+    loaded = graph.picture("rough", (0, 0, 0))
+    Image.fromarray(picture.numpy()).save(comfy.folder / "input" / "rough.png")
+    clip = graph.node("DNOCLIPScoreReward", file=path.name, prompt="a cat", dtype="float32", crops=0)[0]
+    (score,), text, _ = graph.scored(loaded[0], graph.combine(graph.reward, clip, weights=(0.0, 10.0)))
+    reward = rewards.CLIPScore(rewards.load_tower(path), "a cat")
+    smooth, parity = (
+        reward(picture[None].movedim(-1, 1) / 255).item() for reward in (reward, rewards.in_parity(reward))
+    )
+    assert score == pytest.approx(10 * parity, abs=1e-5) and abs(smooth - parity) > 1e-4
 
 
 @pytest.mark.parametrize(
