@@ -14,10 +14,11 @@ from .history import Evaluation, History
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
 from .pipelines import from_pipeline, load_pipeline
-from .problem import NotFiniteError, Problem
+from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
+from .scoring import NotFiniteError
 from .solvers import GradientAscent, Search, Solver, ZeNO
 
 __all__ = [

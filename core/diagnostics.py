@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .estimators import exact
 from .problem import DIRECTION_SEED
+from .scoring import exact
 
 TOLERANCE = 0.05
 """What counts as zero: far above the rounding of half precision, about 0.001, and below anything worth climbing."""

@@ -19,64 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from .noise import Noise
-
-
-def score(reward, images, prompts=None):
-    """Return reward(images, prompts) without gradient, checked: (B,) float32 or wider on the images' device."""
-    with torch.no_grad():
-        return checked(reward, reward(images.detach(), prompts), images)
-
-
-def exact(reward, images, prompts=None):
-    """Score the images and differentiate the scores by autograd, also when called in inference mode.
-
-    Args:
-        reward: a reward whose `differentiable` is true. One that consists of parts may bring its own
-            `image_gradient(images, prompts) -> scores, d_images`, which does this for one part after another.
-        images: (B, 3, H, W).
-        prompts: length B or None.
-
-    Returns:
-        scores: (B,), detached.
-        d_images: (B, 3, H, W), each picture's own gradient, float32 or wider.
-
-    Raises:
-        ValueError: the reward declares that it is not differentiable, or returns the wrong shape.
-        RuntimeError: the reward returned scores without gradient.
-    """
-    _require_differentiable(reward)
-    if hasattr(reward, "image_gradient"):
-        scores, d_images = reward.image_gradient(images, prompts)
-        return checked(reward, scores, images), d_images
-    with torch.inference_mode(False), torch.enable_grad():
-        images = leaf(images)
-        scores = checked(reward, reward(images, prompts), images)
-        if not scores.requires_grad:
-            raise RuntimeError(
-                f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
-                " detach, round or convert them, or enter no_grad or inference_mode"
-            )
-        (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
-    return scores.detach(), d_images
-
-
-def leaf(images):
-    """Return a copy to differentiate by: no inference tensor; float32 or wider, since half loses small gradients."""
-    return images.detach().to(torch.promote_types(images.dtype, torch.float32), copy=True).requires_grad_()
-
-
-def name_of(reward):
-    """Return what histories and messages call a reward: its `name`, or its class's or function's."""
-    return getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
-
-
-def checked(reward, scores, images):
-    """Return a reward's scores of images (B, ..) as (B,), float32 or wider on their device, or raise ValueError."""
-    if not torch.is_tensor(scores) or scores.shape != images.shape[:1]:
-        found = tuple(scores.shape) if torch.is_tensor(scores) else type(scores).__name__
-        expected = f"one score per picture, a tensor of shape ({len(images)},)"
-        raise ValueError(f"{name_of(reward)} returned {found}; expected {expected}")
-    return scores.to(images.device, torch.promote_types(scores.dtype, torch.float32))
+from .scoring import exact
 
 
 @dataclass(frozen=True)
@@ -95,7 +38,7 @@ class Estimate:
 
 
 class ImageGradient:
-    """An estimator of the gradient by the images; the pullback takes that to the noise.
+    """An estimator of the gradient by the images, `by_images`; the pullback takes that to the noise.
 
     Attributes:
         differentiates: whether the sample map is differentiated.
@@ -111,7 +54,7 @@ class ImageGradient:
         """Return the Estimate at `noise`."""
         images, vjp = problem.sample_map.pullback(noise)
         try:
-            scores, d_images = self.image_gradient(problem, noise, images)
+            scores, d_images = self.by_images(problem, noise, images)
             gradient = vjp(d_images)
         finally:
             vjp.release()
@@ -121,7 +64,7 @@ class ImageGradient:
 class Exact(ImageGradient):
     """The reward's own gradient, by autograd."""
 
-    def image_gradient(self, problem, noise, images):
+    def by_images(self, problem, noise, images):
         scores, d_images = exact(problem.reward, images, problem.sample_map.prompts)
         problem.require_finite(scores)
         return scores, d_images
@@ -143,7 +86,7 @@ class Hybrid1(ImageGradient):
     mu: float = 0.01
     seed: int = 0
 
-    def image_gradient(self, problem, noise, images):
+    def by_images(self, problem, noise, images):
         xi = problem.randn(self.q, images, self.seed)
         scores, differences = _differences(problem, images, images + self.mu * xi)
         return scores, _weighted_mean(differences, xi) / self.mu
@@ -168,7 +111,7 @@ class Hybrid2(ImageGradient):
     def passes(self, sample_map):
         return 2 + sample_map.calls(self.q)
 
-    def image_gradient(self, problem, noise, images):
+    def by_images(self, problem, noise, images):
         flat = noise.flat()
         candidates = problem.sample(noise, flat + self.mu * problem.randn(self.q, flat, self.seed))
         scores, differences = _differences(problem, images, candidates.images)
@@ -213,15 +156,3 @@ def _weighted_mean(weights, directions):
     """Return the mean over q of weights (q, B) times directions (q, B, ..)."""
     weights = weights.to(directions).view(*weights.shape, *[1] * (directions.ndim - 2))
     return (weights * directions).mean(dim=0)
-
-
-def _require_differentiable(reward):
-    """Raise ValueError, naming the reward or the part of it, unless all that counts is differentiable."""
-    if getattr(reward, "differentiable", True):
-        return
-    for part in getattr(reward, "counted", ()):
-        _require_differentiable(part)
-    raise ValueError(
-        f"{name_of(reward)} is not differentiable, but this solver needs its gradient. Use a solver that needs none:"
-        " Zeroth-Order (Hybrid-1, Hybrid-2 or ZO-SGD), ZeNO or Search"
-    )

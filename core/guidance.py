@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .estimators import exact
 from .noise import Noise
 from .schedule import signal_level, step_coefficients
+from .scoring import exact
 from .solvers import Solver
 
 

@@ -24,7 +24,7 @@ class Evaluation:
         latent: (B, C, H, W).
         images: (B, 3, H, W), not clamped.
         scores: (B,), the reward's.
-        watched: name -> (B,), scores that are recorded and never optimised.
+        watched: name -> (B,), what is recorded beside the score: watched rewards, and each part of combined ones.
         log_p: (B,), ln P of the whole z.
         log_p_initial: (B,), ln P of x_T alone.
         gradient_norm: (B,) Euclidean norm of the reward's noise gradient; None where none was taken.

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from .diagnostics import diagnose as diagnosis_of
-from .estimators import name_of
 from .history import EARLIER, History
 from .noise import Checkpoint, Noise
-from .problem import Best, NotFiniteError, Problem
+from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
+from .scoring import NotFiniteError, name_of
 from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,6 @@ def optimize(
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}; expected 0 or more")
     sample_map.check_settings(noise)
-    names = [name_of(each) for each in watch]
-    if len(set(names)) < len(names):
-        raise ValueError(f"watched rewards are called {names}; expected different names, each is a column's")
     given = noise
     solver, noise, first = _started(solver or GradientAscent(), given)
     if regularizer is not None and not getattr(solver, "regularized", True):
@@ -99,8 +96,8 @@ def optimize(
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
     done = first  # updates behind `noise`, for the checkpoint
     history = History(reward=name_of(reward))
-    if hasattr(reward, "settings"):
-        history.settings["combined"] = reward.settings
+    if isinstance(getattr(reward, "part_settings", None), dict):
+        history.settings["parts"] = reward.part_settings
     try:
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()

@@ -9,18 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .estimators import Exact, name_of, score
+from .estimators import Exact
 from .history import Evaluation
 from .noise import Noise
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
+from .scoring import NotFiniteError, name_of, numbered, score
 
 # Far from the seeds that users start from: a direction or a candidate must not be the starting noise itself.
 DIRECTION_SEED = 2**53 + 91
-
-
-class NotFiniteError(ValueError):
-    """A reward or a gradient is NaN or infinite."""
 
 
 @dataclass
@@ -151,10 +148,12 @@ class Problem:
         return Candidates(flat, latent, image)
 
     def score(self, images):
-        """Score candidates' pictures (q, B, 3, H, W) in one batch: (q, B), finite."""
-        prompts = self.sample_map.prompts
-        prompts = None if prompts is None else list(prompts) * len(images)
-        scores = score(self.reward, images.flatten(0, 1), prompts).unflatten(0, images.shape[:2])
+        """Score candidates' pictures (q, B, 3, H, W), as many in one call as are sampled in one: (q, B), finite."""
+        prompts, found = self.sample_map.prompts, []
+        for chunk in images.tensor_split(self.sample_map.calls(len(images))):
+            repeated = None if prompts is None else list(prompts) * len(chunk)
+            found.append(score(self.reward, chunk.flatten(0, 1), repeated).unflatten(0, chunk.shape[:2]))
+        scores = torch.cat(found)
         self.require_finite(scores)
         return scores
 
@@ -240,13 +239,18 @@ class Problem:
         )
 
     def watched(self, images):
-        """Return name -> scores (B,) of all that is recorded only: watched rewards, and each part of combined ones."""
-        prompts = self.sample_map.prompts
-        found = self.reward.raw(images, prompts) if hasattr(self.reward, "raw") else {}
-        for watch in self.watch:
-            parts = hasattr(watch, "raw")
-            found |= watch.raw(images, prompts) if parts else {name_of(watch): score(watch, images, prompts)}
-        return found
+        """Return name -> scores (B,) of what is recorded beside the score: watched rewards, each part of combined ones.
+
+        Of several with one name the second has a 2 behind it, and so on.
+        """
+        prompts, found = self.sample_map.prompts, []
+        for reward in (self.reward, *self.watch):
+            if callable(getattr(reward, "part_scores", None)):
+                found += reward.part_scores(images, prompts).items()
+            elif reward is not self.reward:
+                found.append((name_of(reward), score(reward, images, prompts)))
+        names = numbered([name for name, _ in found])
+        return dict(zip(names, (scores for _, scores in found), strict=True))
 
     def require_finite(self, values, what=None):
         """Raise NotFiniteError unless all values are finite."""

@@ -1,5 +1,6 @@
 """The Combine Rewards node, and its z-scores that are measured on the first noises of a run."""
 
+import torch
 from comfy_api.latest import io
 
 from .. import rewards
@@ -78,19 +79,22 @@ class Uncalibrated(rewards.Combine):
     image_gradient = __call__
 
 
-def calibrated(reward, images, prompts=None):
+def calibrated(reward, batches, prompts=None):
     """Return the reward with every `Uncalibrated` in it z-scored by what pictures score, the inner ones first.
 
     Args:
         reward: any reward.
-        images: (N, 3, H, W), of N >= 2 unsearched noises.
-        prompts: length N or None.
+        batches: list of (B, 3, H, W), scored one after another: of N >= 2 unsearched noises in all.
+        prompts: of each batch, length B or None.
     """
     if not wanted(reward):
         return reward
-    parts = [calibrated(part, images, prompts) for part in reward.parts]
+    parts = [calibrated(part, batches, prompts) for part in reward.parts]
     combined = rewards.Combine(parts, reward.weights, reward.priors, reward.watch_only)
-    return combined.calibrate(combined.raw(images, prompts)) if isinstance(reward, Uncalibrated) else combined
+    if not isinstance(reward, Uncalibrated):
+        return combined
+    found = [combined.part_scores(images, prompts) for images in batches]
+    return combined.calibrate({name: torch.cat([scores[name] for scores in found]) for name in found[0]})
 
 
 def wanted(reward):

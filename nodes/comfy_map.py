@@ -245,7 +245,7 @@ class Optimization:
             noise = sample_map.randn(seed).to(run.noise.device)
             run.noise = noise.initial
             images.append(sample_map.sample(noise))
-        return [calibrated(judge, torch.cat(images)) for judge in judges] if images else judges
+        return [calibrated(judge, images) for judge in judges] if images else judges
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(wanted, (self.reward, *self.watch))) // sample_map.shape[0])

@@ -1,6 +1,6 @@
 """Files of reward models: the folders they are in, what the nodes' lists offer, and networks that ComfyUI manages.
 
-    models/reward_models --names--> a node's list --path_of--> file --clip_tower, blip_tower--> tower
+    models/reward_models --names--> a node's list --path_of--> file --tower--> rewards.load_tower
 
 A tower's network is in a ModelPatcher, which is loaded whenever the tower is used. So of several rewards one at a time
 needs to be in memory: ComfyUI moves the others out where it is short.
@@ -17,14 +17,13 @@ import torch
 
 from .. import rewards
 from ..rewards import weights
-from ..rewards.image_reward import find_vocabulary
 from . import gradients
 
 KEY = "reward_models"
 NO_FILE = "no file in models/reward_models"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_towers = weakref.WeakValueDictionary()
+_of_clip_vision = weakref.WeakValueDictionary()
 
 
 def register_folders():
@@ -59,37 +58,24 @@ def path_of(name, source):
     return path
 
 
-def clip_tower(name, source, dtype):
-    """Return the ClipTower of a listed file: the same one for all nodes with this file and this of `DTYPES`."""
-    return managed(rewards.load_tower(path_of(name, source), mm.unet_offload_device(), DTYPES[dtype]))
+def tower(name, source, dtype):
+    """Return the tower of a listed file: the same one for all nodes with this file and this of `DTYPES`."""
+    path, folders = path_of(name, source), folder_paths.get_folder_paths(KEY)
+    return managed(rewards.load_tower(path, mm.unet_offload_device(), DTYPES[dtype], folders=folders))
 
 
 def clip_vision_tower(clip_vision, dtype):
-    """Return a ClipTower of a stock CLIP_VISION's weights; ComfyUI's own network rounds the pixels: no gradient."""
+    """Return a ClipTower of a stock CLIP_VISION's weights, shared likewise.
 
-    def make():
-        return rewards.ClipTower(clip_vision.get_sd(), "the CLIP_VISION", mm.unet_offload_device(), DTYPES[dtype])
-
-    return shared((clip_vision, dtype), make)
-
-
-def blip_tower(name, source, dtype):
-    """Return the BlipTower of a listed file, shared as `clip_tower`'s; its vocabulary may be in any of the folders."""
-    path = path_of(name, source)
-
-    def make():
-        vocabulary = find_vocabulary([os.path.dirname(path), *folder_paths.get_folder_paths(KEY)])
-        return rewards.BlipTower(path, vocabulary, mm.unet_offload_device(), DTYPES[dtype])
-
-    return shared((path, os.stat(path).st_mtime_ns, dtype), make)
-
-
-def shared(key, make):
-    """Return the tower of this key: the one that somebody holds, or a new one."""
-    tower = _towers.get(key)
+    ComfyUI's own network cannot be differentiated by the picture: it rounds the pixels.
+    """
+    key = clip_vision, dtype
+    tower = _of_clip_vision.get(key)
     if tower is None:
-        tower = _towers[key] = managed(make())
-    return tower
+        state = clip_vision.get_sd()
+        tower = rewards.ClipTower(state, "the CLIP_VISION", mm.unet_offload_device(), DTYPES[dtype])
+        _of_clip_vision[key] = tower
+    return managed(tower)
 
 
 def managed(tower):

@@ -37,7 +37,7 @@ class FileReward(io.ComfyNode):
 
     @classmethod
     def tower(cls, file, dtype):
-        return reward_files.clip_tower(file, cls.source, dtype)
+        return reward_files.tower(file, cls.source, dtype)
 
 
 class PromptReward(FileReward):
@@ -107,12 +107,8 @@ class DNOImageReward(PromptReward):
             prompt_input(),
         )  # fmt: skip
 
-    @classmethod
-    def tower(cls, file, dtype):
-        return reward_files.blip_tower(file, cls.source, dtype)
 
-
-class DNOCycleReward(DNOImageReward):
+class DNOCycleReward(PromptReward):
     source, judge = "CycleReward", rewards.CycleReward
 
     @classmethod
@@ -152,7 +148,7 @@ class DNOAestheticReward(FileReward):
     @classmethod
     def execute(cls, file, clip_file, dtype, crops, clip_vision=None) -> io.NodeOutput:
         if clip_vision is None:
-            tower = reward_files.clip_tower(clip_file, cls.clip_source, dtype)
+            tower = reward_files.tower(clip_file, cls.clip_source, dtype)
         else:
             tower = reward_files.clip_vision_tower(clip_vision, dtype)
         return output(rewards.Aesthetic(tower, reward_files.path_of(file, cls.source)), crops)

@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .. import rewards
 from ..core import plots
-from ..core.estimators import score
+from ..core.scoring import score
 from . import sockets
 from .combine import calibrated
 from .report import as_image
@@ -116,9 +116,9 @@ def judged(images, reward, prompt=""):
     placed, prompts = pictures.to(mm.get_torch_device()), [prompt] * len(images) if prompt.strip() else None
     # Outside inference mode: what a reward loads or caches at its first call shall take part in gradients later.
     with torch.inference_mode(False):
-        reward = rewards.in_parity(calibrated(reward, placed, prompts))
+        reward = rewards.in_parity(calibrated(reward, [placed], prompts))
         scores = score(reward, placed, prompts).cpu()
-        parts = reward.raw(placed, prompts) if isinstance(reward, rewards.Combine) else {}
+        parts = reward.part_scores(placed, prompts) if isinstance(reward, rewards.Combine) else {}
     if not scores.isfinite().all():
         raise ValueError(f"the scores are {scores.tolist()}; expected finite numbers. Use another reward")
     return pictures, scores, parts

@@ -17,14 +17,16 @@ no gradient.
 """
 
 from .aesthetic import Aesthetic
+from .blip_tower import BlipTower
 from .clip import HPS, CLIPScore, Directions, PickScore, Similarity
+from .clip_tower import ClipTower
 from .combine import Combine, in_parity, typical
 from .consistency import Consistency
-from .image_reward import BlipTower, CycleReward, ImageReward
+from .image_reward import CycleReward, ImageReward
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
-from .towers import ClipTower, load_tower
+from .towers import load_tower
 
 __all__ = [
     "HPS",

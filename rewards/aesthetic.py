@@ -7,7 +7,7 @@ import torch
 
 from . import weights
 from .clip import TowerReward
-from .towers import ClipTower
+from .clip_tower import ClipTower
 
 _LAYERS = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 
@@ -53,7 +53,7 @@ def _read_head(path):
             f"{Path(path).name} has layers of shapes {found}; expected {_LAYERS}, the predictor for ViT-L/14. Use"
             f" {weights.known_files(['Aesthetic'])}"
         )
-    weight, bias = torch.eye(768, dtype=torch.float64), torch.zeros(768, dtype=torch.float64)
+    weight, bias = (make(768, dtype=torch.float64, device="cpu") for make in (torch.eye, torch.zeros))
     for index in _LAYERS:
         layer = state[f"layers.{index}.weight"].double()
         weight, bias = layer @ weight, layer @ bias + state[f"layers.{index}.bias"].double()

@@ -18,7 +18,9 @@ import torch
 from torch.nn import functional as F
 
 from . import weights
-from .towers import ClipTower
+from .clip_tower import ClipTower
+from .networks import check_tower
+from .prompts import texts_for
 
 
 class TowerReward:
@@ -31,25 +33,22 @@ class TowerReward:
         parity: compute what the reference does from 8-bit pixels, for reporting; see `Preprocess`.
         rule: of Preprocess.
         needs_width: of the embeddings; None: any.
-        sources: of `weights.SOURCES`, files that have this width.
+        sources: of `weights.SOURCES`, files that serve.
     """
 
     differentiable = True
     rule = "clip"
     scale = 1.0
     needs_width = None
+    sources = ("CLIP ViT-L/14", "CLIP ViT-H/14")
 
     def __post_init__(self):
+        check_tower(self, "CLIP", self.sources)
         if self.needs_width not in (None, self.tower.width):
             raise ValueError(
                 f"{self.name} needs embeddings {self.needs_width} wide, found {self.tower.width} in {self.tower.name}."
                 f" Use {weights.known_files(self.sources)}"
             )
-
-    @property
-    def module(self):
-        """The network, for whoever moves it between devices."""
-        return self.tower.module
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B where they matter."""
@@ -157,6 +156,7 @@ class Directions(TowerReward):
     def __post_init__(self):
         super().__post_init__()
         self.tower.require_text()
+        self.more, self.less = self.more.strip(), self.less.strip()
         if self.more == self.less:
             raise ValueError(
                 f"more and less are both {self.more!r}, so every picture scores 0; expected two texts that differ"
@@ -166,17 +166,3 @@ class Directions(TowerReward):
         texts = {text: sign for text, sign in ((self.more, 1), (self.less, -1)) if text}
         embeds = F.normalize(self.tower.text_embeds(list(texts)), dim=-1)
         return (embeds * embeds.new_tensor(list(texts.values()))[:, None]).sum(dim=0)
-
-
-def texts_for(reward, images, prompts):
-    """Return the texts to score `images` with: the reward's own prompt for all, else one of `prompts` each.
-
-    Raises:
-        ValueError: there are none, or not one a picture.
-    """
-    texts = prompts if reward.prompt is None else [reward.prompt] * len(images)
-    if texts is None:
-        raise ValueError(f"{reward.name} needs a prompt to score pictures with; found none, so pass prompt=")
-    if len(texts) != len(images):
-        raise ValueError(f"{reward.name} was given {len(texts)} prompts for {len(images)} pictures; expected one each")
-    return texts

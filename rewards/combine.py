@@ -9,14 +9,15 @@ from prompt to prompt:
 
     reward = Combine([hps, pick], priors=[typical(hps), typical(pick)])
     images = torch.cat([sample_map.sample(sample_map.randn(seed)) for seed in range(8)])
-    reward = reward.calibrate(reward.raw(images, prompts))           # prompts: one a picture, or None
+    reward = reward.calibrate(reward.part_scores(images, prompts))   # prompts: one a picture, or None
 """
 
+import math
 from dataclasses import is_dataclass, replace
 
 import torch
 
-from ..core.estimators import checked, exact, name_of, score
+from ..core.scoring import NotFiniteError, checked, exact, name_of, numbered, score
 from .jitter import Jittered
 
 TYPICAL = {
@@ -46,42 +47,45 @@ class Combine:
         names: what each part's raw score is called in histories; parts of the same name are numbered.
         counted: the parts that are not watched only.
         differentiable: whether all counted parts are.
-        settings: name -> what a part counts, and its prior; kept in histories.
+        part_settings: name -> what a part counts, and its prior; kept in histories.
     """
 
     name = "combined"
 
     def __init__(self, parts, weights=None, priors=None, watch_only=None):
         self.parts = tuple(parts)
-        self.weights = self._each("weights", weights, 1.0)
-        self.priors = tuple(prior or RAW for prior in self._each("priors", priors, RAW))
-        self.watch_only = self._each("watch_only", watch_only, False)
-        self.names = _numbered([name_of(part) for part in self.parts])
+        self.weights = tuple(map(float, self._each("weights", weights, 1.0)))
+        self.priors = tuple(tuple(map(float, prior or RAW)) for prior in self._each("priors", priors, RAW))
+        self.watch_only = tuple(map(bool, self._each("watch_only", watch_only, False)))
+        self.names = numbered([name_of(part) for part in self.parts])
         self._counted = [index for index, watched in enumerate(self.watch_only) if not watched]
         if not self._counted:
             raise ValueError(f"found {len(self.parts)} parts, none to optimise; expected one that is not watch-only")
         for name, prior in zip(self.names, self.priors, strict=True):
-            if not prior[1] > 0:
+            if not (math.isfinite(prior[0]) and 0 < prior[1] < math.inf):
                 raise ValueError(f"the prior of {name} is {prior}; expected a mean and an sd above 0")
         self.counted = tuple(self.parts[index] for index in self._counted)
         self.differentiable = all(getattr(part, "differentiable", True) for part in self.counted)
-        self._latest = None  # images, prompts and {index: scores} of the latest image_gradient
+        self._latest = None  # images, prompts and {index: scores} of the latest call
 
     @property
-    def settings(self):
+    def part_settings(self):
         """Name -> each part's weight, mean, sd and watch_only, JSON types; a nested Combine's parts too."""
         found = {}
         rows = zip(self.names, self.parts, self.weights, self.priors, self.watch_only, strict=True)
         for name, part, weight, (mean, sd), watch_only in rows:
             found[name] = {"weight": weight, "mean": mean, "sd": sd, "watch_only": watch_only}
             if isinstance(part, Combine):
-                found |= {f"{name}/{inner}": values for inner, values in part.settings.items()}
+                found |= {f"{name}/{inner}": values for inner, values in part.part_settings.items()}
         return found
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W)."""
         parts = ((index, self.parts[index]) for index in self._counted)
-        return sum(self._term(index, checked(part, part(images, prompts), images)) for index, part in parts)
+        found = {index: checked(part, part(images, prompts), images) for index, part in parts}
+        if not any(scores.requires_grad for scores in found.values()):
+            self._remember(images, prompts, found)
+        return self._sum(found)
 
     def image_gradient(self, images, prompts=None):
         """Score and differentiate one counted part after another, so that one part's graph exists at a time.
@@ -94,31 +98,30 @@ class Combine:
             scores: (B,), detached.
             d_images: (B, 3, H, W), each picture's own gradient.
         """
-        found, total, d_images = {}, 0, 0
+        found, d_images = {}, 0
         for index in self._counted:
             found[index], gradient = exact(self.parts[index], images, prompts)
-            total = total + self._term(index, found[index])
             d_images = d_images + self._slope(index) * gradient
-        self._latest = (images.detach().clone(), prompts, found)
-        return total, d_images
+        self._remember(images, prompts, found)
+        return self._sum(found), d_images
 
-    def raw(self, images, prompts=None):
+    def part_scores(self, images, prompts=None):
         """Return name -> (B,), every part's own score, watched ones and a nested Combine's parts included; no gradient.
 
-        What `image_gradient` has just scored is not scored again.
+        What a call or `image_gradient` has just scored is not scored again.
         """
         known, raw = self._known(images, prompts), {}
         for index, (name, part) in enumerate(zip(self.names, self.parts, strict=True)):
             raw[name] = known[index] if index in known else score(part, images, prompts)
             if isinstance(part, Combine):
-                raw |= {f"{name}/{inner}": scores for inner, scores in part.raw(images, prompts).items()}
+                raw |= {f"{name}/{inner}": scores for inner, scores in part.part_scores(images, prompts).items()}
         return raw
 
     def calibrate(self, raw):
         """Return the same Combine with each counted part z-scored by mean and standard deviation of given scores.
 
         Args:
-            raw: name -> (N,) scores, as `raw` returns them, of N >= 2 pictures; 8 or more are better.
+            raw: name -> (N,) scores, as `part_scores` returns them, of N >= 2 pictures; 8 or more are better.
         """
         priors = list(self.priors)
         for index in self._counted:
@@ -132,11 +135,18 @@ class Combine:
             priors[index] = (values.mean().item(), values.std().item())
         return Combine(self.parts, self.weights, priors, self.watch_only)
 
-    def _term(self, index, scores):
-        return self._slope(index) * (scores - self.priors[index][0])
+    def _sum(self, found):
+        """Return the score, given the counted parts' as index -> (B,)."""
+        for index, scores in found.items():
+            if not scores.isfinite().all():
+                raise NotFiniteError(f"{self.names[index]} scored {scores.tolist()}; expected finite numbers")
+        return sum(self._slope(index) * (scores - self.priors[index][0]) for index, scores in found.items())
 
     def _slope(self, index):
         return self.weights[index] / self.priors[index][1]
+
+    def _remember(self, images, prompts, found):
+        self._latest = (images.detach().clone(), prompts and list(prompts), found)
 
     def _known(self, images, prompts):
         if self._latest is None:
@@ -172,8 +182,3 @@ def in_parity(reward):
     if isinstance(reward, Combine):
         return Combine([in_parity(part) for part in reward.parts], reward.weights, reward.priors, reward.watch_only)
     return replace(reward, parity=True) if is_dataclass(reward) and hasattr(reward, "parity") else reward
-
-
-def _numbered(names):
-    """Return the names, the second of the same name with a 2 behind it, and so on."""
-    return tuple(name if (n := names[:i].count(name)) == 0 else f"{name} {n + 1}" for i, name in enumerate(names))

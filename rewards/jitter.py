@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.estimators import checked, exact, leaf, name_of
+from ..core.scoring import checked, exact, leaf, name_of
 from .preprocess import jittered
 
 
@@ -12,8 +12,8 @@ from .preprocess import jittered
 class Jittered:
     """The mean of a reward over jittered crops, the same at every call: scores of different iterations compare.
 
-    Costs as much time as `crops` pictures instead of one. For the gradient one crop is judged after another, so that
-    memory stays that of one.
+    Takes as long as `crops` pictures instead of one. One crop is judged after another, so that memory stays that of
+    one; in a call with gradient, other than by `image_gradient`, it is that of all.
 
     Attributes:
         reward: whose mean is taken.
@@ -34,22 +34,24 @@ class Jittered:
         return getattr(self.reward, "differentiable", True)
 
     @property
-    def parts(self):
+    def counted(self):
         return (self.reward,)
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
-        prompts = None if prompts is None else list(prompts) * self.crops
-        crops = jittered(images, self.crops, self.seed, self.scale)
-        scores = checked(self.reward, self.reward(crops, prompts), crops)
-        return scores.view(self.crops, len(images)).mean(dim=0)
+        found = (checked(self.reward, self.reward(crop, prompts), crop) for crop in self._crops(images))
+        return sum(found) / self.crops
 
     def image_gradient(self, images, prompts=None):
-        """Score and differentiate crop by crop; see `core.estimators.exact`."""
+        """Score and differentiate crop by crop; see `core.scoring.exact`."""
+        total, d_images = 0, 0
         with torch.inference_mode(False), torch.enable_grad():
             images = leaf(images)
-            crops = jittered(images, self.crops, self.seed, self.scale)
-            judged = [exact(self.reward, crop, prompts) for crop in crops.chunk(self.crops)]
-            scores, d_crops = zip(*judged, strict=True)
-            (d_images,) = torch.autograd.grad(crops, images, torch.cat(d_crops) / self.crops)
-        return torch.stack(scores).mean(dim=0), d_images
+            for crop in self._crops(images):
+                scores, d_crop = exact(self.reward, crop, prompts)
+                total = total + scores / self.crops
+                d_images = d_images + torch.autograd.grad(crop, images, d_crop / self.crops, retain_graph=True)[0]
+        return total, d_images
+
+    def _crops(self, images):
+        return jittered(images, self.crops, self.seed, self.scale)

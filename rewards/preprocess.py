@@ -32,13 +32,10 @@ class Preprocess:
     Attributes:
         size: side of the square, pixels.
         rule: "clip", "laion" or "hps".
-        mean, std: of red, green, blue in [0, 1]; the result is (pixel - mean) / std.
     """
 
     size: int = 224
     rule: str = "clip"
-    mean: tuple = OPENAI_MEAN
-    std: tuple = OPENAI_STD
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -53,6 +50,8 @@ class Preprocess:
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {tuple(images.shape)}; expected (B, 3, H, W), channels before height")
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}; expected floats, nominally in [0, 1]")
         levels = images.to(torch.promote_types(images.dtype, torch.float32)) * 255
         levels = _rounded(levels) if parity else _clamped(levels)
         height, width = self.resized(*images.shape[-2:])
@@ -63,7 +62,7 @@ class Preprocess:
             square = self._cropped(_rounded(_bicubic(levels, height, width)))
         else:
             square = self._cropped(_clamped(_bicubic(levels, height, width)))
-        mean, std = (square.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (square.new_tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
         return (square / 255 - mean) / std
 
     def resized(self, height, width):
@@ -90,7 +89,7 @@ def clamp_through(images):
 
 
 def jittered(images, crops, seed, scale=(0.8, 1.0)):
-    """Return random crops, resized to the pictures' own size: a tower that sees several is fooled less easily.
+    """Yield random crops, resized to the pictures' own size: a tower that sees several is fooled less easily.
 
     Every picture of the batch gets the same crops; they depend on the seed and the pictures' size only.
 
@@ -100,8 +99,8 @@ def jittered(images, crops, seed, scale=(0.8, 1.0)):
         seed: of the crops' sizes and places; draw anew by another seed.
         scale: least and greatest side of a crop, in sides of the picture, 0 < least <= greatest <= 1.
 
-    Returns:
-        (crops * B, 3, H, W), candidate-major: the first crop of all pictures first. Differentiable.
+    Yields:
+        (B, 3, H, W), `crops` times. Differentiable.
     """
     least, greatest = scale
     if crops < 1 or not 0 < least <= greatest <= 1:
@@ -109,13 +108,12 @@ def jittered(images, crops, seed, scale=(0.8, 1.0)):
     images = clamp_through(images.to(torch.promote_types(images.dtype, torch.float32)))
     height, width = images.shape[-2:]
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for side, down, across in torch.rand((crops, 3), generator=generator, dtype=torch.float64).tolist():
+    places = torch.rand((crops, 3), generator=generator, dtype=torch.float64, device="cpu")
+    for side, down, across in places.tolist():
         side = least + (greatest - least) * side
         h, w = max(round(side * height), 1), max(round(side * width), 1)
         top, left = round(down * (height - h)), round(across * (width - w))
-        found.append(_bicubic(images[..., top : top + h, left : left + w], height, width))
-    return torch.cat(found)
+        yield _bicubic(images[..., top : top + h, left : left + w], height, width)
 
 
 def _bicubic(images, height, width):

@@ -44,6 +44,9 @@ KINDS = {
 """Kind of file: keys that, together, only it has; the first that fits counts. HPS, PickScore and CLIP ViT-H/14 are
 one architecture, so their keys do not tell them from each other."""
 
+SAFE_UNPICKLING = (2, 6)
+"""The PyTorch from which on `weights_only` holds what it promises."""
+
 CLIP_KINDS = ("clip (HF)", "clip (open_clip)", "clip image tower (HF)", "clip image tower (open_clip)")
 """Those that a tower can be made of."""
 
@@ -211,6 +214,11 @@ def _refuse_torchscript(path):
 
 
 def _unpickle(path, mmap):
+    if torch.__version__ < SAFE_UNPICKLING:
+        raise ValueError(
+            f"{path.name} is a pickle, and before PyTorch 2.6 one can run code when it is read (CVE-2025-32434); found"
+            f" PyTorch {torch.__version__}. Update PyTorch, or take a safetensors file"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -235,7 +243,7 @@ def _tensors(path, state):
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     pairs = state.items() if isinstance(state, dict) else ()
-    tensors = {key: value.detach() for key, value in pairs if isinstance(value, torch.Tensor)}
+    tensors = {key: value.detach() for key, value in pairs if isinstance(value, torch.Tensor) and isinstance(key, str)}
     if not tensors:
         raise ValueError(f"{path.name} holds no named tensors; found a {type(state).__name__}. Expected a state dict")
     for prefix in ("module.", "model."):

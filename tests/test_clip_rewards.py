@@ -4,10 +4,11 @@ import pytest
 import tiny_rewards
 import torch
 from comfyui_dno import rewards
-from comfyui_dno.core.estimators import exact, score
+from comfyui_dno.core.scoring import exact, score
 from comfyui_dno.rewards import weights
+from comfyui_dno.rewards.clip_tower import ClipTower
 from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
-from comfyui_dno.rewards.towers import ClipTower, load_tower
+from comfyui_dno.rewards.towers import load_tower
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as vision
@@ -185,6 +186,8 @@ def test_half_precision_towers_give_float32_scores_and_nearly_the_same_gradient(
     scores, gradient = exact(build(name, dtype), images, PROMPTS[:1])
     assert scores.dtype == gradient.dtype == torch.float32
     assert (gradient - expected_gradient).norm() < error * expected_gradient.norm()
+    unit = {"PickScore": 100, "Aesthetic": 5}.get(name, 1)  # what a cosine of 1 counts, about
+    assert (scores - expected).abs() < 1e-3 * unit
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -196,11 +199,30 @@ def test_a_rewards_own_prompt_wins(build, name):
     assert not torch.allclose(score(build(name), images, PROMPTS), both, rtol=1e-3)
 
 
+def test_spaces_around_a_directions_texts_do_not_count(build):
+    tower = build("CLIPScore L").tower
+    found = rewards.Directions(tower, " a cat\n", " ")
+    assert (found.more, found.less) == ("a cat", "")
+    with pytest.raises(ValueError, match="more and less are both ''"):
+        rewards.Directions(tower, " ", "")
+
+
+def test_autocast_changes_no_score_and_no_text_that_is_remembered(build, tmp_path):
+    path = tiny_rewards.write("hps", tmp_path)  # a tower of its own, whose texts nobody has embedded yet
+    reward, images = rewards.HPS(load_tower(path), "a cat in autocast"), tiny_rewards.pictures()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = reward(images)
+    expected = build("HPS", prompt="a cat in autocast")(images)
+    assert torch.equal(inside, expected) and torch.equal(reward(images), expected)
+
+
 def test_prompts_must_be_one_a_picture(build):
     with pytest.raises(ValueError, match="HPS needs a prompt to score pictures with"):
         build("HPS")(tiny_rewards.pictures())
     with pytest.raises(ValueError, match="CLIPScore was given 1 prompts for 2 pictures"):
         build("CLIPScore L")(tiny_rewards.pictures(), PROMPTS[:1])
+    with pytest.raises(ValueError, match="HPS was given 'ab' for 2 pictures; expected a list of one each"):
+        build("HPS")(tiny_rewards.pictures(), "ab")
 
 
 def test_a_cosine_below_zero_keeps_its_gradient(build):
@@ -230,9 +252,9 @@ def test_directions_are_differences_of_cosines(build):
 def test_rewards_on_one_file_share_a_tower_and_its_texts(build):
     parts = [build(name) for name in ("CLIPScore L", "Aesthetic", "Similarity")]
     parts.append(rewards.Directions(build("CLIPScore L").tower, "third", "fourth"))
-    assert len({id(part.module) for part in parts}) == 1
+    assert len({id(part.tower) for part in parts}) == 1
     counts = {"image": 0, "text": 0}
-    for kind, network in parts[0].module.items():
+    for kind, network in parts[0].tower.module.items():
         network.register_forward_hook(lambda *_, kind=kind: counts.update({kind: counts[kind] + 1}))
     for texts in (["first", "second"], ["second", "first"]):
         for part in parts:
@@ -243,6 +265,7 @@ def test_rewards_on_one_file_share_a_tower_and_its_texts(build):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda files: rewards.HPS("HPS.pt"), "HPS needs a tower of kind CLIP.* found 'HPS.pt'"),
         (lambda files: rewards.HPS(load_tower(files["clip_l"])), "HPS needs embeddings 1024 wide, found 768"),
         (lambda files: rewards.PickScore(load_tower(files["clip_l"])), "found 768 .*yuvalkirstain/PickScore_v1"),
         (

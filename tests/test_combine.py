@@ -1,12 +1,14 @@
 """Several rewards as one: values, gradients part by part, and what is recorded of each part."""
 
 import json
+import math
 import weakref
 
+import numpy
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core.estimators import exact
+from comfyui_dno.core.scoring import exact
 from tiny_models import sample_map
 
 PARTS = [rewards.Contrast(), rewards.Saturation(), rewards.ColorTarget((0.2, 0.4, 0.6)), rewards.Sharpness()]
@@ -51,7 +53,7 @@ def test_z_scores_are_measured_from_the_prior():
 def test_calibration_gives_every_part_mean_0_and_sd_1_and_stays():
     images = noisy(9, 3, 8, 9)
     raw = rewards.Combine(PARTS, WEIGHTS)
-    combined = raw.calibrate(raw.raw(images))
+    combined = raw.calibrate(raw.part_scores(images))
     for part, (mean, sd) in zip(PARTS, combined.priors, strict=True):
         assert (part(images).mean().item(), part(images).std().item()) == pytest.approx((mean, sd))
     scores = combined(images)
@@ -60,7 +62,7 @@ def test_calibration_gives_every_part_mean_0_and_sd_1_and_stays():
     torch.testing.assert_close(combined(images), scores)
     assert raw.priors == ((0.0, 1.0),) * 4
     with pytest.raises(ValueError, match="contrast scored .* calibration needs two or more finite scores that differ"):
-        raw.calibrate(raw.raw(images[:1].repeat(3, 1, 1, 1)))
+        raw.calibrate(raw.part_scores(images[:1].repeat(3, 1, 1, 1)))
 
 
 def test_typical_scores_are_known_by_class():
@@ -125,7 +127,7 @@ def test_one_parts_graph_is_alive_at_a_time():
     assert peak(lambda: exact(combined, images)) == 7
     assert len(Tower.alive) == 0
     assert peak(lambda: combined(images.clone().requires_grad_())) == 12
-    assert peak(lambda: combined.raw(images * 2)) == 0
+    assert peak(lambda: combined.part_scores(images * 2)) == 0
 
 
 def test_a_nested_combine_is_differentiated_part_by_part_too():
@@ -137,7 +139,7 @@ def test_a_nested_combine_is_differentiated_part_by_part_too():
     assert Tower.peak == 5 * images.nbytes
     torch.testing.assert_close(scores, 3 * (0.5 * Tower(4)(images) + 2 * Tower(5)(images)) + warmth(images))
     torch.testing.assert_close(gradient, 3 * exact(inner, images)[1] + exact(warmth, images)[1])
-    assert list(nested.raw(images)) == ["combined", "combined/tower of 4", "combined/tower of 5", "warmth"]
+    assert list(nested.part_scores(images)) == ["combined", "combined/tower of 4", "combined/tower of 5", "warmth"]
 
 
 def test_watched_parts_are_recorded_and_never_optimised():
@@ -149,7 +151,7 @@ def test_watched_parts_are_recorded_and_never_optimised():
     torch.testing.assert_close(combined(images), 2 * warmth(images))
     torch.testing.assert_close(exact(combined, images)[1], 2 * exact(warmth, images)[1])
     assert watched.calls == []
-    raw = combined.raw(images)
+    raw = combined.part_scores(images)
     torch.testing.assert_close(raw["warmth"], warmth(images))
     torch.testing.assert_close(raw["size"], rewards.JPEG()(images))
     assert watched.calls == ["score"]
@@ -170,7 +172,7 @@ def test_every_parts_raw_score_is_in_the_history_and_no_part_is_scored_twice():
     assert result.history.watched == ["warmth", "contrast", "brightness"]
     expected = rewards.Brightness()(result.images).tolist()
     assert result.history.best_row["watch/brightness"] == pytest.approx(expected)
-    assert first.calls[:3] == second.calls[:3] == ["gradient"] * 3
+    assert first.calls == second.calls == ["gradient"] * 3 + ["score"]
     assert watched.calls == ["score"] * len(rows)
     assert "warmth" in result.history.summary()
 
@@ -191,9 +193,13 @@ def test_raw_scores_are_those_of_the_pictures_and_prompts_given():
     images = noisy(2, 3, 8, 8)
     exact(combined, images, ["a", "bb"])
     for other, prompts in ((images, ["a", "bbb"]), (images + 0.1, ["a", "bb"]), (images[:1], ["a"])):
-        torch.testing.assert_close(combined.raw(other, prompts)["length"], length(other, prompts))
+        torch.testing.assert_close(combined.part_scores(other, prompts)["length"], length(other, prompts))
+    prompts = ["a", "bb"]
+    exact(combined, images, prompts)
+    prompts[0] = "aaa"
+    torch.testing.assert_close(combined.part_scores(images, prompts)["length"], length(images, prompts))
     images.mul_(2)
-    torch.testing.assert_close(combined.raw(images, ["a", "bb"])["length"], length(images, ["a", "bb"]))
+    torch.testing.assert_close(combined.part_scores(images, ["a", "bb"])["length"], length(images, ["a", "bb"]))
 
 
 def test_the_history_tells_what_each_part_counts_and_what_it_was_calibrated_by():
@@ -202,7 +208,7 @@ def test_the_history_tells_what_each_part_counts_and_what_it_was_calibrated_by()
     inner = rewards.Combine([rewards.Contrast()], [3], priors=[(0.25, 0.5)])
     combined = rewards.Combine([warmth, inner], [2, -1], watch_only=[True, False])
     history = core.optimize(noise_map, combined, noise, iterations=0).history
-    assert json.loads(history.to_json())["settings"]["combined"] == {
+    assert json.loads(history.to_json())["settings"]["parts"] == {
         "warmth": {"weight": 2, "mean": 0.0, "sd": 1.0, "watch_only": True},
         "combined": {"weight": -1, "mean": 0.0, "sd": 1.0, "watch_only": False},
         "combined/contrast": {"weight": 3, "mean": 0.25, "sd": 0.5, "watch_only": False},
@@ -214,6 +220,30 @@ def test_a_reward_of_crops_is_typically_what_it_is_of_the_whole():
         pass
 
     assert rewards.typical(rewards.Jittered(HPS())) == rewards.typical(HPS())
+
+
+def test_a_part_that_is_not_finite_is_named_and_the_search_keeps_its_best():
+    calls = []
+
+    def broken(images, prompts=None):
+        calls.append(len(images))
+        return warmth(images) * (float("nan") if len(calls) > 2 else 1.0)
+
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    combined = rewards.Combine([rewards.Contrast(), broken])
+    result = core.optimize(noise_map, combined, noise, core.GradientAscent(lr=0.05), iterations=5, floor=0.0)
+    assert result.history.stopped == f"broken scored {[math.nan] * noise.batch}; expected finite numbers"
+    assert len(result.history.rows) == 2 and result.images.isfinite().all()
+
+
+def test_numbers_of_any_kind_are_kept_as_plain_ones():
+    images = noisy(4, 3, 8, 8)
+    mean, sd = warmth(images).mean(), warmth(images).std()
+    combined = rewards.Combine([warmth], numpy.float32([2.5]), [(mean, sd)], torch.tensor([False]))
+    assert json.loads(json.dumps(combined.part_settings)) == {
+        "warmth": {"weight": 2.5, "mean": mean.item(), "sd": sd.item(), "watch_only": False}
+    }
 
 
 def test_a_part_without_gradient_is_named():
@@ -231,7 +261,7 @@ def test_a_part_of_the_wrong_form_is_named():
         return images.mean(dim=(2, 3))[:, :1]
 
     combined = rewards.Combine([warmth, column])
-    for call in (combined, lambda images: exact(combined, images), combined.raw):
+    for call in (combined, lambda images: exact(combined, images), combined.part_scores):
         with pytest.raises(ValueError, match=r"column returned \(2, 1\); expected one score per picture"):
             call(noisy(2, 3, 8, 8))
 
@@ -241,6 +271,7 @@ def test_a_part_of_the_wrong_form_is_named():
     ({"parts": [warmth], "watch_only": [True]}, "found 1 parts, none to optimise"),
     ({"parts": [warmth], "weights": [1, 2]}, "found 2 weights for 1 parts; expected one a part"),
     ({"parts": [warmth], "priors": [(0.1, 0.0)]}, r"prior of warmth is \(0.1, 0.0\); expected a mean and an sd"),
+    ({"parts": [warmth], "priors": [(math.nan, 1)]}, r"prior of warmth is \(nan, 1.0\); expected a mean and an sd"),
 ])
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -248,8 +279,10 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_parts_of_the_same_name_are_numbered():
+    named = [Counting(warmth, name) for name in ("a 2", "a", "a", "a 2")]
+    assert rewards.Combine(named).names == ["a 2", "a", "a 3", "a 2 2"]
     combined = rewards.Combine([warmth, rewards.Contrast(), warmth, warmth])
-    assert list(combined.raw(noisy(1, 3, 8, 8))) == ["warmth", "contrast", "warmth 2", "warmth 3"]
+    assert list(combined.part_scores(noisy(1, 3, 8, 8))) == ["warmth", "contrast", "warmth 2", "warmth 3"]
 
 
 def test_scores_of_a_batch_are_those_of_its_pictures():
@@ -272,9 +305,9 @@ def test_the_gradient_is_to_be_had_inside_inference_mode_and_is_float32_at_least
     expected = exact(combined, images)
     with torch.inference_mode():
         found = exact(combined, images.clone())
-        raw = combined.raw(images)
+        raw = combined.part_scores(images)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(raw, combined.raw(images))
+    torch.testing.assert_close(raw, combined.part_scores(images))
     assert exact(combined, images.half())[1].dtype == torch.float32
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfyui_dno import core, rewards
+from comfyui_dno.core.scoring import exact
 from tiny_models import sample_map
 
 
@@ -37,7 +38,7 @@ def test_hybrid_2_estimates_j_jt_times_the_images_gradient():
     noise_map = problem.sample_map
     jacobian = torch.func.jacrev(lambda flat: forward(noise_map, noise.with_flat(flat)).flatten())(noise.flat())[:, 0]
     images = noise_map.sample(noise)
-    d_images = core.estimators.exact(smooth, images)[1].flatten()
+    d_images = exact(smooth, images)[1].flatten()
     expected = (jacobian.T @ (jacobian @ (jacobian.T @ d_images)))[None]
     assert cosine(found, expected) > 0.9
     torch.testing.assert_close((found * expected).sum(), expected.square().sum(), rtol=0.2, atol=0)

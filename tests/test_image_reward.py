@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import rewards
-from comfyui_dno.rewards.image_reward import find_vocabulary
+from comfyui_dno.rewards import weights
+from comfyui_dno.rewards.blip_tower import find_vocabulary
 from comfyui_dno.rewards.preprocess import Preprocess
 from tiny_image_reward import image_reward_state, write_vocabulary
 from torch.nn import functional as F
@@ -23,14 +24,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+def blip(path, vocabulary=None, **settings):
+    """Return a tower of one's own, which `load_tower` would share."""
+    return rewards.BlipTower(weights.read(path), vocabulary or path.parent / "vocab.txt", path.name, **settings)
+
+
 @pytest.fixture(scope="module")
 def reward(folder):
-    return rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt"))
+    return rewards.ImageReward(blip(folder / "ImageReward.pt"))
 
 
 @pytest.fixture(scope="module")
 def wide(folder):
-    return rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt", dtype=torch.float64))
+    return rewards.ImageReward(blip(folder / "ImageReward.pt", dtype=torch.float64))
 
 
 def pictures(dtype=torch.float32):
@@ -107,7 +113,7 @@ def test_scores_agree_with_a_reference_in_the_files_own_names(reward):
 @torch.no_grad()
 def test_cycle_reward_has_gelus_in_the_head_and_reads_128_tokens(folder):
     state, images = image_reward_state(head=CYCLE), pictures()
-    reward = rewards.CycleReward(rewards.BlipTower(folder / "CycleReward.pt"))
+    reward = rewards.CycleReward(blip(folder / "CycleReward.pt"))
     ids = torch.tensor([[101, *[107] * 126, 102]] * 2)
     expected = head(state, reference(state, pixels_of(images), ids, ids > 0), F.gelu)
     torch.testing.assert_close(reward(images, ["cat " * 200] * 2), expected, rtol=1e-4, atol=0)
@@ -125,7 +131,7 @@ def test_the_filling_behind_a_prompt_does_not_count(folder, reward):
     state = image_reward_state()
     state["blip.text_encoder.embeddings.word_embeddings.weight"][0] *= -1
     torch.save(state, folder / "padding.pt")
-    changed = rewards.ImageReward(rewards.BlipTower(folder / "padding.pt"))
+    changed = rewards.ImageReward(blip(folder / "padding.pt"))
     torch.testing.assert_close(changed(pictures(), PROMPTS), reward(pictures(), PROMPTS))
 
 
@@ -159,7 +165,7 @@ def test_ten_ascent_steps_raise_every_score(reward):
 @pytest.mark.parametrize(("dtype", "score", "slope"), [(torch.bfloat16, 0.05, 0.05), (torch.float16, 0.005, 0.01)])
 def test_low_precision_towers_err_by_little(folder, reward, dtype, score, slope):
     """Relative error of the gradient's norm; the module's docstring states what was measured at full size."""
-    low = rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt", dtype=dtype))
+    low = rewards.ImageReward(blip(folder / "ImageReward.pt", dtype=dtype))
     expected, d_expected = gradient(reward, pictures())
     found, d_found = gradient(low, pictures())
     assert found.dtype == d_found.dtype == torch.float32
@@ -168,7 +174,7 @@ def test_low_precision_towers_err_by_little(folder, reward, dtype, score, slope)
 
 
 def test_a_gradient_that_is_small_for_float16_survives(folder, reward):
-    low = rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt", dtype=torch.float16))
+    low = rewards.ImageReward(blip(folder / "ImageReward.pt", dtype=torch.float16))
     _, expected = gradient(lambda images, prompts: 1e-6 * reward(images, prompts), pictures())
     _, found = gradient(lambda images, prompts: 1e-6 * low(images, prompts), pictures())
     assert expected.abs().max() < torch.finfo(torch.float16).tiny
@@ -178,7 +184,7 @@ def test_a_gradient_that_is_small_for_float16_survives(folder, reward):
 def test_a_reward_made_in_inference_mode_has_a_gradient(folder, wide):
     """In another dtype than the file's, so that the weights are made anew."""
     with torch.inference_mode():
-        made = rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt", dtype=torch.float64))
+        made = rewards.ImageReward(blip(folder / "ImageReward.pt", dtype=torch.float64))
         scores = made(pictures(), PROMPTS)
     for found, expected in zip(gradient(made, pictures()), gradient(wide, pictures()), strict=True):
         torch.testing.assert_close(found, expected)
@@ -200,9 +206,9 @@ def test_prompts_that_are_missing_or_too_few_are_refused(reward):
 
 
 def test_whoever_manages_the_network_is_asked_before_it_runs(folder):
-    reward, log = rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt")), []
+    reward, log = rewards.ImageReward(blip(folder / "ImageReward.pt")), []
     reward.tower.on_use = lambda memory: log.append("asked")
-    reward.module.register_forward_pre_hook(lambda module, inputs: log.append("ran"))
+    reward.tower.module.register_forward_pre_hook(lambda module, inputs: log.append("ran"))
     reward(pictures(), PROMPTS)
     assert log == ["asked", "ran"]
 
@@ -211,17 +217,20 @@ def test_a_file_of_another_model_is_told_what_it_is(folder):
     keys = ("visual.class_embedding", "visual.ln_pre.weight", "token_embedding.weight", "ln_final.weight")
     torch.save({key: torch.zeros(1) for key in keys}, folder / "HPS.pt")
     with pytest.raises(ValueError, match=r"HPS.pt is of the kind 'clip \(open_clip\)'; expected 'ImageReward'"):
-        rewards.ImageReward(rewards.BlipTower(folder / "HPS.pt"))
-    with pytest.raises(ValueError, match="CycleReward.pt is a file of CycleReward; expected ImageReward's"):
-        rewards.ImageReward(rewards.BlipTower(folder / "CycleReward.pt"))
-    with pytest.raises(ValueError, match="ImageReward.pt is a file of ImageReward; expected CycleReward's"):
-        rewards.CycleReward(rewards.BlipTower(folder / "ImageReward.pt"))
+        rewards.ImageReward(blip(folder / "HPS.pt"))
+    with pytest.raises(ValueError, match="a tower of kind ImageReward.* found CycleReward.pt, of kind CycleReward."):
+        rewards.ImageReward(blip(folder / "CycleReward.pt"))
+    with pytest.raises(ValueError, match="a tower of kind CycleReward.* found ImageReward.pt, of kind ImageReward."):
+        rewards.CycleReward(blip(folder / "ImageReward.pt"))
+    with pytest.raises(ValueError, match="needs a tower of kind ImageReward.* found 'ImageReward.pt'"):
+        rewards.ImageReward("ImageReward.pt")
 
 
 @pytest.mark.parametrize(
     ("name", "weight", "found"),
     [
         ("blip.text_encoder.encoder.layer.1.output.dense.bias", None, "Missing key"),
+        ("mlp.layers.7.weight", None, "the last layer of mlp"),
         ("blip.visual_encoder.patch_embed.proj.weight", None, "vision.embeddings.patch_embedding.weight"),
         ("blip.visual_encoder.norm2.weight", torch.zeros(192), "Unexpected key"),
         ("blip.visual_encoder.norm.weight", torch.zeros(191), "size mismatch"),
@@ -231,24 +240,27 @@ def test_an_incomplete_or_altered_file_is_refused(folder, name, weight, found):
     state = image_reward_state()
     state = {**state, name: weight} if weight is not None else {k: w for k, w in state.items() if k != name}
     torch.save(state, folder / "altered.pt")
-    with pytest.raises(ValueError, match=rf"altered.pt is not the whole of an ImageReward .*{found}"):
-        rewards.ImageReward(rewards.BlipTower(folder / "altered.pt"))
+    with pytest.raises(ValueError, match=rf"altered.pt is not a whole ImageReward .*{found}"):
+        rewards.ImageReward(blip(folder / "altered.pt"))
 
 
 def test_what_blip_was_trained_with_and_no_score_needs_may_be_absent(folder, reward):
     unused = ("blip.vision_proj", "blip.text_proj", "blip.text_encoder.embeddings.position_ids")
     state = {name: weight for name, weight in image_reward_state().items() if not name.startswith(unused)}
     torch.save(state, folder / "pruned.pt")
-    pruned = rewards.ImageReward(rewards.BlipTower(folder / "pruned.pt"))
+    pruned = rewards.ImageReward(blip(folder / "pruned.pt"))
     torch.testing.assert_close(pruned(pictures(), PROMPTS), reward(pictures(), PROMPTS))
 
 
 def test_a_missing_vocabulary_says_where_to_get_it_and_where_to_put_it(folder, tmp_path):
     (tmp_path / "ImageReward.pt").symlink_to(folder / "ImageReward.pt")
     with pytest.raises(FileNotFoundError, match=f"vocab.txt in {tmp_path}. Take vocab.txt .* google-bert"):
-        rewards.ImageReward(rewards.BlipTower(tmp_path / "ImageReward.pt"))
+        rewards.ImageReward(rewards.load_tower(tmp_path / "ImageReward.pt"))
     with pytest.raises(FileNotFoundError, match="no vocabulary at .*words.txt; expected bert-base-uncased's"):
-        rewards.ImageReward(rewards.BlipTower(tmp_path / "ImageReward.pt", vocabulary=tmp_path / "words.txt"))
+        rewards.ImageReward(blip(tmp_path / "ImageReward.pt", vocabulary=tmp_path / "words.txt"))
+    (tmp_path / "words.txt").write_bytes(b"\x80\x81")
+    with pytest.raises(ValueError, match="words.txt is no vocabulary .*; expected bert-base-uncased's"):
+        rewards.ImageReward(blip(tmp_path / "ImageReward.pt", vocabulary=tmp_path / "words.txt"))
 
 
 def test_the_vocabulary_is_found_under_its_usual_names(folder, tmp_path):
@@ -265,4 +277,4 @@ def test_another_models_vocabulary_is_refused(folder, tmp_path, layout, found):
     """28,996 words are bert-base-cased's, whose special tokens have the same numbers."""
     path = write_vocabulary(tmp_path / "vocab.txt", **layout)
     with pytest.raises(ValueError, match=f"{found}; expected 30522 with .CLS. at 101"):
-        rewards.ImageReward(rewards.BlipTower(folder / "ImageReward.pt", vocabulary=path))
+        rewards.ImageReward(blip(folder / "ImageReward.pt", vocabulary=path))

@@ -160,9 +160,9 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
     [
         ("DNOHPSReward", {"file": AESTHETIC}, ["is of the kind 'aesthetic head'", "expected 'clip"]),
         ("DNOHPSReward", {"file": CLIP_L}, ["1024 wide, found 768", "HPS_v2.1_compressed.pt"]),
-        ("DNOImageReward", {"file": CYCLE_REWARD}, ["a file of CycleReward; expected ImageReward's"]),
-        ("DNOCycleReward", {"file": IMAGE_REWARD}, ["a file of ImageReward; expected CycleReward's"]),
-        ("DNOImageReward", {"file": HPS}, ["is of the kind 'clip (open_clip)'", "expected 'ImageReward'"]),
+        ("DNOImageReward", {"file": CYCLE_REWARD}, ["of kind ImageReward", "found CycleReward", "of kind CycleReward"]),
+        ("DNOCycleReward", {"file": IMAGE_REWARD}, ["of kind CycleReward", "found ImageReward.pt, of kind Image"]),
+        ("DNOImageReward", {"file": HPS}, ["of kind ImageReward", "found HPS_v2.1_compressed.pt, of kind CLIP"]),
         ("DNOAestheticReward", {"clip_file": HPS}, ["768 wide, found 1024"]),
         ("DNOAestheticReward", {"clip_file": "gone.pt"}, ["gone.pt", "clip-vit-large-patch14"]),
         ("DNOPickScoreReward", {"file": "page.safetensors"}, ["no weights file", "web page"]),

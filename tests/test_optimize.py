@@ -310,9 +310,18 @@ def test_bad_regulariser_settings_are_refused(settings):
         core.ProbabilityRegularizer(**settings)
 
 
-def test_watched_rewards_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="expected different names"):
-        run(watch=(rewards.Brightness(), rewards.Brightness()))
+def test_watched_rewards_of_one_name_are_numbered():
+    """Two brightnesses, another's part of that name, and one that is called like the second."""
+
+    def dark(images, prompts):
+        return -rewards.Brightness()(images)
+
+    dark.__name__ = "brightness 2"
+    reward = rewards.Combine([rewards.Brightness(), rewards.Contrast()])
+    history = run(reward=reward, watch=(rewards.Brightness(), dark, rewards.Brightness()), iterations=0).history
+    assert history.watched == ["brightness", "contrast", "brightness 3", "brightness 2", "brightness 4"]
+    row = history.rows[0]
+    assert row["watch/brightness"] == row["watch/brightness 4"] == [-score for score in row["watch/brightness 2"]]
 
 
 def test_a_finished_run_is_not_said_to_have_run_out_of_time():

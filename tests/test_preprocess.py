@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_dno import rewards
-from comfyui_dno.core.estimators import exact
+from comfyui_dno.core.scoring import exact
 from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, clamp_through, jittered
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
@@ -103,7 +103,7 @@ def test_the_gradient_is_right(rule, size):
     generator = torch.Generator().manual_seed(0)
     images = (torch.rand(2, 3, *size, dtype=torch.float64, generator=generator) * 0.2 + 0.4).requires_grad_()
     assert torch.autograd.gradcheck(Preprocess(size=8, rule=rule), images)
-    assert torch.autograd.gradcheck(lambda x: jittered(x, 2, seed=0), images)
+    assert torch.autograd.gradcheck(lambda x: tuple(jittered(x, 2, seed=0)), images)
 
 
 def gradient(preprocess, images, parity):
@@ -171,7 +171,7 @@ def ramp(height, width):
 def test_jittered_crops_lie_inside_and_have_sides_within_the_scale():
     """Stretched over the picture, a crop of side s makes a ramp of slope s, from its first pixel to its last."""
     height, width = 60, 80
-    crops = jittered(ramp(height, width), 40, seed=0, scale=(0.5, 0.9)).unflatten(0, (40, 2))
+    crops = torch.stack(list(jittered(ramp(height, width), 40, seed=0, scale=(0.5, 0.9))))
     for crop in crops:
         for line, length in ((crop[0, 0, 30], width), (crop[1, 0, :, 40], height)):
             slope = (line[length - 10] - line[10]) / (length - 20) * 1000
@@ -183,16 +183,17 @@ def test_jittered_crops_lie_inside_and_have_sides_within_the_scale():
         assert starts.max() > 0.015
 
 
-def test_jittered_crops_are_the_seeds_and_candidate_major():
+def test_jittered_crops_are_the_seeds_and_the_same_of_every_picture():
     images = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
-    crops = jittered(images, 3, seed=5)
-    assert torch.equal(crops, jittered(images, 3, seed=5))
-    assert not torch.allclose(crops, jittered(images, 3, seed=6))
-    assert not torch.allclose(crops[:2], crops[2:4])
-    alone = [jittered(image[None], 3, seed=5) for image in images]
-    torch.testing.assert_close(crops, torch.stack(alone, dim=1).flatten(0, 1))
-    whole = jittered(images * 1.5, 2, seed=5, scale=(1, 1))
-    torch.testing.assert_close(whole, (images * 1.5).clamp(0, 1).repeat(2, 1, 1, 1))
+
+    def crops(images, seed=5, scale=(0.8, 1.0)):
+        return torch.stack(list(jittered(images, 3, seed, scale)))
+
+    assert torch.equal(crops(images), crops(images))
+    assert not torch.allclose(crops(images), crops(images, seed=6))
+    assert not torch.allclose(crops(images)[0], crops(images)[1])
+    torch.testing.assert_close(crops(images), torch.cat([crops(image[None]) for image in images], dim=1))
+    torch.testing.assert_close(crops(images * 1.5, scale=(1, 1)), (images * 1.5).clamp(0, 1).expand(3, -1, -1, -1, -1))
 
 
 def test_a_jittered_reward_is_the_mean_over_the_crops_of_each_picture():
@@ -201,7 +202,7 @@ def test_a_jittered_reward_is_the_mean_over_the_crops_of_each_picture():
         return images.square().mean(dim=(1, 2, 3)) * lengths
 
     images = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    crops = jittered(images, 3, seed=5)
+    crops = torch.cat(list(jittered(images, 3, seed=5)))
     expected = crops.square().mean(dim=(1, 2, 3)).view(3, 2).mean(dim=0) * torch.tensor([1, 4])
     found = rewards.Jittered(reward, crops=3, seed=5)
     torch.testing.assert_close(found(images, ["a", "bbbb"]), expected)
@@ -224,6 +225,9 @@ def test_a_jittered_reward_is_differentiated_crop_by_crop():
     with torch.inference_mode():
         scores, gradient = exact(found, images.clone(), ["a", "b"])
     assert seen == [(2, ["a", "b"])] * 3
+    with torch.no_grad():
+        found(images, ["a", "b"])
+    assert seen == [(2, ["a", "b"])] * 6
     images.requires_grad_()
     expected = found(images, ["a", "b"])
     torch.testing.assert_close(scores, expected.detach())
@@ -235,6 +239,8 @@ def test_wrong_arguments_are_refused():
         Preprocess(rule="center")
     with pytest.raises(ValueError, match=r"images are \(1, 64, 64, 3\); expected \(B, 3, H, W\)"):
         Preprocess()(torch.zeros(1, 64, 64, 3))
+    with pytest.raises(ValueError, match=r"images are torch.uint8; expected floats, nominally in \[0, 1\]"):
+        Preprocess()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     for crops, scale in ((0, (0.8, 1.0)), (2, (0.0, 1.0)), (2, (0.9, 0.8)), (2, (0.8, 1.1))):
         with pytest.raises(ValueError, match=r"expected 1 or more, and 0 < least <= greatest <= 1"):
-            jittered(torch.zeros(1, 3, 8, 8), crops, seed=0, scale=scale)
+            list(jittered(torch.zeros(1, 3, 8, 8), crops, seed=0, scale=scale))

@@ -15,7 +15,7 @@ from tiny_image_reward import image_reward_state, write_vocabulary
 
 
 def image_reward(path, dtype):
-    return rewards.ImageReward(rewards.BlipTower(path, dtype=dtype))
+    return rewards.ImageReward(rewards.load_tower(path, dtype=dtype))
 
 
 def hps(path, dtype):

@@ -142,14 +142,14 @@ def image_reward(folder):
     path = folder / "ImageReward.pt"
     torch.save(image_reward_state(), path)
     score = blip_score(folder, path, 35, ImageRewardHead(128), 0.16717362830052426, 1.0333394966054072)
-    return Case(rewards.ImageReward(rewards.BlipTower(path)), score)
+    return Case(rewards.ImageReward(rewards.load_tower(path)), score)
 
 
 def cycle_reward(folder):
     path = folder / "CycleReward.pt"
     torch.save(image_reward_state(head=(0, 2, 4, 6, 8)), path)
     score = blip_score(folder, path, 128, CycleHead(128))
-    return Case(rewards.CycleReward(rewards.BlipTower(path)), score)
+    return Case(rewards.CycleReward(rewards.load_tower(path)), score)
 
 
 def blip_score(folder, path, length, head, mean=0.0, std=1.0):

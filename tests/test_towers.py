@@ -6,8 +6,9 @@ import weakref
 import pytest
 import tiny_rewards
 import torch
-from comfyui_dno.rewards import towers, weights
-from comfyui_dno.rewards.towers import ClipTower, load_tower
+from comfyui_dno.rewards import clip_tower, weights
+from comfyui_dno.rewards.clip_tower import ClipTower
+from comfyui_dno.rewards.towers import load_tower
 from torch.nn import functional as F
 
 TEXTS = ["a photo of a black cat", "two dogs, oil on canvas"]
@@ -83,9 +84,9 @@ def test_embeddings_and_gradients_equal_the_reference_librarys(files, kind):
 
 
 def test_a_tower_knows_its_sizes(files):
-    for kind, width, inside in (("hps", 1024, 160), ("clip_l", 768, 128)):
+    for kind, width in (("hps", 1024), ("clip_l", 768)):
         tower = load_tower(files[kind])
-        assert (tower.width, tower.vision_width, tower.image_size) == (width, inside, 224)
+        assert (tower.width, tower.image_size) == (width, 224)
         assert tower.logit_scale == pytest.approx(4.605, abs=1e-3)
 
 
@@ -93,9 +94,9 @@ def test_a_tower_knows_its_sizes(files):
 def test_heads_and_activation_follow_from_the_widths_of_the_known_clips(name):
     config = pytest.importorskip("open_clip").get_model_config(f"ViT-{name}")
     image, text = config["vision_cfg"], config["text_cfg"]
-    assert towers.image_heads(image["width"]) == image["width"] // image.get("head_width", 64)
-    assert towers.text_heads(text["width"]) == text["heads"]
-    assert (towers.activation(config["embed_dim"]) == "quick_gelu") == config.get("quick_gelu", False)
+    assert clip_tower.image_heads(image["width"]) == image["width"] // image.get("head_width", 64)
+    assert clip_tower.text_heads(text["width"]) == text["heads"]
+    assert (clip_tower.activation(config["embed_dim"]) == "quick_gelu") == config.get("quick_gelu", False)
 
 
 def test_a_file_has_one_tower_while_anyone_holds_it(files, tmp_path):
@@ -196,13 +197,14 @@ def test_towers_of_two_clips_are_refused(clip_l):
         (lambda state: state.pop("text_model.encoder.layers.1.mlp.fc1.bias"), "Missing key.*layers.1.mlp.fc1.bias"),
         (lambda state: state.update({"visual_attn_pool.query": torch.ones(1)}), "Unexpected key.*attn_pool"),
         (lambda state: state.update({"adapter.weight": torch.ones(1)}), "Unexpected key.*adapter"),
+        (lambda state: state.update({"visual_projection.weight": torch.ones(3)}), "tuple index out of range"),
         (lambda state: state.update({"vision_model.pre_layrnorm.bias": torch.ones(3)}), "size mismatch"),
     ],
 )
 def test_incomplete_and_altered_clips_are_refused(clip_l, change, message):
     state = dict(clip_l)
     change(state)
-    with pytest.raises(ValueError, match=f"x.pt is not the whole of a CLIP .*{message}.*Download it again"):
+    with pytest.raises(ValueError, match=f"x.pt is not a whole CLIP .*{message}.*Download it again"):
         ClipTower(state, "x.pt")
 
 
@@ -210,6 +212,40 @@ def test_a_text_tower_alone_is_told_what_it_is(clip_l):
     state = {key: value for key, value in clip_l.items() if key.startswith("text_")}
     with pytest.raises(ValueError, match="clip_l.safetensors is of the kind 'clip text tower'"):
         ClipTower(state, "clip_l.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["clip_l", "hps"])
+def test_weights_are_the_files_own_where_nothing_changes(files, kind):
+    """No second copy: of open_clip's layout the projections alone are, which are transposed."""
+    state = weights.read(files[kind])
+    dtype = next(iter(state.values())).dtype
+    places = {value.untyped_storage().data_ptr() for value in state.values()}
+    found = ClipTower(state, dtype=dtype).module.named_parameters()
+    copied = {name for name, weight in found if weight.untyped_storage().data_ptr() not in places}
+    assert copied == (set() if kind == "clip_l" else {"image.visual_projection.weight", "text.text_projection.weight"})
+
+
+def test_a_device_under_two_names_is_one_device(files):
+    tower = load_tower(files["clip_l"], "cpu")
+    assert load_tower(files["clip_l"], torch.device("cpu", 0)) is tower
+
+
+def test_the_activation_of_other_clips_can_be_given(files):
+    """LAION's own ViT-L/14 has OpenAI's sizes, and GELU."""
+    model = tiny_rewards.hf_model("L", 4)
+    for layer in (*model.vision_model.encoder.layers, *model.text_model.encoder.layers):
+        layer.mlp.activation_fn = torch.nn.GELU()
+    features = model.get_image_features(pixel_values=pixels())
+    expected = getattr(features, "pooler_output", features)
+    given, usual = load_tower(files["clip_l"], activation="gelu"), load_tower(files["clip_l"])
+    torch.testing.assert_close(given.image_embeds(pixels()), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(usual.image_embeds(pixels()), expected, rtol=1e-2)
+
+
+def test_whole_numbers_are_no_weights(clip_l):
+    state = clip_l | {"visual_projection.weight": clip_l["visual_projection.weight"].to(torch.int8)}
+    with pytest.raises(ValueError, match="x.pt holds visual_projection.weight as torch.int8; expected floating-point"):
+        ClipTower(state, "x.pt")
 
 
 def test_missing_files_are_named(tmp_path):
@@ -233,6 +269,27 @@ def test_half_precision_changes_the_gradient_little_however_small_it_is(files, d
         found = gradient(tower, weight)
         assert found.dtype == torch.float32
         assert (found - expected).norm() < error * expected.norm()
+
+
+def test_second_derivatives_are_right_or_refused(files):
+    """By the pictures; in float16 they would miss the factors that keep first ones from vanishing."""
+    v = pixels(seed=1)
+
+    def hessian_times(tower, x):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            (g,) = torch.autograd.grad(tower.image_embeds(x).square().sum(), x, create_graph=True)
+            return torch.autograd.grad((g * v).sum(), x)[0]
+
+    tower = ClipTower(tiny_rewards.hf_model("L", 4).double().state_dict(), dtype=torch.float64)
+    v, x = v.double(), pixels().double().requires_grad_()
+    ends = []
+    for sign in (1, -1):
+        moved = (x + sign * 1e-4 * v).detach().requires_grad_()
+        ends.append(torch.autograd.grad(tower.image_embeds(moved).square().sum(), moved)[0])
+    torch.testing.assert_close(hessian_times(tower, x), (ends[0] - ends[1]) / 2e-4, rtol=1e-3, atol=1e-3)
+    with pytest.raises(RuntimeError, match="float16 network has no second derivatives"):
+        v = pixels(seed=1)
+        hessian_times(load_tower(files["clip_l"], dtype=torch.float16), pixels().requires_grad_())
 
 
 def test_no_gradient_is_a_gradient_of_zero(files):

@@ -114,6 +114,23 @@ def test_training_checkpoints_are_sent_to_the_compressed_file(small):
         weights.read(path)
 
 
+def test_before_pytorch_2_6_no_pickle_is_read(small, monkeypatch):
+    state, path = small
+    torch.save(state, path)
+    save_file(state, path.with_suffix(".safetensors"))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cpu"))
+    with pytest.raises(ValueError, match="before PyTorch 2.6 one can run code .* found PyTorch 2.5.1.cpu. Update"):
+        weights.read(path)
+    assert weights.read(path.with_suffix(".safetensors")).keys() == state.keys()
+
+
+def test_tensors_without_names_are_no_weights(small):
+    state, path = small
+    torch.save({1: state["a"]}, path)
+    with pytest.raises(ValueError, match="small.pt holds no named tensors; found a dict"):
+        weights.read(path)
+
+
 def test_torchscript_is_explained(tmp_path):
     path = tmp_path / "ViT-L-14.pt"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,0 +1,141 @@
+"""What the networks of reward models have in common: how they are made of a file's weights, and how they are run.
+
+Made without a second copy: where neither device nor dtype changes, the file's tensors themselves are the parameters.
+Run in their own dtype whatever autocast says, float32 or wider outside, on the device they are on at that moment.
+"""
+
+import contextlib
+
+import torch
+
+from . import weights
+
+GRAPH_WIDTH = 16
+"""Numbers a layer's graph holds per token and unit of width: 10 with GELU, 14 with quick GELU, and some to run with."""
+
+
+class Tower:
+    """The networks of one file.
+
+    Attributes:
+        name: of its file, for messages.
+        kind: "CLIP", "ImageReward" or "CycleReward".
+        module: the networks; they may be moved to another device from outside.
+        on_use: called with the bytes that a run will take before it, if set: the place to load `module` to a device.
+        image_size: side of the pixels that it takes.
+    """
+
+    def __init__(self, name, kind):
+        self.name, self.kind, self.on_use = name, kind, None
+
+    @contextlib.contextmanager
+    def running(self, memory=0):
+        """Ask for `memory` bytes, and yield the device to run on; autocast is off, which rounds scores and caches."""
+        if self.on_use is not None:
+            self.on_use(memory)
+        device = next(self.module.parameters()).device
+        off = torch.autocast(device.type, enabled=False)
+        with off if torch.amp.is_autocast_available(device.type) else contextlib.nullcontext():
+            yield device
+
+
+def build(network_of, state, kind, name, device, dtype, wide=()):
+    """Return network_of(state), frozen, on `device`.
+
+    Args:
+        network_of: called with the state dict, on the meta device; the sizes are to be read off the weights.
+        state: name -> tensor, exactly the network's parameters.
+        kind, name: of the network and of the file, for messages.
+        dtype: of the parameters; of those whose names begin as one of `wide` float32 or wider.
+
+    Raises:
+        ValueError: the weights are not such a network's.
+    """
+    odd = [key for key, value in state.items() if not value.is_floating_point()]
+    if odd:
+        raise ValueError(f"{name} holds {odd[0]} as {state[odd[0]].dtype}; expected floating-point weights")
+    dtypes = {key: torch.promote_types(dtype, torch.float32) if key.startswith(tuple(wide)) else dtype for key in state}
+    state = {key: _own(value.to(device, dtypes[key])) for key, value in state.items()}
+    try:
+        with torch.device("meta"):
+            network = network_of(state)
+        network.load_state_dict(state, assign=True)
+    except Exception as error:  # weights of other names and shapes can raise nearly anything
+        found = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{name} is not a whole {kind} ({found}). Download it again, or take another export of it"
+        ) from error
+    for module in network.modules():
+        for key, buffer in module.named_buffers(recurse=False):  # position_ids, which no file need have
+            setattr(module, key, torch.arange(buffer.shape[-1], device=device)[None])
+    return network.eval().requires_grad_(False)
+
+
+def layers(state, prefix):
+    """Return the number of layers whose names begin with `prefix` and their number."""
+    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix))
+
+
+def graph_bytes(network, pixels):
+    """Return the most that a vision network of transformers holds for its backward pass, besides weights, in bytes.
+
+    Args:
+        network: with a config and parameters.
+        pixels: (B, 3, H, W); without `requires_grad` one layer is held at a time.
+    """
+    config = network.config
+    tokens = len(pixels) * ((config.image_size // config.patch_size) ** 2 + 1)
+    depth = config.num_hidden_layers if pixels.requires_grad else 1
+    return GRAPH_WIDTH * tokens * depth * config.hidden_size * next(network.parameters()).element_size()
+
+
+def run(network, pixels, dtype):
+    """Return network(pixels) as float32 or wider, with a gradient that float16 does not lose.
+
+    A score's gradient by one of many pixels, times a small weight, is less than the least float16. So each picture's
+    gradient enters a float16 network with a largest entry of 1, and the factor is taken out behind it.
+
+    Args:
+        network: pixels -> (B, n), each row by its own picture alone.
+        pixels: (B, ..).
+        dtype: the network's.
+    """
+    pixels = wide(pixels)
+    if dtype != torch.float16 or not pixels.requires_grad:
+        return wide(network(pixels))
+    pixels = pixels.view_as(pixels)  # a tensor of our own, whose hook is not left on the caller's
+    found, scale = wide(network(pixels)), []
+
+    def enter(gradient):
+        if torch.is_grad_enabled():
+            raise RuntimeError("a float16 network has no second derivatives; expected create_graph=False, or float32")
+        scale[:] = [gradient.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)]
+        return gradient / scale[0]
+
+    def leave(gradient):
+        return gradient * scale[0].view(-1, *[1] * (gradient.ndim - 1))
+
+    found.register_hook(enter)
+    pixels.register_hook(leave)
+    return found
+
+
+def wide(tensor):
+    """Return the tensor as float32, or as it is where it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_tower(reward, kind, sources):
+    """Raise ValueError unless `reward.tower` is a Tower of that kind; `sources` of `weights.SOURCES` are of it."""
+    tower = reward.tower
+    if getattr(tower, "kind", None) != kind:
+        found = f"{tower.name}, of kind {tower.kind}" if isinstance(tower, Tower) else repr(tower)
+        raise ValueError(
+            f"{reward.name} needs a tower of kind {kind}, which load_tower makes of its file; found {found}. Use"
+            f" {weights.known_files(sources)}"
+        )
+
+
+def _own(tensor):
+    # A weight made in ComfyUI's inference mode could take part in no gradient.
+    return tensor.clone() if tensor.is_inference() else tensor
