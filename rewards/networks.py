@@ -54,8 +54,7 @@ def build(network_of, state, kind, name, device, dtype, wide=()):
     odd = [key for key, value in state.items() if not value.is_floating_point()]
     if odd:
         raise ValueError(f"{name} holds {odd[0]} as {state[odd[0]].dtype}; expected floating-point weights")
-    dtypes = {key: torch.promote_types(dtype, torch.float32) if key.startswith(tuple(wide)) else dtype for key in state}
-    state = {key: _own(value.to(device, dtypes[key])) for key, value in state.items()}
+    state = {key: _placed(value, device, dtype, key.startswith(tuple(wide))) for key, value in state.items()}
     try:
         with torch.device("meta"):
             network = network_of(state)
@@ -136,6 +135,8 @@ def check_tower(reward, kind, sources):
         )
 
 
-def _own(tensor):
-    # A weight made in ComfyUI's inference mode could take part in no gradient.
-    return tensor.clone() if tensor.is_inference() else tensor
+def _placed(weight, device, dtype, is_wide):
+    kept = torch.promote_types(dtype, torch.float32) if is_wide else dtype
+    # A weight made in ComfyUI's inference mode could take part in no gradient; and one that alone is not converted
+    # would keep all of its file mapped.
+    return weight.to(device, kept, copy=weight.is_inference() or kept != dtype)
