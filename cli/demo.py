@@ -11,7 +11,8 @@ from .search import Setup, save, say, tell
 def add_commands(commands):
     """Add `demo` and `toy` to the subparsers."""
     parser = commands.add_parser("demo", help=demo.__doc__, description=demo.__doc__)
-    parser.set_defaults(command=demo, reward="brightness", solver="adam", model=None, height=None, width=None)
+    parser.set_defaults(command=demo, reward="brightness", solver="adam")
+    parser.set_defaults(**dict.fromkeys(("reward_file", "clip_file", "model", "height", "width")))
     add_sampling(parser)
     add_ascent(parser, iterations=36, lr=0.03)
     add_single(parser)

@@ -5,17 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .. import rewards
+from .rewards import add_reward
 from .solvers import SOLVERS
 
-REWARDS = {
-    "brightness": lambda device: rewards.Brightness(),
-    "darkness": lambda device: rewards.Brightness(negative=True),
-    "consistency": lambda device: rewards.Consistency(device=device),
-    "jpeg": lambda device: rewards.JPEG(),
-    "jpeg-incompressible": lambda device: rewards.JPEG(incompressible=True),
-    "jpeg-proxy": lambda device: rewards.JPEGProxy(),
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,7 +44,7 @@ def add_ascent(parser, iterations=None, lr=None):
 
 def add_search(parser):
     """Add reward, solver and what each solver takes."""
-    parser.add_argument("--reward", choices=REWARDS, default="brightness", help="what shall grow (default %(default)s)")
+    add_reward(parser)
     uses = "; ".join(f"{name}: {choice.when}" for name, choice in SOLVERS.items())
     parser.add_argument("--solver", choices=SOLVERS, default="adam", metavar="NAME", help=f"{uses} (default adam)")
     add_ascent(parser)

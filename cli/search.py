@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from .. import core, rewards
 from ..core import plots
-from .options import DTYPES, REWARDS
+from .options import DTYPES
+from .rewards import reward_of
 from .solvers import check_reward, solver_of, solver_settings
 
 SAMPLING = ("negative", "steps", "cfg", "eta", "part", "keep_graphs", "most_rows", "height", "width")
@@ -45,8 +46,9 @@ class Setup:
             raise ValueError("--height and --width are for --model; the embedded model draws at 128 x 128")
         asked = {name: value for name, value in vars(options).items() if name in SAMPLING and value is not None}
         settings = {name: getattr(options, name) for name in ("reward", "device", "dtype")}
-        settings |= (EMBEDDED if embedded else PIPELINE) | asked | solver_settings(options)
-        reward = REWARDS[options.reward](device)
+        files = {name: str(getattr(options, name)) for name in ("reward_file", "clip_file") if getattr(options, name)}
+        settings |= files | (EMBEDDED if embedded else PIPELINE) | asked | solver_settings(options)
+        reward = reward_of(options, device, DTYPES[options.dtype])
         check_reward(reward, options)
         if options.reward == "consistency" and not embedded:
             raise ValueError("--reward consistency knows the embedded model's pictures alone; take another for --model")

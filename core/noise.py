@@ -48,9 +48,9 @@ class Noise:
             injected: L, the number of steps that inject noise.
             seed: any integer; taken modulo 2^64.
         """
-        initial = torch.randn(shape, generator=_generator(seed))
+        initial = torch.randn(shape, generator=_generator(seed), device="cpu")
         generator = _generator(seed + 1)
-        steps = [torch.randn(shape, generator=generator) for _ in range(injected)]
+        steps = [torch.randn(shape, generator=generator, device="cpu") for _ in range(injected)]
         return cls(initial, torch.stack(steps) if steps else initial.new_zeros((0, *initial.shape)))
 
     @property

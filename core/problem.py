@@ -194,7 +194,7 @@ class Problem:
     def randn(self, q, like, seed=0):
         """Draw (q, *like.shape) normal numbers for this iteration, on the CPU: the same on every device."""
         generator = torch.Generator().manual_seed((DIRECTION_SEED + 1_000_003 * (seed + 1) + self.iteration) % 2**63)
-        return torch.randn((q, *like.shape), generator=generator, dtype=like.dtype).to(like.device)
+        return torch.randn((q, *like.shape), generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
     def log_probabilities(self, noise):
         """Return ln P of the whole z and of x_T alone, each (B,)."""

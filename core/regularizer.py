@@ -64,10 +64,10 @@ def permuted_log_probabilities(z, k=2, permutations=100, generator=None):
     n = z.shape[-1]
     groups, size = _blocks(n, k)
     count = k * groups
-    shuffle = torch.randperm(n, generator=generator)[: count * size]
+    shuffle = torch.randperm(n, generator=generator, device="cpu")[: count * size]
     blocks = z.index_select(-1, shuffle.to(z.device)).unflatten(-1, (count, size))
     gram, sums = blocks @ blocks.mT, blocks.sum(dim=-1)
-    order = torch.rand((permutations, count), generator=generator).argsort(dim=1).to(z.device)
+    order = torch.rand((permutations, count), generator=generator, device="cpu").argsort(dim=1).to(z.device)
     order = order.view(permutations, k, groups)
     m = groups * size
     covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m

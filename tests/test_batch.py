@@ -15,7 +15,8 @@ import tiny_pipelines
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
-from comfyui_dno.cli import batch, options
+from comfyui_dno.cli import batch
+from comfyui_dno.cli import rewards as named
 from comfyui_dno.cli.processes import Processes
 from PIL import Image
 
@@ -132,7 +133,7 @@ def test_other_settings_do_not_mix_with_finished_items(alone, tmp_path, capsys):
 
 def test_a_failed_item_is_listed_spares_the_others_and_is_tried_again(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setitem(options.REWARDS, "brightness", lambda device: Flawed(3, lambda scores: scores * torch.nan))
+        patch.setitem(named.OWN, "brightness", lambda device: Flawed(3, lambda scores: scores * torch.nan))
         assert run_batch(tmp_path, "--seeds", "0:3", prompts=["black cat"]) == 1
     assert "2 of 3 items finished" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["items"]
@@ -161,7 +162,7 @@ def test_control_c_leaves_nothing_half_and_says_how_to_go_on(call, tmp_path, mon
     killed = tmp_path / "out" / ".0001_black-cat_0001.99999.partial"
     killed.mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setitem(options.REWARDS, "brightness", lambda device: Flawed(call, interrupt))
+        patch.setitem(named.OWN, "brightness", lambda device: Flawed(call, interrupt))
         assert run_batch(tmp_path, "--seeds", "0:2", prompts=["black cat"]) == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line == "dno: interrupted with 1 of 2 items finished; the same command goes on from there"

@@ -11,6 +11,7 @@ from argparse import Namespace
 
 import pytest
 import tiny_pipelines
+import tiny_rewards
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
@@ -168,7 +169,21 @@ def test_a_diffusers_pipeline_takes_the_embedded_models_place(tmp_path):
     assert Image.open(tmp_path / "out" / "before.png").size == (16, 24)
 
 
+@pytest.mark.parametrize("name, kind", [("hps", "hps"), ("aesthetic", "aesthetic"), ("clipscore", "clip_l")])
+def test_a_reward_model_judges_by_its_file(name, kind, tmp_path):
+    file, files = tiny_rewards.write(kind, tmp_path), ["--clip-file", str(tiny_rewards.write("clip_l", tmp_path))]
+    arguments = ["run", "--prompt", "black cat", "--reward", name, "--reward-file", str(file), "--steps", "2"]
+    arguments += files if name == "aesthetic" else []
+    assert main([*arguments, "--iterations", "2", "--lr", "0.03", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert record["settings"]["reward_file"] == str(file) and record["reward"].lower() == name
+    assert record["best_row"]["score"][0] > record["rows"][0]["score"][0]
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["--prompt", "black cat", "--reward", "hps"], "--reward hps needs --reward-file; .* HPS_v2.1_compressed.pt"),
+    (["--prompt", "black cat", "--reward", "hps", "--reward-file", "gone.pt"], "there is no file .*gone.pt"),
+    (["--prompt", "black cat", "--reward-file", "x.pt"], "--reward brightness takes no --reward-file; leave it out"),
     (["--prompt", "black unicorn"], "names no animal"),
     (["--prompt", "black cat", "--eta", "2"], r"eta is 2.0; expected a number in \[0, 1\]"),
     (["--prompt", "black cat", "--steps", "1001"], "steps is 1001; expected 1 .. 1000"),

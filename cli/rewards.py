@@ -1,0 +1,63 @@
+"""The rewards by the names that the command line has for them."""
+
+from pathlib import Path
+
+from .. import rewards
+from ..rewards import weights
+
+OWN = {
+    "brightness": lambda device: rewards.Brightness(),
+    "darkness": lambda device: rewards.Brightness(negative=True),
+    "contrast": lambda device: rewards.Contrast(),
+    "saturation": lambda device: rewards.Saturation(),
+    "sharpness": lambda device: rewards.Sharpness(),
+    "consistency": lambda device: rewards.Consistency(device=device),
+    "jpeg": lambda device: rewards.JPEG(),
+    "jpeg-incompressible": lambda device: rewards.JPEG(incompressible=True),
+    "jpeg-proxy": lambda device: rewards.JPEGProxy(),
+}
+"""Those that need no file."""
+
+OF_FILES = {
+    "hps": (rewards.HPS, "HPS"),
+    "pickscore": (rewards.PickScore, "PickScore"),
+    "imagereward": (rewards.ImageReward, "ImageReward"),
+    "cyclereward": (rewards.CycleReward, "CycleReward"),
+    "clipscore": (rewards.CLIPScore, "CLIP ViT-L/14"),
+    "aesthetic": (rewards.Aesthetic, "Aesthetic"),
+}
+"""Those that judge by the networks of files: (class, of `weights.SOURCES` the file). They judge by the run's prompt."""
+
+NAMES = (*OWN, *OF_FILES)
+
+
+def add_reward(parser):
+    """Add the choice of a reward."""
+    parser.add_argument("--reward", choices=NAMES, default="brightness", help="what shall grow (default %(default)s)")
+    parser.add_argument("--reward-file", type=Path, help=f"weights of --reward {', '.join(OF_FILES)}")
+    parser.add_argument("--clip-file", type=Path, help="the CLIP ViT-L/14 that --reward aesthetic judges by")
+
+
+def reward_of(options, device, dtype):
+    """Return the reward that options name, its networks on `device` in `dtype`.
+
+    Raises:
+        ValueError: files are missing or not wanted, or are not what they should be.
+        FileNotFoundError: there is no such file.
+    """
+    kind, source = OF_FILES.get(options.reward, (None, None))
+    wanted = {"reward_file": source} if kind else {}
+    if kind is rewards.Aesthetic:
+        wanted["clip_file"] = "CLIP ViT-L/14"
+    for name in ("reward_file", "clip_file"):
+        option, given = "--" + name.replace("_", "-"), getattr(options, name)
+        if given is None and name in wanted:
+            known = weights.known_files([wanted[name]])
+            raise ValueError(f"--reward {options.reward} needs {option}; expected the path of {known}")
+        if given is not None and name not in wanted:
+            raise ValueError(f"--reward {options.reward} takes no {option}; leave it out")
+    if not kind:
+        return OWN[options.reward](device)
+    if kind is rewards.Aesthetic:
+        return kind(rewards.load_tower(options.clip_file, device, dtype), options.reward_file)
+    return kind(rewards.load_tower(options.reward_file, device, dtype))
