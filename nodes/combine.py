@@ -87,7 +87,7 @@ def calibrated(reward, batches, prompts=None):
         batches: list of (B, 3, H, W), scored one after another: of N >= 2 unsearched noises in all.
         prompts: of each batch, length B or None.
     """
-    if not wanted(reward):
+    if not pictures_wanted(reward):
         return reward
     parts = [calibrated(part, batches, prompts) for part in reward.parts]
     combined = rewards.Combine(parts, reward.weights, reward.priors, reward.watch_only)
@@ -97,11 +97,11 @@ def calibrated(reward, batches, prompts=None):
     return combined.calibrate({name: torch.cat([scores[name] for scores in found]) for name in found[0]})
 
 
-def wanted(reward):
+def pictures_wanted(reward):
     """Return how many pictures the reward must be calibrated on before it can score, 0 for most rewards."""
     if not isinstance(reward, rewards.Combine):
         return 0
-    return max(getattr(reward, "calibrate_on", 0), *map(wanted, reward.parts))
+    return max(getattr(reward, "calibrate_on", 0), *map(pictures_wanted, reward.parts))
 
 
 def priors_of(text, parts, watch_only):

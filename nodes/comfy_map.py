@@ -17,7 +17,7 @@ import torch
 
 from .. import core
 from . import gradients
-from .combine import calibrated, wanted
+from .combine import calibrated, pictures_wanted
 
 # ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
 GRAPH_FACTOR = 4
@@ -248,7 +248,7 @@ class Optimization:
         return [calibrated(judge, images) for judge in judges] if images else judges
 
     def _calibration_batches(self, sample_map):
-        return -(-max(map(wanted, (self.reward, *self.watch))) // sample_map.shape[0])
+        return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
 
 
 class Progress:

@@ -8,7 +8,7 @@ from . import reward_files, sockets
 
 
 class FileReward(io.ComfyNode):
-    """What these nodes have in common: a missing file is refused before anything runs.
+    """What these nodes have in common: where `file` is missing, it is refused before anything runs.
 
     Attributes:
         source: of `weights.SOURCES`, what the input `file` is as a rule.
@@ -44,10 +44,10 @@ class PromptReward(FileReward):
     """A node whose reward compares the picture with a prompt.
 
     Attributes:
-        judge: the reward's class.
+        reward_class: of `rewards`.
     """
 
-    judge: type
+    reward_class: type
 
     @classmethod
     def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
@@ -55,11 +55,11 @@ class PromptReward(FileReward):
             raise ValueError(
                 "the prompt is empty; expected the text to judge pictures by, as a rule the positive prompt's"
             )
-        return output(cls.judge(cls.tower(file, dtype), prompt), crops)
+        return output(cls.reward_class(cls.tower(file, dtype), prompt), crops)
 
 
 class DNOHPSReward(PromptReward):
-    source, judge = "HPS", rewards.HPS
+    source, reward_class = "HPS", rewards.HPS
 
     @classmethod
     def define_schema(cls):
@@ -72,7 +72,7 @@ class DNOHPSReward(PromptReward):
 
 
 class DNOPickScoreReward(PromptReward):
-    source, judge = "PickScore", rewards.PickScore
+    source, reward_class = "PickScore", rewards.PickScore
 
     @classmethod
     def define_schema(cls):
@@ -84,7 +84,7 @@ class DNOPickScoreReward(PromptReward):
 
 
 class DNOCLIPScoreReward(PromptReward):
-    source, judge = "CLIP ViT-L/14", rewards.CLIPScore
+    source, reward_class = "CLIP ViT-L/14", rewards.CLIPScore
 
     @classmethod
     def define_schema(cls):
@@ -96,7 +96,7 @@ class DNOCLIPScoreReward(PromptReward):
 
 
 class DNOImageReward(PromptReward):
-    source, judge = "ImageReward", rewards.ImageReward
+    source, reward_class = "ImageReward", rewards.ImageReward
 
     @classmethod
     def define_schema(cls):
@@ -109,7 +109,7 @@ class DNOImageReward(PromptReward):
 
 
 class DNOCycleReward(PromptReward):
-    source, judge = "CycleReward", rewards.CycleReward
+    source, reward_class = "CycleReward", rewards.CycleReward
 
     @classmethod
     def define_schema(cls):

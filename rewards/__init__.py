@@ -14,6 +14,15 @@ Any callable of this form is a reward, so one of your own needs no class:
 
 It is called by its `__name__` and held to be differentiable; set `warmth.differentiable = False` where its scores carry
 no gradient.
+
+One picture's way to its score, and back to the gradient by the picture:
+
+    core.scoring.exact
+      Combine.image_gradient        part by part: scores and gradients add up
+        Jittered.image_gradient     crop by crop
+          TowerReward.__call__      Preprocess -> ClipTower.image_embeds -> a cosine          (HPS, PickScore, ..)
+          ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
+            networks.run            out of and into float32, whatever the network's dtype
 """
 
 from .aesthetic import Aesthetic

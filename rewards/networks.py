@@ -34,8 +34,8 @@ class Tower:
         if self.on_use is not None:
             self.on_use(memory)
         device = next(self.module.parameters()).device
-        off = torch.autocast(device.type, enabled=False)
-        with off if torch.amp.is_autocast_available(device.type) else contextlib.nullcontext():
+        known = torch.amp.is_autocast_available(device.type)
+        with torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext():
             yield device
 
 
