@@ -1,6 +1,7 @@
 """Agreement of a picture of the embedded model with its prompt: the stand-in for CLIP's on full-size models."""
 
 from ..core.embedded.scorer import load_scorer
+from .prompts import texts_for
 
 
 class Consistency:
@@ -19,8 +20,6 @@ class Consistency:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
-        wanted = self.prompt if self.prompt is not None else prompts
-        if wanted is None:
-            raise ValueError("the consistency score needs a prompt such as 'black cat'; found none, so pass prompt=")
-        _, _, score = self.scorer.consistency(images.float().to(self.device), wanted)
-        return score.to(images.device)
+        texts = texts_for(self, images, prompts)
+        _, _, scores = self.scorer.consistency(images.float().to(self.device), texts)
+        return scores.to(images.device)

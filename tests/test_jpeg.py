@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.core import plots
+from comfyui_dno.core.scoring import exact
 from comfyui_dno.rewards.jpeg import _planes
 
 
@@ -63,6 +64,17 @@ def test_ascending_the_proxy_makes_the_real_file_smaller(pictures):
         rewards.JPEGProxy()(images).sum().backward()
         optimizer.step()
     assert (rewards.JPEG()(images) > 0.8 * before).all()
+
+
+def test_each_of_ten_ascent_steps_raises_the_proxy_also_in_inference_mode(pictures):
+    with torch.inference_mode():
+        images = pictures[8:10].clone()
+        scores = [rewards.JPEGProxy()(images)]
+        for _ in range(10):
+            _, gradient = exact(rewards.JPEGProxy(), images)
+            images = images + 0.003 * gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+            scores.append(rewards.JPEGProxy()(images))
+    assert (torch.stack(scores).diff(dim=0) > 0).all()
 
 
 def test_scores_of_a_batch_are_those_of_its_pictures(pictures):

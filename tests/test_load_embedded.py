@@ -62,12 +62,3 @@ def test_a_run_raises_the_brightness(device):
         scores = result.history.column("score", item)
         assert scores[-1] > scores[0]
         assert 0 <= result.history.column("watch/consistency", item)[0] <= 1
-
-
-def test_consistency_needs_a_prompt_and_prefers_its_own():
-    images = torch.rand(2, 3, 128, 128)
-    with pytest.raises(ValueError, match="needs a prompt"):
-        rewards.Consistency()(images, None)
-    own = rewards.Consistency("black cat")
-    torch.testing.assert_close(own(images, ["red owl"] * 2), own(images, None))
-    torch.testing.assert_close(own(images), rewards.Consistency()(images, ["black cat"] * 2))
