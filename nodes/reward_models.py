@@ -45,9 +45,19 @@ class PromptReward(FileReward):
 
     Attributes:
         reward_class: of `rewards`.
+        title, about: the node's display name and description.
     """
 
     reward_class: type
+    title: str
+    about: str
+
+    @classmethod
+    def define_schema(cls):
+        prompt = io.String.Input(
+            "prompt", multiline=True, tooltip="What the picture is judged by, as a rule the positive prompt's text."
+        )
+        return cls.schema_with_file(cls.__name__, cls.title, cls.about, prompt)
 
     @classmethod
     def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
@@ -59,66 +69,37 @@ class PromptReward(FileReward):
 
 
 class DNOHPSReward(PromptReward):
-    source, reward_class = "HPS", rewards.HPS
-
-    @classmethod
-    def define_schema(cls):
-        return cls.schema_with_file(
-            "DNOHPSReward", "HPS Reward",
-            "Human Preference Score v2 or v2.1, as the file is: how much people like the picture for the prompt, about"
-            " 0.24 to 0.29.",
-            prompt_input(),
-        )  # fmt: skip
+    source, reward_class, title = "HPS", rewards.HPS, "HPS Reward"
+    about = (
+        "Human Preference Score v2 or v2.1, as the file is: how much people like the picture for the prompt, about 0.24"
+        " to 0.29."
+    )
 
 
 class DNOPickScoreReward(PromptReward):
-    source, reward_class = "PickScore", rewards.PickScore
-
-    @classmethod
-    def define_schema(cls):
-        return cls.schema_with_file(
-            "DNOPickScoreReward", "PickScore Reward",
-            "PickScore: how likely people pick the picture for the prompt, about 17 to 24.",
-            prompt_input(),
-        )  # fmt: skip
+    source, reward_class, title = "PickScore", rewards.PickScore, "PickScore Reward"
+    about = "PickScore: how likely people pick the picture for the prompt, about 17 to 24."
 
 
 class DNOCLIPScoreReward(PromptReward):
-    source, reward_class = "CLIP ViT-L/14", rewards.CLIPScore
-
-    @classmethod
-    def define_schema(cls):
-        return cls.schema_with_file(
-            "DNOCLIPScoreReward", "CLIPScore Reward",
-            "CLIPScore: how well the picture shows the prompt, by any CLIP with both towers, about 0.2 to 0.4.",
-            prompt_input(),
-        )  # fmt: skip
+    source, reward_class, title = "CLIP ViT-L/14", rewards.CLIPScore, "CLIPScore Reward"
+    about = "CLIPScore: how well the picture shows the prompt, by any CLIP with both towers, about 0.2 to 0.4."
 
 
 class DNOImageReward(PromptReward):
-    source, reward_class = "ImageReward", rewards.ImageReward
-
-    @classmethod
-    def define_schema(cls):
-        return cls.schema_with_file(
-            "DNOImageReward", "ImageReward",
-            "ImageReward: how well the picture shows the prompt and how good it looks, about -2 to 2. Put"
-            " bert-base-uncased's vocab.txt beside the file.",
-            prompt_input(),
-        )  # fmt: skip
+    source, reward_class, title = "ImageReward", rewards.ImageReward, "ImageReward"
+    about = (
+        "ImageReward: how well the picture shows the prompt and how good it looks, about -2 to 2. Put"
+        " bert-base-uncased's vocab.txt beside the file."
+    )
 
 
 class DNOCycleReward(PromptReward):
-    source, reward_class = "CycleReward", rewards.CycleReward
-
-    @classmethod
-    def define_schema(cls):
-        return cls.schema_with_file(
-            "DNOCycleReward", "CycleReward",
-            "CycleReward: how well picture and prompt can each be had back from the other; it reads long prompts, of"
-            " 126 tokens. Put bert-base-uncased's vocab.txt beside the file.",
-            prompt_input(),
-        )  # fmt: skip
+    source, reward_class, title = "CycleReward", rewards.CycleReward, "CycleReward"
+    about = (
+        "CycleReward: how well picture and prompt can each be had back from the other; it reads long prompts, of 126"
+        " tokens. Put bert-base-uncased's vocab.txt beside the file."
+    )
 
 
 class DNOAestheticReward(FileReward):
@@ -196,12 +177,6 @@ def file_input(name, source):
         name, options=reward_files.names(),
         tooltip=f"Of models/reward_models, aesthetic or clip_vision; for {source}: {usual} from {page}.",
     )  # fmt: skip
-
-
-def prompt_input():
-    return io.String.Input(
-        "prompt", multiline=True, tooltip="What the picture is judged by, as a rule the positive prompt's text."
-    )
 
 
 def settings_of_a_network():
