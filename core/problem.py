@@ -244,10 +244,10 @@ class Problem:
         Of several with one name the second has a 2 behind it, and so on.
         """
         prompts, found = self.sample_map.prompts, []
-        for reward in (self.reward, *self.watch):
+        for place, reward in enumerate((self.reward, *self.watch)):
             if callable(getattr(reward, "part_scores", None)):
                 found += reward.part_scores(images, prompts).items()
-            elif reward is not self.reward:
+            elif place > 0:
                 found.append((name_of(reward), score(reward, images, prompts)))
         names = numbered([name for name, _ in found])
         return dict(zip(names, (scores for _, scores in found), strict=True))

@@ -318,6 +318,7 @@ def test_watched_rewards_of_one_name_are_numbered():
 
     dark.__name__ = "brightness 2"
     reward = rewards.Combine([rewards.Brightness(), rewards.Contrast()])
+    assert run(reward=dark, watch=(dark,), iterations=0).history.watched == ["brightness 2"]
     history = run(reward=reward, watch=(rewards.Brightness(), dark, rewards.Brightness()), iterations=0).history
     assert history.watched == ["brightness", "contrast", "brightness 3", "brightness 2", "brightness 4"]
     row = history.rows[0]
