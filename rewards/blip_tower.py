@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import weights
-from .networks import Tower, build, graph_bytes, layers, run
+from .networks import Tower, build, graph_bytes, layers, run, slices
 from .preprocess import Preprocess
 
 HEAD_WIDTH = 64
@@ -80,7 +80,11 @@ class BlipTower(Tower):
             texts: list of B strings.
             parity: see `Preprocess`.
         """
-        network, pixels = self.module, Preprocess(self.image_size, "laion")(images, parity)
+        preprocess = Preprocess(self.image_size, "laion")
+        return torch.cat([self._judge(preprocess(images[rows], parity), texts[rows]) for rows in slices(images)])
+
+    def _judge(self, pixels, texts):
+        network = self.module
         with self.running(graph_bytes(network.vision, pixels)) as device:
             dtype = network.vision.post_layernorm.weight.dtype
             ids, mask = (torch.stack(rows).to(device) for rows in zip(*map(self._tokenized, texts), strict=True))

@@ -13,7 +13,7 @@ from math import isqrt
 import torch
 
 from . import weights
-from .networks import Tower, build, graph_bytes, layers, run, wide
+from .networks import Tower, build, graph_bytes, layers, run, slices, wide
 from .preprocess import Preprocess
 
 
@@ -64,7 +64,8 @@ class ClipTower(Tower):
 
     def embed(self, images, rule, parity=False):
         """Return `image_embeds` of images (B, 3, H, W), nominally [0, 1], brought to size by `Preprocess`'s rule."""
-        return self.image_embeds(Preprocess(self.image_size, rule)(images, parity=parity))
+        preprocess = Preprocess(self.image_size, rule)
+        return torch.cat([self.image_embeds(preprocess(images[rows], parity)) for rows in slices(images)])
 
     def image_embeds(self, pixels):
         """Embed preprocessed pictures.

@@ -14,6 +14,10 @@ GRAPH_WIDTH = 16
 """Numbers a layer's graph holds per token and unit of width: 10 with GELU, 14 with quick GELU, and some to run with."""
 
 
+AT_ONCE = 16
+"""Pictures that are judged in one call without gradient: no network is much faster with more, and memory grows."""
+
+
 class Tower:
     """The networks of one file.
 
@@ -117,6 +121,12 @@ def run(network, pixels, dtype):
     found.register_hook(enter)
     pixels.register_hook(leave)
     return found
+
+
+def slices(images):
+    """Return the slices of a batch to judge one after another: of all where it has a gradient, else of `AT_ONCE`."""
+    size = len(images) if images.requires_grad else AT_ONCE
+    return [slice(start, start + size) for start in range(0, len(images), size)]
 
 
 def wide(tensor):

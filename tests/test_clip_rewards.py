@@ -216,6 +216,18 @@ def test_autocast_changes_no_score_and_no_text_that_is_remembered(build, tmp_pat
     assert torch.equal(inside, expected) and torch.equal(reward(images), expected)
 
 
+def test_many_pictures_are_judged_some_at_a_time_without_gradient_and_together_with_one(files):
+    reward, sizes = rewards.CLIPScore(ClipTower(weights.read(files["clip_l"]))), []
+    reward.tower.module["image"].register_forward_pre_hook(
+        lambda *call: sizes.append(len(call[-1]["pixel_values"])), with_kwargs=True
+    )
+    images = tiny_rewards.pictures(20, 32, 32)
+    prompts = [f"cat {n}" for n in range(20)]
+    expected, _ = exact(reward, images, prompts)
+    torch.testing.assert_close(score(reward, images, prompts), expected, rtol=1e-4, atol=1e-5)
+    assert sizes == [20, 16, 4]
+
+
 def test_prompts_must_be_one_a_picture(build):
     with pytest.raises(ValueError, match="HPS needs a prompt to score pictures with"):
         build("HPS")(tiny_rewards.pictures())

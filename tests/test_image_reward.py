@@ -192,6 +192,18 @@ def test_a_reward_made_in_inference_mode_has_a_gradient(folder, wide):
 
 
 @torch.no_grad()
+def test_many_pictures_are_judged_some_at_a_time(reward):
+    images, prompts = pictures()[:1].repeat(20, 1, 1, 1), PROMPTS * 10
+    sizes, hook = [], lambda module, call: sizes.append(len(call[0]))
+    with torch.no_grad():
+        handle = reward.tower.module.register_forward_pre_hook(hook)
+        found = reward(images, prompts)
+        handle.remove()
+        expected = reward(images[:2], PROMPTS).repeat(10)
+    assert sizes == [16, 4]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_its_own_prompt_wins(reward):
     images = pictures()
     own = replace(reward, prompt=PROMPTS[0])
