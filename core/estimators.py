@@ -7,8 +7,8 @@
 
 The first three hand a gradient by the images to the same `Pullback`; the last needs none. Symbols: r the reward, M the
 noise-to-sample map, x = M(z), xi ~ N(0, I), q the number of perturbations, mu their size. Perturbed noises are
-candidates of one batch, candidate-major, (q * B) rows; the baseline r(x) is scored in the same batch, so that a reward
-with batch effects or drift cannot make a difference of its own.
+candidates of one batch, candidate-major, (q * B) rows; the baseline r(x) is scored together with them, as many as
+`SampleMap.most_rows` allows in one call, so that a reward's drift makes no difference of its own.
 
 Eq. (18) of the paper writes r(M(x_i)) where r(x_i) is meant. [derived] H_2 is about mu^2 J J^T d r / d x with J the
 Jacobian of M: a preconditioned ascent direction, not a multiple of the gradient.
@@ -147,7 +147,7 @@ class ZerothOrder:
 
 
 def _differences(problem, images, candidates):
-    """Return r(x), (B,), and r(x_i) - r(x), (q, B), scored in one batch."""
+    """Return r(x), (B,), and r(x_i) - r(x), (q, B), scored together."""
     scores = problem.score(torch.cat([images[None], candidates]))
     return scores[0], scores[1:] - scores[0]
 

@@ -104,14 +104,15 @@ class Problem:
 
     def evaluate(self, noise):
         """Sample and score `noise`, forward only; what `chosen` has given is neither sampled nor scored again."""
+        watched = None
         if self._chosen is not None and self._chosen[0] is noise:
-            _, latent, images, scores = self._chosen
+            _, watched, latent, images, scores = self._chosen
         else:
             latent = self.sample_map.latent(noise)
             images = self.sample_map.images(latent)
             scores = score(self.reward, images, self.sample_map.prompts)
         penalty = self.regularizer.gradient(self.sample_map, noise, self.iteration)[0] if self.regularizer else None
-        return self.evaluation(noise, latent, images, scores, penalty=penalty)
+        return self.evaluation(noise, latent, images, scores, penalty=penalty, watched=watched)
 
     def gradient(self, noise, estimator=None):
         """Sample and score `noise`, and differentiate reward + regulariser by it.
@@ -188,7 +189,7 @@ class Problem:
             )
         ]  # fmt: skip
         noise = evaluation.noise.with_flat(found[0])
-        self._chosen = noise, *found[1:]
+        self._chosen = noise, None if better.any() else evaluation.watched, *found[1:]
         return noise
 
     def randn(self, q, like, seed=0):
@@ -219,8 +220,13 @@ class Problem:
         found = (gradient.flat() * direction.flat()).sum(dim=1)
         return (found - expected).abs() / expected.abs().clamp(min=1e-12)
 
-    def evaluation(self, noise, latent, images, scores, gradient_norm=None, penalty=None):
-        """Record everything about one sampled and scored noise, and let it compete for the best."""
+    def evaluation(self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None):
+        """Record everything about one sampled and scored noise, and let it compete for the best.
+
+        Args:
+            noise .. penalty: see `Evaluation`.
+            watched: likewise, where it is known already.
+        """
         self.require_finite(scores)
         log_p, log_p_initial = self.log_probabilities(noise)
         self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration)
@@ -229,7 +235,7 @@ class Problem:
             latent=latent,
             images=images,
             scores=scores,
-            watched=self.watched(images),
+            watched=self.watched(images) if watched is None else watched,
             log_p=log_p,
             log_p_initial=log_p_initial,
             gradient_norm=gradient_norm,

@@ -47,7 +47,11 @@ def exact(reward, images, prompts=None):
     _require_differentiable(reward)
     if callable(getattr(reward, "image_gradient", None)):
         scores, d_images = reward.image_gradient(images, prompts)
-        return checked(reward, scores, images), d_images
+        if not torch.is_tensor(d_images) or d_images.shape != images.shape:
+            found = tuple(d_images.shape) if torch.is_tensor(d_images) else type(d_images).__name__
+            raise ValueError(f"{name_of(reward)}'s image_gradient gave {found}; expected {tuple(images.shape)}")
+        d_images = d_images.detach().to(torch.promote_types(d_images.dtype, torch.float32))
+        return checked(reward, scores, images).detach(), d_images
     with torch.inference_mode(False), torch.enable_grad():
         images = leaf(images)
         scores = checked(reward, reward(images, prompts), images)

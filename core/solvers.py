@@ -28,7 +28,7 @@ class Solver:
     """
 
     regularized = False
-    differentiates = False
+    differentiates = True
 
     @property
     def name(self):
@@ -186,6 +186,7 @@ class ZeNO(Solver):
     weights: str = "linear"
     tau: float = 0.1
     seed: int = 0
+    differentiates = False
 
     def __post_init__(self):
         if self.mode not in ("optimise", "sample", "resample"):
@@ -200,7 +201,7 @@ class ZeNO(Solver):
             raise ValueError(f"tau is {self.tau}; expected a number > 0")
 
     def stages(self, sample_map):
-        return (sample_map.calls(self.candidates) + 1) * sample_map.stages
+        return sample_map.calls(self.candidates + 1) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
@@ -208,8 +209,12 @@ class ZeNO(Solver):
         beta = self.beta if self.beta is not None else min(max(2.5 / max(problem.iterations, 1), 0.01), 0.3)
         xi = problem.randn(self.candidates + 1, flat, self.seed)
         xi, zeta = xi[:-1], xi[-1]
-        evaluation = problem.evaluate(noise)
-        _, scores = _sampled_around(problem, noise, xi, beta)
+        # The centre goes along in the candidates' call; it is evaluated first, so it is no candidate of its own.
+        all_of_them = problem.sample(noise, torch.cat([flat[None], _around(problem, noise, xi, beta)]))
+        scores = problem.score(all_of_them.images)
+        evaluation = problem.evaluation(noise, all_of_them.latent[0], all_of_them.images[0], scores[0])
+        problem.offer(noise, all_of_them, scores)
+        scores = scores[1:]
         free = problem.sample_map.active_entries(noise)
         direction = self._resampled(problem, scores, xi) if self.mode == "resample" else self._mean(scores, xi, zeta)
         moved = math.sqrt(1 - beta) * flat + math.sqrt(beta) * direction
@@ -255,6 +260,7 @@ class Search(Solver):
     candidates: int = 16
     beta: float = 0.1
     seed: int = 0
+    differentiates = False
 
     def __post_init__(self):
         if self.candidates < 1:
@@ -284,22 +290,14 @@ class Search(Solver):
         """Evaluate `noise` and N candidates; return (the best of them all, the Evaluation of `noise`)."""
         evaluation = problem.evaluate(noise)
         xi = problem.randn(self.candidates, noise.flat(), self.seed)
-        candidates, scores = _sampled_around(problem, noise, xi, self.beta)
+        candidates = problem.sample(noise, _around(problem, noise, xi, self.beta))
+        scores = problem.score(candidates.images)
+        problem.offer(noise, candidates, scores)
         return problem.chosen(evaluation, candidates, scores), evaluation
 
 
-def _sampled_around(problem, noise, xi, beta):
-    """Sample and score the candidates a z + sqrt(beta) xi, a = sqrt(1 - beta), and offer them to the best.
-
-    Args:
-        xi: (N, B, n).
-
-    Returns:
-        the Candidates and their scores (N, B).
-    """
+def _around(problem, noise, xi, beta):
+    """Return the candidates a z + sqrt(beta) xi of xi (N, B, n), a = sqrt(1 - beta); what is not searched stays."""
     flat = noise.flat()
-    proposed = math.sqrt(1 - beta) * flat + math.sqrt(beta) * xi
-    candidates = problem.sample(noise, torch.where(problem.sample_map.active_entries(noise), proposed, flat))
-    scores = problem.score(candidates.images)
-    problem.offer(noise, candidates, scores)
-    return candidates, scores
+    moved = math.sqrt(1 - beta) * flat + math.sqrt(beta) * xi
+    return torch.where(problem.sample_map.active_entries(noise), moved, flat)

@@ -43,7 +43,6 @@ class OptimizedSampler(comfy.samplers.Sampler):
     ):
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
-        patchers = [patcher, *getattr(model_wrap, "loaded_models", ()), vae_patcher]
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
             model_options = gradients.with_plain_attention(model_options)
@@ -51,33 +50,42 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 gradients.refuse_undifferentiable(each)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
         with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
-            # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            memory = self._memory(model_wrap, noise.shape, len(sigmas) - 1)
-            gradients.load_together(patchers, memory, whole=differentiates)
+            models = [patcher, *getattr(model_wrap, "loaded_models", ())]
+            most_rows, load_models, load_vae = self._loaders(
+                model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1
+            )
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
                 model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient,
+                extra_args.get("seed"), expect_gradient, load_models,
             )  # fmt: skip
-            decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model)
-            most_rows = self._most_rows(model_wrap, noise.shape)
+            decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
             self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
-    def _memory(self, model_wrap, shape, steps):
-        """Return what the search needs beside the weights, bytes: a call's graph, or those of all steps, or a call."""
-        required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
-        decode = self.vae.memory_used_decode(shape, self.vae.vae_dtype)
-        if not self.optimization.differentiates:
-            return max(required, decode)
-        return GRAPH_FACTOR * ((steps if self.optimization.keep_graphs else 1) * required + decode)
+    def _loaders(self, model_wrap, models, vae_patcher, shape, steps):
+        """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
 
-    def _most_rows(self, model_wrap, shape):
-        """Return how many pictures fit into memory in one call without gradients, a multiple of the batch."""
-        required, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
-        required = max(required, self.vae.memory_used_decode(shape, self.vae.vae_dtype), 1)
-        batches = int(CANDIDATES_SHARE * mm.get_free_memory(model_wrap.model_patcher.load_device) / required)
-        return shape[0] * max(min(batches, MOST_PICTURES // shape[0]), 1)
+        What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
+        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
+        """
+        call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
+        decode = self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+        if self.optimization.differentiates:
+            graphs = steps if self.optimization.keep_graphs else 1
+            # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
+            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
+        free = mm.get_free_memory(model_wrap.model_patcher.load_device)
+        batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
+        batches = max(min(batches, MOST_PICTURES // shape[0]), 1)
+        if self.optimization.differentiates:
+            return shape[0] * batches, _stays, _stays
+        load_models = partial(gradients.load, models, batches * call)
+        return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
+
+
+def _stays():
+    """Load nothing: it is in memory."""
 
 
 @dataclass
@@ -93,6 +101,7 @@ class ComfyRun:
         model_options: for the guider.
         seed: for the guider.
         expect_gradient: told before each call whether its result must have a gradient.
+        load: called before each run, to load the guider's models.
     """
 
     guider: object
@@ -103,6 +112,7 @@ class ComfyRun:
     model_options: dict
     seed: int
     expect_gradient: object = staticmethod(lambda expect: None)
+    load: object = staticmethod(_stays)
 
     @property
     def model_sampling(self):
@@ -118,6 +128,7 @@ class ComfyRun:
 
     def start(self, noise):
         """Return x at the first sigma, as `KSAMPLER.sample` begins."""
+        self.load()
         most = comfy.samplers.Sampler().max_denoise(self.guider, self.sigmas)
         return self.model_sampling.noise_scaling(self.sigmas[0], noise, self._rows(self.latent_image, noise), most)
 
@@ -152,11 +163,13 @@ class ComfyRun:
         return comfy.utils.repeat_to_batch_size(tensor, x.shape[0])
 
 
-def decode_raw(vae, autoencoder, model, latent):
+def decode_raw(vae, autoencoder, model, load, latent):
     """Decode a latent in the model's scale to images (B, 3, H, W) in [0, 1], not clamped, differentiable.
 
-    `VAE.decode` is the same but for the clamp; it falls back to an undifferentiable tiled decode when memory is short.
+    `load` is called first, to load the VAE. `VAE.decode` is the same but for the clamp; it falls back to an
+    undifferentiable tiled decode when memory is short.
     """
+    load()
     latent = model.process_latent_out(latent.float())
     raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
     if _clamps(vae.process_output, raw):

@@ -9,15 +9,14 @@ and `explained`.
 """
 
 import contextlib
-from types import SimpleNamespace
 
 import comfy.model_management as mm
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
-_search = SimpleNamespace(patchers=(), whole=True)
-"""The models of the search now running, which stay in memory together until its end; and whether all of each must."""
+_searching = []
+"""The models that the search now running differentiates: they stay in memory whole until its last backward pass."""
 
 NO_FORMULA = ("no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved")
 
@@ -37,7 +36,7 @@ def gradients_enabled(of_models=True):
                 mm.in_training = True
             yield
         finally:
-            _search.patchers, _search.whole = (), True
+            _searching.clear()
             if training is not None:
                 mm.in_training = training
 
@@ -58,34 +57,38 @@ def explained():
         ) from error
 
 
-def load_together(patchers, memory_required, whole=True):
-    """Load the models of a search at once, and make their weights fit for autograd.
+def load_together(patchers, memory_required):
+    """Load the models of a search fully and at once, and make their weights fit for autograd.
 
     Args:
         patchers: ComfyUI's, of all models of the search.
         memory_required: bytes, beside the weights.
-        whole: load each fully, as differentiating it needs; else as ComfyUI sees fit.
 
     Raises:
         RuntimeError: a model's weights do not stay in memory whole, so that saved ones could be overwritten.
     """
-    _search.patchers, _search.whole = tuple(patchers), whole
-    _load(patchers, memory_required)
-    if whole:
-        for loaded in mm.current_loaded_models:
-            if loaded.model is not None:
-                rewrap(loaded.model.model)
+    _searching[:] = patchers
+    _load_whole(patchers, memory_required)
+    for loaded in mm.current_loaded_models:
+        if loaded.model is not None:
+            rewrap(loaded.model.model)
 
 
 def load_beside(patcher, memory_required):
-    """Load one more model, which may move out others but none of the search; raise as `load_together` does."""
-    _load([patcher, *_search.patchers], memory_required)
+    """Load one more model, which may move out others but none that is differentiated; raise as `load_together` does."""
+    _load_whole([patcher, *_searching], memory_required)
     rewrap(patcher.model)
 
 
-def _load(patchers, memory_required):
-    mm.load_models_gpu(patchers, memory_required=memory_required, force_full_load=_search.whole)
-    for patcher in patchers if _search.whole else ():
+@torch.inference_mode()
+def load(patchers, memory_required, **how):
+    """Load models as ComfyUI's own nodes do: in inference mode, since moving its tensors outside of it breaks them."""
+    mm.load_models_gpu(patchers, memory_required=memory_required, **how)
+
+
+def _load_whole(patchers, memory_required):
+    load(patchers, memory_required, force_full_load=True)
+    for patcher in patchers:
         if getattr(patcher.model, "model_lowvram", False):
             raise RuntimeError(
                 f"{type(patcher.model).__name__} is only partly in GPU memory; expected all of it, since offloaded"

@@ -113,9 +113,10 @@ def judged(images, reward, prompt=""):
         parts: name -> (B,), the scores of the parts of a combined reward.
     """
     pictures = images[..., :3].movedim(-1, 1)
-    placed, prompts = pictures.to(mm.get_torch_device()), [prompt] * len(images) if prompt.strip() else None
+    prompts = [prompt] * len(images) if prompt.strip() else None
     # Outside inference mode: what a reward loads or caches at its first call shall take part in gradients later.
     with torch.inference_mode(False):
+        placed = pictures.to(mm.get_torch_device(), copy=True)
         reward = rewards.in_parity(calibrated(reward, [placed], prompts))
         scores = score(reward, placed, prompts).cpu()
         parts = reward.part_scores(placed, prompts) if isinstance(reward, rewards.Combine) else {}

@@ -1,10 +1,8 @@
 """Rewards: `reward(images, prompts) -> scores`, higher is better.
 
-images are (B, 3, H, W) RGB, nominally [0, 1] and not clamped; prompts is a list of B strings or None; scores are
-(B,), float32 or wider, one a picture. `differentiable` says whether the scores carry a gradient, `name` what
-histories and messages call it.
+What images, prompts and scores are, and what a reward may have besides, is said in `core.scoring`.
 
-Any callable of this form is a reward, so one of your own needs no class:
+Any callable is one, so a reward of your own needs no class:
 
     def warmth(images, prompts=None):
         return (images[:, 0] - images[:, 2]).mean(dim=(1, 2))

@@ -109,9 +109,9 @@ def find_vocabulary(folders):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"ImageReward reads prompts with bert-base-uncased's vocabulary: expected {' or '.join(VOCABULARY_NAMES)} in"
-        f" {' or '.join(map(str, folders))}. Take vocab.txt (232 kB) from google-bert/bert-base-uncased on"
-        " huggingface.co and put it there"
+        "ImageReward and CycleReward read prompts with bert-base-uncased's vocabulary: expected"
+        f" {' or '.join(VOCABULARY_NAMES)} in {' or '.join(map(str, folders))}. Take vocab.txt (232 kB)"
+        " from google-bert/bert-base-uncased on huggingface.co and put it there"
     )
 
 

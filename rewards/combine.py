@@ -12,8 +12,8 @@ from prompt to prompt:
     reward = reward.calibrate(reward.part_scores(images, prompts))   # prompts: one a picture, or None
 """
 
+import copy
 import math
-from dataclasses import is_dataclass, replace
 
 import torch
 
@@ -108,13 +108,14 @@ class Combine:
     def part_scores(self, images, prompts=None):
         """Return name -> (B,), every part's own score, watched ones and a nested Combine's parts included; no gradient.
 
-        What a call or `image_gradient` has just scored is not scored again.
+        What the latest call or `image_gradient` has scored, if it was these pictures, is not scored again.
         """
         known, raw = self._known(images, prompts), {}
         for index, (name, part) in enumerate(zip(self.names, self.parts, strict=True)):
-            raw[name] = known[index] if index in known else score(part, images, prompts)
+            raw[name] = known[index].clone() if index in known else score(part, images, prompts)
             if isinstance(part, Combine):
                 raw |= {f"{name}/{inner}": scores for inner, scores in part.part_scores(images, prompts).items()}
+        self._latest = None
         return raw
 
     def calibrate(self, raw):
@@ -146,14 +147,18 @@ class Combine:
         return self.weights[index] / self.priors[index][1]
 
     def _remember(self, images, prompts, found):
-        self._latest = (images.detach().clone(), prompts and list(prompts), found)
+        # No copy: pictures that are held, at their place and in their version, are still the same.
+        if not images.is_inference():
+            self._latest = images.detach(), images._version, prompts and list(prompts), found
 
     def _known(self, images, prompts):
-        if self._latest is None:
+        if self._latest is None or images.is_inference():
             return {}
-        latest, their_prompts, found = self._latest
-        alike = all(getattr(latest, key) == getattr(images, key) for key in ("shape", "dtype", "device"))
-        return found if alike and their_prompts == prompts and torch.equal(latest, images) else {}
+        latest, version, their_prompts, found = self._latest
+        same = all(getattr(latest, key) == getattr(images, key) for key in ("shape", "dtype", "device"))
+        same = same and (latest.data_ptr(), latest.stride()) == (images.data_ptr(), images.stride())
+        same = same and version == images._version and their_prompts == (prompts and list(prompts))
+        return found if same else {}
 
     def _each(self, what, values, default):
         values = tuple(values) if values is not None else (default,) * len(self.parts)
@@ -181,4 +186,8 @@ def in_parity(reward):
     """
     if isinstance(reward, Combine):
         return Combine([in_parity(part) for part in reward.parts], reward.weights, reward.priors, reward.watch_only)
-    return replace(reward, parity=True) if is_dataclass(reward) and hasattr(reward, "parity") else reward
+    if getattr(reward, "parity", None) is not False:
+        return reward
+    reported = copy.copy(reward)
+    object.__setattr__(reported, "parity", True)  # some are frozen
+    return reported

@@ -13,7 +13,8 @@ class Jittered:
     """The mean of a reward over jittered crops, the same at every call: scores of different iterations compare.
 
     Takes as long as `crops` pictures instead of one. One crop is judged after another, so that memory stays that of
-    one; in a call with gradient, other than by `image_gradient`, it is that of all.
+    one; in a call with gradient, other than by `image_gradient`, it is that of all. Put it around the parts of a
+    Combine: of a Combine inside it histories have no parts' scores.
 
     Attributes:
         reward: whose mean is taken.

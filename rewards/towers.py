@@ -35,7 +35,7 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
     if not path.is_file():
         raise weights.missing(path)
     status, device = path.stat(), torch.empty(0, device=device).device  # "cuda" is "cuda:0"
-    key = (path, status.st_mtime_ns, status.st_size, device, dtype, activation)
+    key = (path, status.st_ino, status.st_mtime_ns, status.st_size, device, dtype, activation)
     with _loading:
         tower = _towers.get(key)
         if tower is None:

@@ -231,8 +231,10 @@ def test_many_pictures_are_judged_some_at_a_time_without_gradient_and_together_w
 def test_prompts_must_be_one_a_picture(build):
     with pytest.raises(ValueError, match="HPS needs a prompt to score pictures with"):
         build("HPS")(tiny_rewards.pictures())
-    with pytest.raises(ValueError, match="CLIPScore was given 1 prompts for 2 pictures"):
+    with pytest.raises(ValueError, match="CLIPScore was given 1 prompts, .* for 2 pictures"):
         build("CLIPScore L")(tiny_rewards.pictures(), PROMPTS[:1])
+    with pytest.raises(ValueError, match="HPS was given 2 prompts, .'a', None. for 2 pictures; expected a list of"):
+        build("HPS")(tiny_rewards.pictures(), ["a", None])
     with pytest.raises(ValueError, match="HPS was given 'ab' for 2 pictures; expected a list of one each"):
         build("HPS")(tiny_rewards.pictures(), "ab")
 

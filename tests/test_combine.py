@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core.scoring import exact
+from comfyui_dno.core.scoring import exact, score
 from tiny_models import sample_map
 
 PARTS = [rewards.Contrast(), rewards.Saturation(), rewards.ColorTarget((0.2, 0.4, 0.6)), rewards.Sharpness()]
@@ -220,6 +220,32 @@ def test_a_reward_of_crops_is_typically_what_it_is_of_the_whole():
         pass
 
     assert rewards.typical(rewards.Jittered(HPS())) == rewards.typical(HPS())
+
+
+def test_what_was_scored_is_given_away_once_and_as_ones_own():
+    part = Counting(warmth, "warmth")
+    combined, images = rewards.Combine([part]), noisy(2, 3, 8, 8)
+    expected = combined(images)
+    combined.part_scores(images, ("a", "b"))["warmth"].add_(100)
+    assert len(part.calls) == 2  # other prompts
+    score(combined, images, ["a", "b"])
+    combined.part_scores(images, ("a", "b"))["warmth"].add_(100)
+    assert len(part.calls) == 3 and combined._latest is None
+    torch.testing.assert_close(combined(images), expected)
+
+
+def test_a_gradient_of_the_wrong_form_is_named():
+    class Odd:
+        name = "odd"
+
+        def __call__(self, images, prompts=None):
+            return warmth(images)
+
+        def image_gradient(self, images, prompts):
+            return warmth(images), images.new_zeros(1)
+
+    with pytest.raises(ValueError, match=r"odd's image_gradient gave \(1,\); expected \(2, 3, 8, 8\)"):
+        exact(Odd(), noisy(2, 3, 8, 8))
 
 
 def test_a_part_that_is_not_finite_is_named_and_the_search_keeps_its_best():

@@ -128,6 +128,30 @@ def test_of_several_towers_one_is_in_memory_at_a_time_where_memory_is_short(file
     assert sum(asked > 0 for asked in short["asked"]) == len(names), "each tower's graph needs room too"
 
 
+def test_a_search_without_gradients_loads_each_network_before_it_runs(files):
+    """There is room for the largest network alone; each finds itself in memory, and the scores are as ever."""
+    names, found = ("DNOHPSReward", "DNOPickScoreReward"), {}
+    for share in (1.3, 1e3):
+        graph = Workflow()
+        parts = {f"reward_{n}": reward_node(graph, name)[0] for n, name in enumerate(names, start=1)}
+        weights = {f"{key}_{n}": value for n in range(1, 5) for key, value in (("weight", 1.0), ("watch_only", False))}
+        graph.reward = graph.node("DNOCombineRewards", mode="raw", calibrate_on=0, priors="", **parts, **weights)[0]
+        zeno = graph.node(
+            "DNOSolverZeNO", mode="optimise", candidates=2, beta=0.1, weights="linear", tau=0.1, seed=0
+        )
+        solver = graph.node("DNOTestSolverInShortMemory", solver=zeno[0], model=graph.model, vae=graph.vae, share=share)
+        ours = graph.dno(iterations=2, steps=3, cfg=3.0, solver=solver[0])
+        shown = [graph.node("DNOTestShow", notes=solver[1], after=ours[0]).id]
+        shown.append(graph.node("DNOTestHistory", history=ours[3]).id)
+        outputs = files.run(graph).outputs
+        found[share] = outputs[shown[0]]["notes"][0], outputs[shown[1]]["history"][0]["rows"]
+    (short, rows), (ample, expected) = found.values()
+    assert {name for name, _ in short["runs"]} == {"model", "vae", "HPS", "PickScore"}
+    assert all(loaded for _, loaded in short["runs"])
+    assert max(short["resident"]) <= 1.3 * max(short["sizes"]) < max(ample["resident"])
+    assert [row["score"] for row in rows] == [row["score"] for row in expected]
+
+
 def stock_clip_vision(files, graph):
     """The output of a tiny CLIP ViT-L/14 of ComfyUI's own; its weights are those of the file."""
     state = tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict())

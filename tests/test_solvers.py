@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from comfyui_dno import core
+from comfyui_dno import core, rewards
 from tiny_models import sample_map
 
 
@@ -46,6 +46,20 @@ def test_best_of_800_gains_what_extreme_values_give():
         result = core.optimize(noise_map, linear_reward(3072), noise_map.randn(seed), solver, iterations=50, floor=0.0)
         gains.append(linear_reward(3072)(result.images, None).item())
     assert abs(sum(gains) / 4 - 3.2) < 0.5
+
+
+def test_a_search_does_not_score_the_parts_of_a_pivot_again_that_stays():
+    scored = []
+
+    def counting(images, prompts):
+        scored.append(len(images))
+        return -images.mean(dim=(1, 2, 3)).abs() if len(scored) == 1 else -1e9 + images.mean(dim=(1, 2, 3))
+
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    history = core.optimize(noise_map, rewards.Combine([counting]), noise, core.Search.pcn(0.3), iterations=6).history
+    assert sum(scored) == (1 + 6) * noise.batch
+    assert all(row["watch/counting"] == row["score"] for row in history.rows)
 
 
 @pytest.mark.parametrize("solver", [core.Search.pcn(0.3), core.Search.zero_order(3, 0.3)])

@@ -1,6 +1,7 @@
 """What ComfyUI does with a reward's network, and a stock CLIP_VISION in tiny."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import comfy.clip_vision
@@ -71,11 +72,65 @@ class DNOTestTower:
         return {"ui": {"tower": [notes]}}
 
 
-class DNOTestShortMemory:
-    """Differentiate a Combine by a picture on a device that has room for `room` bytes; tell what lay there at most.
+class ShortMemory:
+    """`with`: models run on a device that has room for so many bytes beside what ComfyUI keeps free.
 
     To ComfyUI "cpu:0" is a device with memory of its own, from which models are moved out to "cpu".
+
+    Attributes:
+        resident: bytes of weights that lay there after each load.
+        asked: bytes beside weights that each load was for.
     """
+
+    DEVICE = torch.device("cpu:0")
+
+    def __init__(self, room):
+        self.room, self.resident, self.asked, self.moved = room + mm.minimum_inference_memory(), [], [], {}
+
+    def __enter__(self):
+        mm.unload_all_models()
+        self.stock = {name: getattr(mm, name) for name in ("get_free_memory", "load_models_gpu")}
+        for name in self.stock:
+            setattr(mm, name, getattr(self, name))
+        return self
+
+    def __exit__(self, *_):
+        for name, function in self.stock.items():
+            setattr(mm, name, function)
+        mm.unload_all_models()
+        for patcher, device in self.moved.items():
+            patcher.load_device = device
+
+    def used(self):
+        return sum(loaded.model.loaded_size() for loaded in mm.current_loaded_models if loaded.device == self.DEVICE)
+
+    def get_free_memory(self, dev=None, torch_free_too=False):
+        free = self.room - self.used()
+        return (free, 0) if torch_free_too else free
+
+    def load_models_gpu(self, patchers, memory_required=0, **settings):
+        for patcher in patchers:
+            self.moved.setdefault(patcher, patcher.load_device)
+            patcher.load_device = self.DEVICE
+        self.stock["load_models_gpu"](patchers, memory_required=memory_required, **settings)
+        self.resident.append(self.used())
+        self.asked.append(memory_required)
+
+
+def size(module):
+    return sum(weight.nbytes for weight in module.state_dict().values())
+
+
+def is_loaded(module):
+    """Whether ComfyUI has the model that the module is of in its memory, and says that all of it is there."""
+    own = next(module.parameters())
+    patchers = [loaded.model for loaded in mm.current_loaded_models if loaded.model is not None]
+    found = [patcher for patcher in patchers if any(own is each for each in patcher.model.parameters())]
+    return any(patcher.loaded_size() >= patcher.model_size() for patcher in found)
+
+
+class DNOTestShortMemory:
+    """Differentiate a Combine by a picture in `ShortMemory`; tell what lay there at most."""
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -87,42 +142,77 @@ class DNOTestShortMemory:
     CATEGORY = "tests"
 
     def measure(self, reward, image, room):
-        device, resident = torch.device("cpu:0"), []
-        stock = {name: getattr(mm, name) for name in ("get_free_memory", "load_models_gpu")}
-        modules = [tower_of(part).module for part in reward.parts]
-
-        def used():
-            return sum(loaded.model.loaded_size() for loaded in mm.current_loaded_models if loaded.device == device)
-
-        def get_free_memory(dev=None, torch_free_too=False):
-            free = room - used()
-            return (free, 0) if torch_free_too else free
-
-        def load_models_gpu(patchers, memory_required=0, **settings):
-            for patcher in patchers:
-                patcher.load_device = device
-            stock["load_models_gpu"](patchers, memory_required=memory_required, **settings)
-            resident.append(used())
-            asked.append(memory_required)
-
-        asked = []
-        mm.unload_all_models()
-        reserved = mm.minimum_inference_memory()
-        room += reserved
-        mm.get_free_memory, mm.load_models_gpu = get_free_memory, load_models_gpu
-        try:
-            with torch.inference_mode(False):
-                scores, gradient = reward.image_gradient(image.clone().movedim(-1, 1))
-        finally:
-            for name, function in stock.items():
-                setattr(mm, name, function)
-            mm.unload_all_models()
-        sizes = [sum(weight.nbytes for weight in module.state_dict().values()) for module in modules]
+        with ShortMemory(room) as memory, torch.inference_mode(False):
+            scores, gradient = reward.image_gradient(image.clone().movedim(-1, 1))
         notes = {
-            "resident": resident, "asked": asked, "sizes": sizes, "scores": scores.tolist(),
-            "gradient": gradient.norm().item(),
+            "resident": memory.resident, "asked": memory.asked, "scores": scores.tolist(),
+            "sizes": [size(tower_of(part).module) for part in reward.parts], "gradient": gradient.norm().item(),
         }  # fmt: skip
         return {"ui": {"memory": [notes]}}
+
+
+class InShortMemory:
+    """A solver whose steps are made in `ShortMemory`, with notes on every network that runs."""
+
+    differentiates = False
+
+    def __init__(self, solver, networks, share, notes):
+        self.solver, self.networks, self.share, self.notes = solver, networks, share, notes
+
+    def fresh(self, checkpoint=None):
+        return InShortMemory(self.solver.fresh(checkpoint), self.networks, self.share, self.notes)
+
+    def step(self, problem, noise):
+        towers = {part.name: tower_of(part).module for part in problem.reward.parts}
+        networks = self.networks | {name: tower["image"] for name, tower in towers.items()}
+        sizes = [size(module) for module in (*self.networks.values(), *towers.values())]
+        hooks = [network.register_forward_pre_hook(partial(self.note, name)) for name, network in networks.items()]
+        try:
+            with ShortMemory(int(self.share * max(sizes))) as memory:
+                found = self.solver.step(problem, noise)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.notes["resident"] += memory.resident
+        self.notes["sizes"] = sizes
+        return found
+
+    def note(self, name, module, _):
+        self.notes["runs"].append([name, is_loaded(module)])
+
+
+class DNOTestSolverInShortMemory:
+    """`share` of the largest network's size is there."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = {"solver": ("DNO_SOLVER",), "model": ("MODEL",), "vae": ("VAE",), "share": ("FLOAT", {"max": 1e9})}
+        return {"required": inputs}
+
+    RETURN_TYPES = ("DNO_SOLVER", "DNO_TOWER_NOTES")
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, solver, model, vae, share):
+        networks = {"model": model.model.diffusion_model, "vae": vae.first_stage_model.decoder}
+        notes = {"runs": [], "resident": []}
+        return InShortMemory(solver, networks, share, notes), notes
+
+
+class DNOTestShow:
+    """Notes, after any output of the sampler."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"notes": ("DNO_TOWER_NOTES",), "after": ("LATENT",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, notes, after):
+        return {"ui": {"notes": [notes]}}
 
 
 class DNOTestClipVision:
@@ -146,4 +236,6 @@ class DNOTestClipVision:
         return (clip_vision,)
 
 
-NODES = (DNOTestWatchedTower, DNOTestTower, DNOTestShortMemory, DNOTestClipVision)
+NODES = (
+    DNOTestWatchedTower, DNOTestTower, DNOTestShortMemory, DNOTestSolverInShortMemory, DNOTestShow, DNOTestClipVision,
+)  # fmt: skip
