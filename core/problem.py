@@ -174,6 +174,8 @@ class Problem:
     def chosen(self, evaluation, candidates, scores):
         """Return the noise of each picture's highest-scoring candidate, or of `evaluation` where none is higher.
 
+        `evaluate` then knows what this very Noise samples to and scores.
+
         Args:
             evaluation: an Evaluation.
             candidates: Candidates of the same pictures.

@@ -210,10 +210,10 @@ class ZeNO(Solver):
         xi = problem.randn(self.candidates + 1, flat, self.seed)
         xi, zeta = xi[:-1], xi[-1]
         # The centre goes along in the candidates' call; it is evaluated first, so it is no candidate of its own.
-        all_of_them = problem.sample(noise, torch.cat([flat[None], _around(problem, noise, xi, beta)]))
-        scores = problem.score(all_of_them.images)
-        evaluation = problem.evaluation(noise, all_of_them.latent[0], all_of_them.images[0], scores[0])
-        problem.offer(noise, all_of_them, scores)
+        tried = problem.sample(noise, torch.cat([flat[None], _around(problem, noise, xi, beta)]))
+        scores = problem.score(tried.images)
+        evaluation = problem.evaluation(noise, tried.latent[0], tried.images[0], scores[0])
+        problem.offer(noise, tried, scores)
         scores = scores[1:]
         free = problem.sample_map.active_entries(noise)
         direction = self._resampled(problem, scores, xi) if self.mode == "resample" else self._mean(scores, xi, zeta)
