@@ -198,6 +198,7 @@ def test_raw_scores_are_those_of_the_pictures_and_prompts_given():
     exact(combined, images, prompts)
     prompts[0] = "aaa"
     torch.testing.assert_close(combined.part_scores(images, prompts)["length"], length(images, prompts))
+    exact(combined, images, ["a", "bb"])
     images.mul_(2)
     torch.testing.assert_close(combined.part_scores(images, ["a", "bb"])["length"], length(images, ["a", "bb"]))
 

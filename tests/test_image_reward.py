@@ -173,6 +173,16 @@ def test_low_precision_towers_err_by_little(folder, reward, dtype, score, slope)
     assert 0 < (d_found - d_expected).norm() / d_expected.norm() < slope
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_files_memory_is_the_networks_own_or_let_go(folder, dtype):
+    """In the file's dtype no weight is copied; in another one all are, or the rest of the file would stay mapped."""
+    state = weights.read(folder / "ImageReward.pt")
+    places = {weight.untyped_storage().data_ptr() for weight in state.values()}
+    module = rewards.BlipTower(state, folder / "vocab.txt", dtype=dtype).module
+    shared = [weight.untyped_storage().data_ptr() in places for weight in module.parameters()]
+    assert all(shared) if dtype == torch.float32 else not any(shared)
+
+
 def test_a_gradient_that_is_small_for_float16_survives(folder, reward):
     low = rewards.ImageReward(blip(folder / "ImageReward.pt", dtype=torch.float16))
     _, expected = gradient(lambda images, prompts: 1e-6 * reward(images, prompts), pictures())

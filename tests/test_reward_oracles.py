@@ -74,7 +74,7 @@ def hps(folder):
     sizes = tiny_rewards.SIZES["H"]
     vision = {"image_size": 224, "layers": 2, "width": sizes["image"], "head_width": 80, "patch_size": 14}
     text = {"context_length": 77, "vocab_size": 49408, "width": sizes["text"], "heads": 2, "layers": 2}
-    model = load_strictly(reference.CLIP(1024, vision, text), torch.load(path)["state_dict"], "")
+    model = load_strictly(reference.CLIP(1024, vision, text), torch.load(path, weights_only=True)["state_dict"], "")
 
     def score(pixels, prompts):
         images, texts, _ = model(pixels, reference.tokenize(prompts))
@@ -129,7 +129,7 @@ def aesthetic(folder):
     clip = transformers.CLIPVisionModelWithProjection(tiny_rewards.hf_model("L", 4).config.vision_config)
     load_strictly(clip, tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict()), "")
     path = tiny_rewards.write("aesthetic", folder)
-    head = load_strictly(AestheticHead(), torch.load(path), "")
+    head = load_strictly(AestheticHead(), torch.load(path, weights_only=True), "")
 
     def score(pixels, prompts):
         embeds = clip(pixel_values=pixels).image_embeds
@@ -153,7 +153,7 @@ def cycle_reward(folder):
 
 
 def blip_score(folder, path, length, head, mean=0.0, std=1.0):
-    state = torch.load(path)
+    state = torch.load(path, weights_only=True)
     config = transformers.BertConfig(
         vocab_size=30524, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
     )

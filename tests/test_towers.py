@@ -1,6 +1,7 @@
 """CLIP towers against transformers' and open_clip's own models, what they share, and what they refuse."""
 
 import gc
+import os
 import weakref
 
 import pytest
@@ -111,6 +112,16 @@ def test_a_file_has_one_tower_while_anyone_holds_it(files, tmp_path):
     del tower
     gc.collect()
     assert gone() is None
+
+
+def test_a_file_of_the_same_size_and_time_in_anothers_place_is_another(files, tmp_path):
+    path, other = tmp_path / "clip.safetensors", tmp_path / "other.safetensors"
+    for each in (path, other):
+        each.write_bytes(files["clip_l"].read_bytes())
+        os.utime(each, ns=(0, 0))
+    tower = load_tower(path)
+    other.replace(path)
+    assert load_tower(path) is not tower
 
 
 def test_each_text_is_embedded_once(files):
