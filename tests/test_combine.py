@@ -235,18 +235,22 @@ def test_what_was_scored_is_given_away_once_and_as_ones_own():
     torch.testing.assert_close(combined(images), expected)
 
 
-def test_a_gradient_of_the_wrong_form_is_named():
-    class Odd:
-        name = "odd"
+def test_a_rewards_own_gradient_is_made_float32_and_named_where_it_has_the_wrong_form():
+    class Own:
+        name = "own"
 
-        def __call__(self, images, prompts=None):
-            return warmth(images)
+        def __init__(self, gradient):
+            self.gradient = gradient
 
         def image_gradient(self, images, prompts):
-            return warmth(images), images.new_zeros(1)
+            return warmth(images), self.gradient
 
-    with pytest.raises(ValueError, match=r"odd's image_gradient gave \(1,\); expected \(2, 3, 8, 8\)"):
-        exact(Odd(), noisy(2, 3, 8, 8))
+    images = noisy(2, 3, 8, 8)
+    scores, gradient = exact(Own(images.half().requires_grad_()), images)
+    assert gradient.dtype == torch.float32 and not gradient.requires_grad and not scores.requires_grad
+    for wrong, found in ((torch.zeros(1), r"\(1,\)"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=rf"own's image_gradient gave {found}; expected \(2, 3, 8, 8\)"):
+            exact(Own(wrong), images)
 
 
 def test_a_part_that_is_not_finite_is_named_and_the_search_keeps_its_best():
