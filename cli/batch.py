@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..core.embedded import vocabulary
+from ..core.models.embedded import vocabulary
 from .items import check_finished, read_items, remove_leftovers, summarise, whole
 from .options import add_model, add_output, add_sampling, add_search, at_least
 from .processes import Processes

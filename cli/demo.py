@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from .. import core
-from ..core import plots, toy
+from ..core import plots
 from .options import add_ascent, add_output, add_sampling, add_single
 from .search import Setup, save, say, tell
 
@@ -64,6 +64,8 @@ def _before_and_after(histories):
 
 def ring(options):
     """Optimise on the paper's ring, a model of two numbers, and draw where the noise goes."""
-    toy.figures(options.out, seed=options.seed)
+    from ..experiments import ring as experiment
+
+    experiment.figures(options.out, seed=options.seed)
     say(f"figures are in {options.out.resolve()}")
     return 0

@@ -4,22 +4,21 @@ Start at `optimize` for the loop, `SampleMap` for the map from noise to pictures
 `ProbabilityRegularizer` for what keeps the noise probable.
 """
 
-from .denoiser import DiscreteDenoiser, Guided
 from .diagnostics import Diagnosis, diagnose
-from .embedded.load import load_embedded
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
-from .fingerprint import fingerprint
-from .guidance import LGD
 from .history import Evaluation, History
+from .models.denoiser import DiscreteDenoiser, Guided
+from .models.embedded.load import load_embedded
+from .models.fingerprint import fingerprint
+from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
-from .pipelines import from_pipeline, load_pipeline
 from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import GradientAscent, Search, Solver, ZeNO
+from .solvers import LGD, GradientAscent, Search, Solver, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",

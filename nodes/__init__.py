@@ -1,26 +1,25 @@
-"""ComfyUI nodes: the only part of the pack that imports comfy."""
+"""ComfyUI nodes: the only part of the pack that imports comfy.
+
+    sampler          the DNO Sampler nodes, in KSampler's place
+    comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
+    gradients        what makes ComfyUI's models differentiable for the duration of a search
+    solvers          how the noise is changed
+    regularizers     what keeps it probable
+    rewards/         what is searched for
+    noise            save, load, replay and judge noises
+    report           what a search did: curves, trajectory, diagnosis
+    embedded_model   the small model that ships with the pack
+    sockets          the pack's own types of links
+"""
 
 from comfy_api.latest import ComfyExtension
 
-from .combine import DNOCombineRewards
-from .embedded import DNOLoadEmbeddedModel
+from .embedded_model import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
-from .pixel_rewards import DNOColorReward, DNOContrastReward, DNOSaturationReward, DNOSharpnessReward
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
-from .reward_models import (
-    DNOAestheticReward,
-    DNOCLIPScoreReward,
-    DNOCycleReward,
-    DNODirectionReward,
-    DNOHPSReward,
-    DNOImageReward,
-    DNOImageSimilarityReward,
-    DNOPickScoreReward,
-)
-from .rewards import DNOBrightnessReward, DNOConsistencyReward, DNOJPEGReward
+from .rewards import REWARDS
 from .sampler import DNOSampler, DNOSamplerAdvanced
-from .score import DNOPickBest, DNOScoreImages
 from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
 
 NODES = [
@@ -33,24 +32,7 @@ NODES = [
     DNOSolverLGD,
     DNOProbabilityRegularizer,
     DNONormRegularizer,
-    DNOBrightnessReward,
-    DNOConsistencyReward,
-    DNOJPEGReward,
-    DNOHPSReward,
-    DNOPickScoreReward,
-    DNOImageReward,
-    DNOCycleReward,
-    DNOCLIPScoreReward,
-    DNOAestheticReward,
-    DNOImageSimilarityReward,
-    DNODirectionReward,
-    DNOContrastReward,
-    DNOSaturationReward,
-    DNOSharpnessReward,
-    DNOColorReward,
-    DNOCombineRewards,
-    DNOScoreImages,
-    DNOPickBest,
+    *REWARDS,
     DNOReport,
     DNOTrajectory,
     DNODiagnostics,

@@ -17,7 +17,7 @@ import torch
 
 from .. import core
 from . import gradients
-from .combine import calibrated, pictures_wanted
+from .rewards.combine import calibrated, pictures_wanted
 
 # ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
 GRAPH_FACTOR = 4

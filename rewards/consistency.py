@@ -1,6 +1,6 @@
 """Agreement of a picture of the embedded model with its prompt: the stand-in for CLIP's on full-size models."""
 
-from ..core.embedded.scorer import load_scorer
+from ..core.models.embedded.scorer import load_scorer
 from .prompts import texts_for
 
 

@@ -2,20 +2,15 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
+import gradient_free
 import pytest
+import sde_ode
+import study
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # as running a benchmark's file does
-
-import gradient_free  # noqa: E402
-import sde_ode  # noqa: E402
-import study  # noqa: E402
-import zeno  # noqa: E402
-from comfyui_dno import core  # noqa: E402
-from comfyui_dno.core import toy, toy_models  # noqa: E402
+import zeno
+from comfyui_dno import core
+from comfyui_dno.experiments import ring, ring_models
 
 
 def run(*score, each=1.0):
@@ -106,13 +101,13 @@ def test_the_sde_is_sooner_where_it_has_gained_the_odes_all():
 
 
 def test_a_batchs_items_become_runs_of_their_own():
-    points = toy.point_map(toy_models.exact_ring, 3)
+    points = ring.point_map(ring_models.exact_ring, 3)
     noise = points.randn(0)
-    runs = sde_ode.runs_of(sde_ode.climb(points, toy.waves, noise, lr=0.01, iterations=2))
-    expected = toy.waves(points.sample(noise)).tolist()
+    runs = sde_ode.runs_of(sde_ode.climb(points, ring.waves, noise, lr=0.01, iterations=2))
+    expected = ring.waves(points.sample(noise)).tolist()
     assert [run["score"][0] for run in runs] == pytest.approx(expected, abs=1e-4)
     assert all(len(run["score"]) == 3 and run["seconds"] == runs[0]["seconds"] for run in runs)
-    slopes = core.Exact()(core.Problem(points, toy.waves), noise).gradient.flat().norm(dim=1)
+    slopes = core.Exact()(core.Problem(points, ring.waves), noise).gradient.flat().norm(dim=1)
     assert [run["slope"] for run in runs] == pytest.approx(slopes.tolist(), abs=1e-5)
 
 

@@ -12,8 +12,9 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "nodes", "server", "folder_paths"
 LAYERS = {
     "core": {"core"},
     "rewards": {"core", "rewards"},
+    "experiments": {"core", "rewards", "experiments"},
     "nodes": {"core", "rewards", "nodes"},
-    "cli": {"core", "rewards", "cli"},
+    "cli": {"core", "rewards", "experiments", "cli"},
 }
 
 

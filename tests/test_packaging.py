@@ -31,9 +31,11 @@ def installed(tmp_path_factory):
 def test_the_wheel_holds_the_pack_and_nothing_else(installed):
     top = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info") and path.name != "bin"}
     assert top == {"comfyui_dno"}
-    names = {path.relative_to(installed / "comfyui_dno").as_posix() for path in (installed / "comfyui_dno").rglob("*")}
-    assert {"core/embedded/model.safetensors", "nodes/__init__.py", "example_workflows/dno_quickstart.json"} <= names
-    assert not [name for name in names if name.startswith(("tests", "core/embedded/training"))]
+    pack = installed / "comfyui_dno"
+    names = {path.relative_to(pack).as_posix() for path in pack.rglob("*")}
+    assert "core/models/embedded/model.safetensors" in names
+    assert {"nodes/__init__.py", "nodes/rewards/__init__.py", "example_workflows/dno_quickstart.json"} <= names
+    assert not [name for name in names if name.startswith(("tests", "core/models/embedded/training"))]
 
 
 def test_the_installed_command_samples_the_embedded_model(installed, tmp_path):
@@ -45,7 +47,7 @@ def test_the_installed_command_samples_the_embedded_model(installed, tmp_path):
 
 
 def test_the_embedded_model_is_at_most_16_megabytes():
-    assert (ROOT / "core/embedded/model.safetensors").stat().st_size <= 16e6
+    assert (ROOT / "core/models/embedded/model.safetensors").stat().st_size <= 16e6
 
 
 def test_importing_the_root_imports_nothing_and_names_no_node_mappings():

@@ -26,7 +26,7 @@ import torch
 from comfyui_dno import rewards
 from comfyui_dno.core.scoring import exact
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import study  # noqa: E402
 import tiny_rewards  # noqa: E402

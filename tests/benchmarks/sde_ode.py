@@ -16,7 +16,7 @@ from pathlib import Path
 import study
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core import toy, toy_models
+from comfyui_dno.experiments import ring, ring_models
 from hacking_study import noise_of
 
 ETAS = {"SDE": 1.0, "ODE": 0.0}
@@ -36,18 +36,18 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = study.Runs(options.out, {key: value for key, value in vars(options).items() if key != "out"})
-    climbs = {"ring": ring(runs, options)} | embedded(runs, options)
+    climbs = {"ring": on_the_ring(runs, options)} | embedded(runs, options)
     study.plot_climbs(climbs, options.out.with_suffix(".png"))
     runs.finish("sde_ode.py", {name: summary(arms) for name, arms in climbs.items()})
 
 
-def ring(runs, options):
+def on_the_ring(runs, options):
     """Return arm -> list of runs, one a point of the ring."""
-    denoise = toy_models.train(toy_models.ring)
-    maps = {arm: toy.point_map(denoise, options.points, eta) for arm, eta in ETAS.items()}
+    denoise = ring_models.train(ring_models.ring)
+    maps = {arm: ring.point_map(denoise, options.points, eta) for arm, eta in ETAS.items()}
     settings = options.lr, options.ring_iterations
     return {
-        arm: runs_of(runs.once(f"ring, {arm}", climb, sample_map, toy.waves, sample_map.randn(0), *settings))
+        arm: runs_of(runs.once(f"ring, {arm}", climb, sample_map, ring.waves, sample_map.randn(0), *settings))
         for arm, sample_map in maps.items()
     }
 

@@ -1,0 +1,110 @@
+"""Gradient ascent on the noise: the paper's own solver, and ReNO's."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..estimators import Exact
+from ..noise import Noise
+from .base import Solver
+
+
+@dataclass
+class GradientAscent(Solver):
+    """Ascend a gradient of the reward (the paper's Section 5.1: Adam, lr 0.01, no weight decay).
+
+    Attributes:
+        estimator: where the gradient comes from, see `estimators`; default exact.
+        lr: step size; in units of the noise's standard deviation for Adam. 0.01 is the paper's, 0.03 suits short runs.
+        optimizer: "adam", or "sgd" with Nesterov momentum.
+        momentum: of "sgd".
+        clip: largest Euclidean norm of each picture's gradient before the update, or None.
+    """
+
+    lr: float = 0.01
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    clip: float | None = None
+    estimator: object = field(default_factory=Exact)
+    regularized = True
+    _optimizer: torch.optim.Optimizer | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.optimizer not in ("adam", "sgd"):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; expected 'adam' or 'sgd'")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; expected a number > 0")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; expected a number > 0, or None for no clipping")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; expected a number in [0, 1)")
+
+    @classmethod
+    def reno(cls):
+        """Return ReNO's solver (Eyring et al. 2024); `reno` of `optimize` adds the rest of its settings."""
+        return cls(lr=5.0, optimizer="sgd", momentum=0.9, clip=0.1)
+
+    @property
+    def name(self):
+        return f"GradientAscent({self.optimizer})"
+
+    @property
+    def differentiates(self):
+        return self.estimator.differentiates
+
+    def fresh(self, checkpoint=None):
+        solver = replace(self)
+        if checkpoint is not None and checkpoint.memory:
+            solver._optimizer = solver._new_optimizer(checkpoint.noise)
+            params = solver._optimizer.param_groups[0]["params"]
+            for param, key in zip(params, ("initial", "injected"), strict=True):
+                state = {name: getattr(noise, key).to(param, copy=True) for name, noise in checkpoint.memory.items()}
+                count = {"step": torch.tensor(float(checkpoint.iteration))} if self.optimizer == "adam" else {}
+                solver._optimizer.state[param].update(state | count)
+        return solver
+
+    def memory(self):
+        if self._optimizer is None:
+            return {}
+        initial, injected = (self._optimizer.state[param] for param in self._optimizer.param_groups[0]["params"])
+        # A moment has the shape of what it is a moment of, Adam's count of steps has none.
+        return {
+            name: Noise(value.clone(), injected[name].clone())
+            for name, value in initial.items()
+            if torch.is_tensor(value) and value.ndim
+        }
+
+    def stages(self, sample_map):
+        return self.estimator.passes(sample_map) * sample_map.stages
+
+    def step(self, problem, noise):
+        """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
+        evaluation, gradient = problem.gradient(noise, self.estimator)
+        gradient = self._clipped(gradient)
+        if self._optimizer is None:
+            self._optimizer = self._new_optimizer(noise)
+        (initial, injected) = self._optimizer.param_groups[0]["params"]
+        with torch.no_grad():
+            initial.copy_(noise.initial)
+            injected.copy_(noise.injected)
+        initial.grad, injected.grad = gradient.initial.to(initial), gradient.injected.to(injected)
+        self._optimizer.step()
+        moved = replace(noise, initial=initial.detach(), injected=injected.detach()).flat()
+        # Moments from before `part` was changed would move what is not optimised now.
+        return noise.with_flat(torch.where(problem.sample_map.active_entries(noise), moved, noise.flat())), evaluation
+
+    def _new_optimizer(self, noise):
+        params = [noise.initial.detach().clone(), noise.injected.detach().clone()]
+        params = [param if param.dtype == torch.float64 else param.float() for param in params]
+        if self.optimizer == "adam":
+            # Decay would shrink z towards 0, which is improbable: plain Adam, never AdamW.
+            return torch.optim.Adam(params, lr=self.lr, maximize=True)
+        nesterov = self.momentum > 0
+        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, nesterov=nesterov, maximize=True)
+
+    def _clipped(self, gradient):
+        if self.clip is None:
+            return gradient
+        flat = gradient.flat()
+        factor = (self.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
+        return gradient.with_flat(flat * factor)

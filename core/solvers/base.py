@@ -1,0 +1,45 @@
+"""What the loop asks of every solver, and the neighbours that several of them try."""
+
+import math
+
+import torch
+
+
+class Solver:
+    """What the loop asks of every solver; of one that is not derived from this, `fresh` and `step` alone.
+
+    Attributes:
+        regularized: whether it climbs the regulariser's term too.
+        differentiates: whether it differentiates the sample map, which then must be differentiable.
+    """
+
+    regularized = False
+    differentiates = True
+
+    @property
+    def name(self):
+        """What a checkpoint calls it."""
+        return type(self).__name__
+
+    def fresh(self, checkpoint=None):
+        """Return the same solver without state, or with that of a `Checkpoint` which a solver of this name made."""
+        return self
+
+    def memory(self):
+        """Return the state as name -> Noise, for a `Checkpoint`."""
+        return {}
+
+    def stages(self, sample_map):
+        """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
+        raise NotImplementedError
+
+    def step(self, problem, noise):
+        """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
+        raise NotImplementedError
+
+
+def around(problem, noise, xi, beta):
+    """Return the candidates a z + sqrt(beta) xi of xi (N, B, n), a = sqrt(1 - beta); what is not searched stays."""
+    flat = noise.flat()
+    moved = math.sqrt(1 - beta) * flat + math.sqrt(beta) * xi
+    return torch.where(problem.sample_map.active_entries(noise), moved, flat)

@@ -1,0 +1,88 @@
+"""Loss-guided diffusion (Song et al. 2023a), the paper's tuning-free baseline (Section 1.1.3), on the same map.
+
+LGD steers one sampling run: at each step the score of p(x_t) is joined by the gradient of ln E[exp(scale r(x_0))], the
+expectation over x_0 ~ N(D, s_t^2 I) around the denoised D, s_t = sigma / sqrt(alpha^2 + sigma^2), by n samples:
+
+    g_t = d/dx_t ln mean_i exp(scale * r(decode(D(x_t) + s_t xi_i)))
+
+By Tweedie's formula the score's change g_t shifts D by (sigma^2 / alpha) g_t.
+
+[derived] With eta > 0 such a shift is a change of the step's injected noise, w_t' = w_t + c_denoised (sigma^2 / alpha)
+g_t / c_noise (the coefficients of `step_coefficients`). So a guided run is M(z') of an ordinary noise z': its
+probability can be judged, it can be saved, replayed, and optimised further. The last step, which injects nothing, is
+not guided.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..noise import Noise
+from ..schedule import signal_level, step_coefficients
+from ..scoring import exact
+from .base import Solver
+
+
+@dataclass(frozen=True)
+class LGD(Solver):
+    """Loss-guided diffusion: one iteration is one guided run; use `optimize(.., iterations=1)`.
+
+    A second iteration guides the run of the noise that the first one found once more.
+
+    Attributes:
+        samples: n, samples of x_0 decoded and scored in each step; the paper's 10 or 100.
+        scale: of the reward in the exponent, 1 / lambda of the tilted law p(x) exp(r(x) / lambda).
+        seed: of the samples.
+    """
+
+    samples: int = 10
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.samples < 1 or not self.scale > 0:
+            raise ValueError(f"samples is {self.samples} and scale {self.scale}; expected 1 or more, and more than 0")
+
+    def stages(self, sample_map):
+        return sample_map.stages + sample_map.injected
+
+    def step(self, problem, noise):
+        """Evaluate `noise`; return (the noise of the guided run that begins with it, the Evaluation of `noise`)."""
+        sample_map = problem.sample_map
+        if len(noise.injected) == 0:
+            raise ValueError(
+                "LGD steers through the noise that each step injects, and here none does; expected eta > 0 and two"
+                " steps or more"
+            )
+        evaluation = problem.evaluate(noise)
+        free = noise.with_flat(sample_map.active_entries(noise)).injected
+        injected = noise.injected.clone()
+        x = sample_map.start(noise.initial)
+        for index, (sigma, sigma_next) in enumerate(sample_map.schedule.intervals[: len(injected)]):
+            sample_map.report("forward", index)
+            family = sample_map.schedule.family
+            c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family)
+            alpha = signal_level(sigma, family)
+            denoised, gradient = self._guidance(problem, x, index, sigma / math.hypot(alpha, sigma))
+            if c_noise > 0 and alpha > 0:
+                injected[index] += free[index] * (c_denoised * sigma**2 / alpha / c_noise * gradient).to(injected)
+            x = c_x * x + c_denoised * denoised + c_noise * injected[index]
+        return Noise(noise.initial, injected, noise.settings), evaluation
+
+    def _guidance(self, problem, x, index, spread):
+        """Return the denoised at x (B, ..) and d/dx ln mean_i exp(scale * r(x_0 sample i)), the shape of x."""
+        sample_map = problem.sample_map
+        xi = spread * problem.randn(self.samples, x, self.seed + 1 + index)
+        x, denoised = sample_map.denoise_with_graph(x, index)
+        with torch.enable_grad():
+            images = sample_map.decode(sample_map.finish((denoised + xi).flatten(0, 1)))
+        prompts = sample_map.prompts and list(sample_map.prompts) * self.samples
+        scores, d_images = exact(problem.reward, images, prompts)
+        problem.require_finite(scores)
+        weights = (self.scale * scores.unflatten(0, (self.samples, -1))).softmax(dim=0).flatten()
+        d_images = self.scale * weights.view(-1, *[1] * (images.ndim - 1)).to(d_images) * d_images
+        # Scaled to a largest entry of 1 on its way: half precision would lose small gradients.
+        size = d_images.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+        (gradient,) = torch.autograd.grad(images, x, (d_images / size).to(images))
+        return denoised.detach(), gradient * size.to(gradient)

@@ -1,0 +1,56 @@
+"""Searches that keep the best of some candidates: best-of-N, zero-order search, pCN hill-climb."""
+
+from dataclasses import dataclass
+
+from .base import Solver, around
+
+
+@dataclass
+class Search(Solver):
+    """Keep the best of N candidates a z + sqrt(beta) xi around a pivot, a = sqrt(1 - beta); nothing is differentiated.
+
+    `best_of_n`, `zero_order` and `pcn` are the three known searches of this form.
+
+    Attributes:
+        candidates: N, sampling runs an iteration.
+        beta: in (0, 1]; 1 draws new noise altogether.
+        seed: of the candidates.
+    """
+
+    candidates: int = 16
+    beta: float = 0.1
+    seed: int = 0
+    differentiates = False
+
+    def __post_init__(self):
+        if self.candidates < 1:
+            raise ValueError(f"candidates is {self.candidates}; expected 1 or more")
+        if not 0 < self.beta <= 1:
+            raise ValueError(f"beta is {self.beta}; expected a number in (0, 1]")
+
+    @classmethod
+    def best_of_n(cls, candidates=16, seed=0):
+        """Draw `candidates` new noises an iteration and keep the best of all."""
+        return cls(candidates, 1.0, seed)
+
+    @classmethod
+    def zero_order(cls, candidates=16, beta=0.1, seed=0):
+        """Move the pivot to its best neighbour (Ma et al. 2025), neighbours being as long as true noise."""
+        return cls(candidates, beta, seed)
+
+    @classmethod
+    def pcn(cls, beta=0.1, seed=0):
+        """Climb by preconditioned Crank-Nicolson proposals: one candidate at a time, taken if it is better."""
+        return cls(1, beta, seed)
+
+    def stages(self, sample_map):
+        return sample_map.calls(self.candidates) * sample_map.stages
+
+    def step(self, problem, noise):
+        """Evaluate `noise` and N candidates; return (the best of them all, the Evaluation of `noise`)."""
+        evaluation = problem.evaluate(noise)
+        xi = problem.randn(self.candidates, noise.flat(), self.seed)
+        candidates = problem.sample(noise, around(problem, noise, xi, self.beta))
+        scores = problem.score(candidates.images)
+        problem.offer(noise, candidates, scores)
+        return problem.chosen(evaluation, candidates, scores), evaluation

@@ -1,0 +1,51 @@
+"""Reward nodes: each gives one DNO_REWARD, a `reward(images, prompts) -> scores`.
+
+    pixels        judge the pixels alone: brightness, contrast, colour, a JPEG's size ..
+    consistency   knows the embedded model's pictures
+    networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
+    combine       several as one
+    score         what a reward thinks of pictures that are there already
+"""
+
+from .combine import DNOCombineRewards
+from .consistency import DNOConsistencyReward
+from .networks import (
+    DNOAestheticReward,
+    DNOCLIPScoreReward,
+    DNOCycleReward,
+    DNODirectionReward,
+    DNOHPSReward,
+    DNOImageReward,
+    DNOImageSimilarityReward,
+    DNOPickScoreReward,
+)
+from .pixels import (
+    DNOBrightnessReward,
+    DNOColorReward,
+    DNOContrastReward,
+    DNOJPEGReward,
+    DNOSaturationReward,
+    DNOSharpnessReward,
+)
+from .score import DNOPickBest, DNOScoreImages
+
+REWARDS = [
+    DNOBrightnessReward,
+    DNOConsistencyReward,
+    DNOJPEGReward,
+    DNOHPSReward,
+    DNOPickScoreReward,
+    DNOImageReward,
+    DNOCycleReward,
+    DNOCLIPScoreReward,
+    DNOAestheticReward,
+    DNOImageSimilarityReward,
+    DNODirectionReward,
+    DNOContrastReward,
+    DNOSaturationReward,
+    DNOSharpnessReward,
+    DNOColorReward,
+    DNOCombineRewards,
+    DNOScoreImages,
+    DNOPickBest,
+]

@@ -1,0 +1,92 @@
+"""Files of reward models: the folders they are in, what the nodes' lists offer, and networks that ComfyUI manages.
+
+    models/reward_models --names--> a node's list --path_of--> file --tower--> rewards.load_tower
+
+A tower's network is in a ModelPatcher, which is loaded whenever the tower is used. So of several rewards one at a time
+needs to be in memory: ComfyUI moves the others out where it is short.
+"""
+
+import os
+import weakref
+from functools import partial
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import folder_paths
+import torch
+
+from ... import rewards
+from ...rewards import weights
+from .. import gradients
+
+KEY = "reward_models"
+NO_FILE = "no file in models/reward_models"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_of_clip_vision = weakref.WeakValueDictionary()
+
+
+def register_folders():
+    """Tell ComfyUI the key: its own folder, those that extra_model_paths.yaml gave it, and where others keep such."""
+    known = folder_paths.folder_names_and_paths
+    own, aesthetic = (os.path.join(folder_paths.models_dir, name) for name in (KEY, "aesthetic"))
+    given, others, stock = (known[key][0] if key in known else [] for key in (KEY, "aesthetic", "clip_vision"))
+    folders = dict.fromkeys([own, *given, aesthetic, *others, *stock])
+    known[KEY] = (list(folders), folder_paths.supported_pt_extensions)
+
+
+def names():
+    """Return what a list of files offers: never nothing, for which ComfyUI would have no clear words."""
+    return folder_paths.get_filename_list(KEY) or [NO_FILE]
+
+
+def path_of(name, source):
+    """Return the path of a listed file.
+
+    Args:
+        name: as in `names`.
+        source: of `weights.SOURCES`, what the message tells to download.
+
+    Raises:
+        FileNotFoundError: it is in none of the folders; the message says where to get it and where to put it.
+    """
+    path = folder_paths.get_full_path(KEY, name)
+    if path is None:
+        folder = folder_paths.get_folder_paths(KEY)[0]
+        usual, _ = weights.SOURCES[source]
+        raise weights.missing(os.path.join(folder, usual if name == NO_FILE else name), source, folder)
+    return path
+
+
+def tower(name, source, dtype):
+    """Return the tower of a listed file: the same one for all nodes with this file and this of `DTYPES`."""
+    path, folders = path_of(name, source), folder_paths.get_folder_paths(KEY)
+    return managed(rewards.load_tower(path, mm.unet_offload_device(), DTYPES[dtype], folders=folders))
+
+
+def clip_vision_tower(clip_vision, dtype):
+    """Return a ClipTower of a stock CLIP_VISION's weights, shared likewise.
+
+    ComfyUI's own network cannot be differentiated by the picture: it rounds the pixels.
+    """
+    key = clip_vision, dtype
+    tower = _of_clip_vision.get(key)
+    if tower is None:
+        state = clip_vision.get_sd()
+        tower = rewards.ClipTower(state, "the CLIP_VISION", mm.unet_offload_device(), DTYPES[dtype])
+        _of_clip_vision[key] = tower
+    return managed(tower)
+
+
+def managed(tower):
+    """Let ComfyUI load the tower's network when it is used and move it out when memory is short; return the tower."""
+    if tower.on_use is None:
+        # Not CoreModelPatcher, which in ComfyUI 0.33 may stream weights: those that autograd saved must stay.
+        patcher = comfy.model_patcher.ModelPatcher(
+            tower.module, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+        )
+        tower.on_use = partial(gradients.load_beside, patcher)
+    return tower
+
+
+register_folders()

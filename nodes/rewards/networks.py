@@ -1,0 +1,201 @@
+"""Nodes of the rewards that are networks: each reads a file of the user's and gives one DNO_REWARD."""
+
+from comfy_api.latest import io
+
+from ... import rewards
+from ...rewards import weights
+from .. import sockets
+from . import files
+
+
+class FileReward(io.ComfyNode):
+    """What these nodes have in common: where `file` is missing, it is refused before anything runs.
+
+    Attributes:
+        source: of `weights.SOURCES`, what the input `file` is as a rule.
+    """
+
+    source: str
+
+    @classmethod
+    def validate_inputs(cls, file=None):
+        try:
+            if file is not None:  # else it comes by a link, and is known when the node runs
+                files.path_of(file, cls.source)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def schema_with_file(cls, node_id, display_name, description, *inputs, optional=()):
+        """Return the schema of a node with these inputs after its file, and the settings of a network after them."""
+        file = file_input("file", cls.source)
+        return io.Schema(
+            node_id=node_id, display_name=display_name, category=sockets.CATEGORY, description=description,
+            inputs=[file, *inputs, *settings_of_a_network(), *optional],
+            outputs=[sockets.Reward.Output("reward", display_name="reward", tooltip="For the DNO Sampler.")],
+        )  # fmt: skip
+
+    @classmethod
+    def tower(cls, file, dtype):
+        return files.tower(file, cls.source, dtype)
+
+
+class PromptReward(FileReward):
+    """A node whose reward compares the picture with a prompt.
+
+    Attributes:
+        reward_class: of `rewards`.
+        title, about: the node's display name and description.
+    """
+
+    reward_class: type
+    title: str
+    about: str
+
+    @classmethod
+    def define_schema(cls):
+        prompt = io.String.Input(
+            "prompt", multiline=True, tooltip="What the picture is judged by, as a rule the positive prompt's text."
+        )
+        return cls.schema_with_file(cls.__name__, cls.title, cls.about, prompt)
+
+    @classmethod
+    def execute(cls, file, prompt, dtype, crops) -> io.NodeOutput:
+        if not prompt.strip():
+            raise ValueError(
+                "the prompt is empty; expected the text to judge pictures by, as a rule the positive prompt's"
+            )
+        return output(cls.reward_class(cls.tower(file, dtype), prompt), crops)
+
+
+class DNOHPSReward(PromptReward):
+    source, reward_class, title = "HPS", rewards.HPS, "HPS Reward"
+    about = (
+        "Human Preference Score v2 or v2.1, as the file is: how much people like the picture for the prompt, about 0.24"
+        " to 0.29."
+    )
+
+
+class DNOPickScoreReward(PromptReward):
+    source, reward_class, title = "PickScore", rewards.PickScore, "PickScore Reward"
+    about = "PickScore: how likely people pick the picture for the prompt, about 17 to 24."
+
+
+class DNOCLIPScoreReward(PromptReward):
+    source, reward_class, title = "CLIP ViT-L/14", rewards.CLIPScore, "CLIPScore Reward"
+    about = "CLIPScore: how well the picture shows the prompt, by any CLIP with both towers, about 0.2 to 0.4."
+
+
+class DNOImageReward(PromptReward):
+    source, reward_class, title = "ImageReward", rewards.ImageReward, "ImageReward"
+    about = (
+        "ImageReward: how well the picture shows the prompt and how good it looks, about -2 to 2. Put"
+        " bert-base-uncased's vocab.txt beside the file."
+    )
+
+
+class DNOCycleReward(PromptReward):
+    source, reward_class, title = "CycleReward", rewards.CycleReward, "CycleReward"
+    about = (
+        "CycleReward: how well picture and prompt can each be had back from the other; it reads long prompts, of 126"
+        " tokens. Put bert-base-uncased's vocab.txt beside the file."
+    )
+
+
+class DNOAestheticReward(FileReward):
+    source = "Aesthetic"
+    clip_source = "CLIP ViT-L/14"
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNOAestheticReward", "Aesthetic Reward",
+            "LAION's improved aesthetic predictor: how beautiful people find the picture, about 4.5 to 7 of 10. It"
+            " judges what OpenAI's CLIP ViT-L/14 sees.",
+            file_input("clip_file", cls.clip_source),
+            optional=[
+                io.ClipVision.Input(
+                    "clip_vision", optional=True,
+                    tooltip="A CLIP ViT-L/14 of Load CLIP Vision, to use instead of clip_file.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file=None, clip_file=None):
+        # Naming clip_file keeps ComfyUI from refusing one that is missing: with a clip_vision it is not needed.
+        return super().validate_inputs(file)
+
+    @classmethod
+    def execute(cls, file, clip_file, dtype, crops, clip_vision=None) -> io.NodeOutput:
+        if clip_vision is None:
+            tower = files.tower(clip_file, cls.clip_source, dtype)
+        else:
+            tower = files.clip_vision_tower(clip_vision, dtype)
+        return output(rewards.Aesthetic(tower, files.path_of(file, cls.source)), crops)
+
+
+class DNOImageSimilarityReward(FileReward):
+    source = "CLIP ViT-L/14"
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNOImageSimilarityReward", "Image Similarity Reward",
+            "How like a reference the picture is in what a CLIP sees: content and style, not place and pixel. About"
+            " 0.4 to 1.",
+            io.Image.Input("reference", tooltip="What the pictures shall be like; of several, the mean counts."),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file, reference, dtype, crops) -> io.NodeOutput:
+        tower = cls.tower(file, dtype)
+        return output(rewards.Similarity(tower, reference[..., :3].movedim(-1, 1)), crops)
+
+
+class DNODirectionReward(FileReward):
+    source = "CLIP ViT-L/14"
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNODirectionReward", "Direction Reward",
+            "More like one text, less like another, by any CLIP with both towers: 'a sunny day' against 'rain'. About"
+            " -0.1 to 0.1.",
+            io.String.Input("more", multiline=True, tooltip="What the picture shall become more like; may be empty."),
+            io.String.Input("less", multiline=True, tooltip="What it shall become less like; may be empty."),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file, more, less, dtype, crops) -> io.NodeOutput:
+        return output(rewards.Directions(cls.tower(file, dtype), more, less), crops)
+
+
+def file_input(name, source):
+    usual, page = weights.SOURCES[source]
+    return io.Combo.Input(
+        name, options=files.names(),
+        tooltip=f"Of models/reward_models, aesthetic or clip_vision; for {source}: {usual} from {page}.",
+    )  # fmt: skip
+
+
+def settings_of_a_network():
+    """Return the inputs that all these nodes have after their own."""
+    return [
+        io.Combo.Input(
+            "dtype", options=list(files.DTYPES), default="float32",
+            tooltip="Of the network's weights: bfloat16 and float16 take half the memory and are less exact; scores and"
+            " the gradient by the picture are float32.",
+        ),
+        io.Int.Input(
+            "crops", default=0, min=0, max=16,
+            tooltip="Judge by the mean over so many random crops, always the same ones, which is harder to fool; each"
+            " takes as long as a picture. 0 judges the whole picture.",
+        ),
+    ]  # fmt: skip
+
+
+def output(reward, crops):
+    """Return a node's output: the reward of the whole picture, or its mean over crops."""
+    return io.NodeOutput(rewards.Jittered(reward, crops) if crops else reward)

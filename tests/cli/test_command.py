@@ -1,0 +1,211 @@
+"""The `dno` command, as a user runs it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import pytest
+import tiny_pipelines
+import tiny_rewards
+import torch
+from comfyui_dno import core, rewards
+from comfyui_dno.__main__ import main
+from comfyui_dno.cli.solvers import SOLVERS, solver_of, solver_settings
+from comfyui_dno.core import plots
+from comfyui_dno.experiments import ring
+from PIL import Image, ImageChops
+
+
+def test_demo_writes_pictures_curves_histories_and_says_where(tmp_path, capsys):
+    assert main(["demo", "--iterations", "2", "--steps", "3", "--out", str(tmp_path / "demo")]) == 0
+    written = {path.name for path in (tmp_path / "demo").iterdir()}
+    kinds = ("before.png", "after.png", "trajectory.png", "curves.png", "history.json", "noise.safetensors")
+    assert written == {"before_after.png", "curves.png"} | {
+        f"{arm}_regulariser_{kind}" for arm in ("without", "with") for kind in kinds
+    }
+    record = json.loads((tmp_path / "demo" / "with_regulariser_history.json").read_text())
+    assert len(record["rows"]) == 3 and record["settings"]["gamma"] == 1 and record["settings"]["seed"] == 0
+    assert all(0 <= row["watch/consistency"][0] <= 1 for row in record["rows"])
+    assert Image.open(tmp_path / "demo" / "with_regulariser_after.png").size == (128, 128)
+    assert str(tmp_path / "demo") in capsys.readouterr().out
+
+
+def test_run_saves_each_picture_of_a_batch_and_its_noise_replays(tmp_path):
+    arguments = "run --reward darkness --batch 2 --iterations 1 --steps 4 --seed 5".split()
+    assert main([*arguments, "--prompt", "red owl", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "history.json").read_text())
+    noise = core.Noise.load(tmp_path / "noise.safetensors")
+    assert noise.settings["prompt"] == "red owl" and noise.settings["seed"] == 5
+    sample_map = core.load_embedded(["red owl"] * 2, steps=4)
+    images = sample_map.sample(noise)
+    before = plots.to_pictures(sample_map.sample(sample_map.randn(5)))[0]
+    difference = ImageChops.difference(Image.open(tmp_path / "00_before.png"), before)
+    assert max(high for _, high in difference.getextrema()) <= 1
+    best = [max(row["score"][item] for row in record["rows"]) for item in (0, 1)]
+    torch.testing.assert_close(rewards.Brightness(negative=True)(images), torch.tensor(best), rtol=1e-4, atol=1e-4)
+    assert {"00_before.png", "01_after.png", "01_trajectory.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_consistency_score_can_be_the_reward(tmp_path):
+    arguments = ["run", "--prompt", "cat", "--reward", "consistency", "--iterations", "1", "--steps", "2"]
+    assert main([*arguments, "--gamma", "0", "--check-gradient", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "history.json").read_text())
+    assert record["reward"] == "consistency" and record["settings"]["gradient_error"][0] < 0.1
+
+
+def test_toy_writes_the_rings_figures_to_its_folder(tmp_path, monkeypatch, capsys):
+    """The figures themselves are the experiment's own tests' business."""
+    monkeypatch.setattr(ring, "figures", lambda folder, seed: (folder / f"{seed}.png").touch())
+    assert main(["toy", "--seed", "4", "--out", str(tmp_path / "ring")]) == 0
+    assert (tmp_path / "ring" / "4.png").exists()
+    assert str(tmp_path / "ring") in capsys.readouterr().out
+
+
+def test_control_c_saves_the_best_so_far(tmp_path):
+    command = [sys.executable, "-m", "comfyui_dno", *"run --iterations 100000 --steps 3".split()]
+    command += ["--prompt", "black cat", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment,
+        # Whoever runs the tests in the background has Ctrl-C ignored, and the child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    seen, deadline = "", time.monotonic() + 120
+    while "iteration 2" not in seen and time.monotonic() < deadline:
+        seen += process.stderr.read(200)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    record = json.loads((tmp_path / "history.json").read_text())
+    assert record["stopped"] == "interrupted" and len(record["rows"]) > 2
+    assert (tmp_path / "after.png").exists()
+
+
+DEFAULTS = {
+    "adam": core.GradientAscent(),
+    "sgd": core.GradientAscent(optimizer="sgd"),
+    "reno": core.GradientAscent.reno(),
+    "hybrid1": core.GradientAscent(estimator=core.Hybrid1()),
+    "hybrid2": core.GradientAscent(estimator=core.Hybrid2()),
+    "zo-sgd": core.GradientAscent(estimator=core.ZerothOrder()),
+    "zeno": core.ZeNO(),
+    "best-of-n": core.Search.best_of_n(),
+    "zero-order": core.Search.zero_order(),
+    "pcn": core.Search.pcn(),
+    "lgd": core.LGD(),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_without_options_has_its_papers_settings(name):
+    solver, regularizer = solver_of(solver_settings(Namespace(solver=name)))
+    expected = DEFAULTS[name]
+    if SOLVERS[name].exact and name != "lgd":
+        assert isinstance(solver.estimator, core.Exact)
+        solver.estimator = expected.estimator  # Exact has no equality
+    assert solver == expected
+    if name == "reno":
+        assert regularizer == core.NormRegularizer()
+    else:
+        assert regularizer == (core.ProbabilityRegularizer() if isinstance(solver, core.GradientAscent) else None)
+
+
+@pytest.mark.parametrize("arguments", [
+    "--solver hybrid2 --reward jpeg --candidates 2 --lr 0.03",
+    "--solver zeno --reward jpeg-incompressible --candidates 3 --beta 0.2",
+    "--solver pcn --reward jpeg-proxy",
+    "--solver lgd --candidates 2 --scale 20.0",
+    "--solver sgd --part initial --gamma 0.0",
+])
+def test_every_kind_of_solver_runs_to_the_end_of_its_bar(arguments, tmp_path, capsys):
+    given = ["run", "--prompt", "black cat", "--steps", "2", "--iterations", "1", *arguments.split()]
+    assert main([*given, "--out", str(tmp_path)]) == 0
+    done, stages = re.findall(r"(\d+)/(\d+) \[", capsys.readouterr().err)[-1]
+    # LGD neither guides the last step nor decodes its run.
+    assert int(done) == int(stages)
+    record = json.loads((tmp_path / "history.json").read_text())
+    asked = dict(zip(given[3::2], given[4::2], strict=True))
+    assert asked.items() <= {f"--{name}": str(value) for name, value in record["settings"].items()}.items()
+    assert record["best_row"]["score"][0] >= record["rows"][0]["score"][0]
+
+
+def test_reno_moves_x_t_alone(tmp_path):
+    arguments = "run --solver reno --steps 2 --iterations 1 --prompt cat --out".split()
+    assert main([*arguments, str(tmp_path)]) == 0
+    found, start = core.Noise.load(tmp_path / "noise.safetensors"), core.Noise.randn((1, 4, 16, 16), 1)
+    assert torch.equal(found.injected, start.injected) and not torch.equal(found.initial, start.initial)
+
+
+def test_a_run_goes_on_from_the_noise_of_another(tmp_path, capsys):
+    """Two runs of one iteration are one run of two; the file knows what it was made for."""
+    arguments = ["run", "--prompt", "black cat", "--steps", "2", "--lr", "0.05", "--seed", "3"]
+    for name, more in {
+        "both": ["--iterations", "2"],
+        "first": ["--iterations", "1"],
+        "second": ["--iterations", "1", "--start", str(tmp_path / "first" / "noise.safetensors")],
+    }.items():
+        assert main([*arguments, *more, "--out", str(tmp_path / name)]) == 0
+    both, second = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("both", "second"))
+    assert [row["iteration"] for row in second["rows"]] == [1, 2]
+    assert second["rows"][1]["score"] == pytest.approx(both["rows"][2]["score"], abs=1e-6)
+    assert second["settings"]["seed"] == 3
+    wrong = ["--eta", "0.5", "--start", str(tmp_path / "first" / "noise.safetensors"), "--out", str(tmp_path / "wrong")]
+    assert main([*arguments, *wrong]) == 2
+    assert "the noise was made with eta 1.0, but here it is 0.5" in capsys.readouterr().err
+
+
+def test_a_diffusers_pipeline_takes_the_embedded_models_place(tmp_path):
+    tiny_pipelines.stable_diffusion().save_pretrained(tmp_path / "model")
+    arguments = ["run", "--model", str(tmp_path / "model"), "--prompt", "white duck", "--height", "24"]
+    assert main([*arguments, "--steps", "2", "--iterations", "1", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert record["best_row"].keys() == {"iteration", "score", "log_p", "log_p_initial", "norm"}
+    assert (record["settings"]["keep_graphs"], record["settings"]["most_rows"]) == (False, 1)
+    assert re.fullmatch("[0-9a-f]{16}", record["settings"]["model"])
+    assert Image.open(tmp_path / "out" / "before.png").size == (16, 24)
+
+
+@pytest.mark.parametrize("name, kind", [("hps", "hps"), ("aesthetic", "aesthetic"), ("clipscore", "clip_l")])
+def test_a_reward_model_judges_by_its_file(name, kind, tmp_path):
+    file, files = tiny_rewards.write(kind, tmp_path), ["--clip-file", str(tiny_rewards.write("clip_l", tmp_path))]
+    arguments = ["run", "--prompt", "black cat", "--reward", name, "--reward-file", str(file), "--steps", "2"]
+    arguments += files if name == "aesthetic" else []
+    assert main([*arguments, "--iterations", "2", "--lr", "0.03", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert record["settings"]["reward_file"] == str(file) and record["reward"].lower() == name
+    assert record["best_row"]["score"][0] > record["rows"][0]["score"][0]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--prompt", "black cat", "--reward", "hps"], "--reward hps needs --reward-file; .* HPS_v2.1_compressed.pt"),
+    (["--prompt", "black cat", "--reward", "hps", "--reward-file", "gone.pt"], "there is no file .*gone.pt"),
+    (["--prompt", "black cat", "--reward-file", "x.pt"], "--reward brightness takes no --reward-file; leave it out"),
+    (["--prompt", "black unicorn"], "names no animal"),
+    (["--prompt", "black cat", "--eta", "2"], r"eta is 2.0; expected a number in \[0, 1\]"),
+    (["--prompt", "black cat", "--steps", "1001"], "steps is 1001; expected 1 .. 1000"),
+    (["--prompt", "black cat", "--lr", "0"], "expected a number > 0"),
+    (["--prompt", "black cat", "--device", "abacus"], "device 'abacus' cannot be used here"),
+    (["--prompt", "black cat", "--reward", "jpeg"], "--reward jpeg has no gradient and --solver adam .* hybrid2"),
+    (["--prompt", "black cat", "--solver", "pcn", "--lr", "1"], "--solver pcn takes .*--beta; leave out --lr"),
+    (["--prompt", "black cat", "--steps", "2", "--part", "first 2"], "part is 'first 2'; expected"),
+    (["--prompt", "black cat", "--height", "64"], "--height and --width are for --model"),
+    (["--prompt", "black cat", "--model", "nowhere"], "there is no folder nowhere; .* --download"),
+    (["--prompt", "black cat", "--model", "nowhere", "--reward", "consistency"], "--reward consistency knows"),
+    (["--prompt", "black cat", "--start", "nothing"], "no noise file at nothing"),
+])
+def test_bad_settings_are_one_clear_line(arguments, message, tmp_path, capsys):
+    assert main(["run", *arguments, "--iterations", "1", "--out", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("dno: ") and re.search(message, lines[-1])
+
+
+@pytest.mark.parametrize("option", ["--steps 0", "--iterations -1", "--batch 0", "--reward beauty"])
+def test_impossible_options_are_refused_by_the_parser(option, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        main(["run", "--prompt", "black cat", *option.split(), "--out", str(tmp_path)])
+    assert exit.value.code == 2
