@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .problem import DIRECTION_SEED
+from .precision import mixed_seed, wide
 from .scoring import exact
 
 TOLERANCE = 0.05
@@ -146,7 +146,7 @@ def _factors(problem, noise, probes, seed):
             d_images, gradient = torch.full_like(images, math.nan), torch.full_like(noise.flat(), math.nan)
     finally:
         vjp.release()
-    images = images if images.dtype == torch.float64 else images.float()
+    images = wide(images)
     directions = _directions(problem, images, probes, seed)
     squares = [problem.sample_map.pullback(noise)[1](q).flat().square().sum(dim=1) for q in directions]
     size = images[0].numel()
@@ -159,15 +159,15 @@ def _directions(problem, images, probes, seed):
     Each is uniform on the sphere; being orthogonal they leave out less than independent ones, and D of them nothing.
     """
     count = min(probes, images[0].numel())
-    normal = problem.randn(count, images, seed)
+    normal = torch.stack([problem.draw(probe, images, seed) for probe in range(count)])
     q, _ = torch.linalg.qr(normal.flatten(2).permute(1, 2, 0))
     return q.permute(2, 0, 1).reshape(normal.shape)
 
 
 def _true_noise(sample_map, noise, seed):
     """Return `noise` with true noise where it is optimised; another one than a search from `seed` started with."""
-    drawn = sample_map.randn(DIRECTION_SEED + seed).to(noise.initial)
-    return noise.with_flat(torch.where(sample_map.active_entries(noise), drawn.flat(), noise.flat()))
+    drawn = sample_map.randn(mixed_seed("true noise", seed)).to(noise.initial)
+    return noise.with_flat(sample_map.moved(noise, drawn.flat()))
 
 
 def _relative(norms, reference):

@@ -7,8 +7,10 @@
 
 The first three hand a gradient by the images to the same `Pullback`; the last needs none. Symbols: r the reward, M the
 noise-to-sample map, x = M(z), xi ~ N(0, I), q the number of perturbations, mu their size. Perturbed noises are
-candidates of one batch, candidate-major, (q * B) rows; the baseline r(x) is scored together with them, as many as
-`SampleMap.most_rows` allows in one call, so that a reward's drift makes no difference of its own.
+candidates of one batch, candidate-major, (q * B) rows, as many in one call as `SampleMap.most_rows` allows; the
+baseline r(x) is scored together with the first of them, so that a reward's drift makes no difference of its own. Of a
+call nothing is kept but its part of the sum: perturbations are drawn anew by their seeds where they are needed again.
+A perturbation whose score is not finite does not count.
 
 Eq. (18) of the paper writes r(M(x_i)) where r(x_i) is meant. [derived] H_2 is about mu^2 J J^T d r / d x with J the
 Jacobian of M: a preconditioned ascent direction, not a multiple of the gradient.
@@ -65,9 +67,7 @@ class Exact(ImageGradient):
     """The reward's own gradient, by autograd."""
 
     def by_images(self, problem, noise, images):
-        scores, d_images = exact(problem.reward, images, problem.sample_map.prompts)
-        problem.require_finite(scores)
-        return scores, d_images
+        return exact(problem.reward, images, problem.sample_map.prompts)
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,16 @@ class Hybrid1(ImageGradient):
     seed: int = 0
 
     def by_images(self, problem, noise, images):
-        xi = problem.randn(self.q, images, self.seed)
-        scores, differences = _differences(problem, images, images + self.mu * xi)
-        return scores, _weighted_mean(differences, xi) / self.mu
+        baseline, mean, count = None, torch.zeros_like(images), problem.sample_map.candidates_in_one_call(self.q + 1)
+        for first in range(0, self.q + 1, count):
+            # Number 0 is the picture itself.
+            indices = range(first, min(first + count, self.q + 1))
+            xi = [problem.draw(i, images, self.seed) if i else torch.zeros_like(images) for i in indices]
+            scores = problem.score(torch.stack([images + self.mu * each for each in xi]))
+            baseline = scores[0] if baseline is None else baseline
+            for weights, each in zip(_differences(scores, baseline), xi, strict=True):
+                mean += _rows(weights, each) * each
+        return baseline, mean / (self.q * self.mu)
 
 
 @dataclass(frozen=True)
@@ -112,10 +119,19 @@ class Hybrid2(ImageGradient):
         return 2 + sample_map.calls(self.q)
 
     def by_images(self, problem, noise, images):
-        flat = noise.flat()
-        candidates = problem.sample(noise, flat + self.mu * problem.randn(self.q, flat, self.seed))
-        scores, differences = _differences(problem, images, candidates.images)
-        return scores, _weighted_mean(differences, candidates.images - images) / self.mu**2
+        flat, baseline, mean = noise.flat(), None, torch.zeros_like(images)
+
+        def propose(index):
+            return flat + self.mu * problem.draw(index, flat, self.seed)
+
+        for candidates in problem.candidates(noise, self.q, propose):
+            together = candidates.images if baseline is not None else torch.cat([images[None], candidates.images])
+            scores = problem.score(together)
+            if baseline is None:
+                baseline, scores = scores[0], scores[1:]
+            for weights, pictures in zip(_differences(scores, baseline), candidates.images, strict=True):
+                mean += _rows(weights, images) * (pictures - images)
+        return baseline, mean / (self.q * self.mu**2)
 
 
 @dataclass(frozen=True)
@@ -138,21 +154,33 @@ class ZerothOrder:
 
     def __call__(self, problem, noise):
         """Return the Estimate at `noise`; neither the reward nor the model is differentiated."""
-        flat = noise.flat()
-        xi = problem.randn(self.q, flat, self.seed) * problem.sample_map.active_entries(noise)
-        both = problem.sample(noise, torch.cat([flat[None], flat + self.mu * xi]))
-        scores, differences = _differences(problem, both.images[0], both.images[1:])
-        gradient = noise.with_flat(_weighted_mean(differences, xi) / self.mu)
-        return Estimate(both.latent[0], both.images[0], scores, gradient)
+        flat, start = noise.flat(), None
+        mean = torch.zeros_like(flat)
+
+        def perturbation(index):
+            xi = problem.draw(index, flat, self.seed)
+            return problem.sample_map.moved(noise.map(torch.zeros_like), xi)
+
+        def propose(index):
+            # Number 0 is the noise itself.
+            return flat + self.mu * perturbation(index) if index else flat
+
+        for candidates in problem.candidates(noise, self.q + 1, propose):
+            scores = problem.score(candidates.images)
+            if start is None:
+                start = candidates.latent[0].clone(), candidates.images[0].clone(), scores[0]
+            for offset, weights in enumerate(_differences(scores, start[2])):
+                if candidates.first + offset:
+                    mean += _rows(weights, flat) * perturbation(candidates.first + offset)
+        return Estimate(*start, noise.with_flat(mean / (self.q * self.mu)))
 
 
-def _differences(problem, images, candidates):
-    """Return r(x), (B,), and r(x_i) - r(x), (q, B), scored together."""
-    scores = problem.score(torch.cat([images[None], candidates]))
-    return scores[0], scores[1:] - scores[0]
+def _differences(scores, baseline):
+    """Return r(x_i) - r(x) of scores (c, B) and a baseline (B,), 0 where one of them is not finite."""
+    differences = scores - baseline
+    return torch.where(differences.isfinite(), differences, 0.0)
 
 
-def _weighted_mean(weights, directions):
-    """Return the mean over q of weights (q, B) times directions (q, B, ..)."""
-    weights = weights.to(directions).view(*weights.shape, *[1] * (directions.ndim - 2))
-    return (weights * directions).mean(dim=0)
+def _rows(weights, like):
+    """Return weights (B,) in the dtype and on the device of `like` (B, ..), to multiply its rows."""
+    return weights.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -59,6 +59,7 @@ class History:
         best_row: what the best themselves scored, as a row; where candidates are tried, no row may hold them.
         best_picture: uint8 (B, 3, h, w).
         stopped: why the run ended.
+        warnings: what else the user should know of it, sentences.
         settings: what made the run.
         diagnosis: a `diagnostics.Diagnosis` of the best, or None.
     """
@@ -70,6 +71,7 @@ class History:
     best_row: dict = field(default_factory=dict)
     best_picture: torch.Tensor | None = None
     stopped: str = ""
+    warnings: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     diagnosis: object = None
 
@@ -123,6 +125,7 @@ class History:
             p, p_initial = (math.exp(self.best_row[key][item]) for key in ("log_p", "log_p_initial"))
             found = f"best from {self.best_name(item)}, P(z) {p:.2g}, P(x_T) {p_initial:.2g}"
             lines.append(f"{name}{self.reward} {scores}{watched}; {found}")
+        lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines + ([self.diagnosis.text()] if self.diagnosis else []))
 
     def column(self, key, item=0):
@@ -137,7 +140,7 @@ class History:
 
     def to_json(self):
         """Return everything but the pictures as a JSON text."""
-        keys = ("reward", "settings", "stopped", "best", "best_row", "rows")
+        keys = ("reward", "settings", "stopped", "warnings", "best", "best_row", "rows")
         values = {key: getattr(self, key) for key in keys}
         return json.dumps(values | {"diagnosis": self.diagnosis and self.diagnosis.to_dict()}, indent=1)
 

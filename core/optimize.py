@@ -1,6 +1,5 @@
 """The loop: evaluate, record, keep the best, update, until the budget is used up or something says stop."""
 
-import contextlib
 import logging
 import math
 import time
@@ -10,6 +9,7 @@ import torch
 
 from .diagnostics import diagnose as diagnosis_of
 from .history import EARLIER, History
+from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
@@ -55,7 +55,11 @@ def optimize(
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
     N iterations are N updates and N + 1 evaluations, the last forward-only; 0 iterations sample once. Ctrl-C, a spent
-    budget or a reward that turns non-finite (of one picture is enough) end the run, and the best so far is returned.
+    budget, memory that runs out, or rewards of all pictures that turn non-finite end the run, and the best so far is
+    returned. A picture whose reward alone turns non-finite stays at its best, and the others go on.
+
+    At the end the best noise is sampled once more and compared with the latent that is returned, so that
+    `history.warnings` can tell when a model keeps a state or draws random numbers of its own; 0 iterations skip that.
 
     A noise that an earlier run returned goes on where that run ended, when the solver is of the same name: its last
     noise, its optimiser's moments and its count of iterations. Another solver starts at the best noise.
@@ -63,11 +67,12 @@ def optimize(
     Args:
         sample_map: the SampleMap.
         reward: (images, prompts) -> scores (B,), higher is better.
-        noise: the Noise to start from, e.g. sample_map.randn(seed), or an earlier Result's.
+        noise: the Noise to start from, e.g. sample_map.randn(seed), or an earlier Result's. An x_T of zeros is no
+            noise, and is not searched.
         solver: default GradientAscent().
         regularizer: a ProbabilityRegularizer, or None for the plain Eq. (7).
         iterations: N >= 0.
-        seconds: time budget; no iteration is begun that would probably outlast it.
+        seconds: time budget; no iteration is begun that, with what follows the last one, would probably outlast it.
         watch: rewards that are recorded and never optimised.
         callback: called as callback(evaluation, best) after every evaluation; raise from it to interrupt.
         target: stop when every picture's best score has reached it.
@@ -86,16 +91,19 @@ def optimize(
     """
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}; expected 0 or more")
+    _check_limits(seconds, target, stop_probability, floor)
     sample_map.check_settings(noise)
-    given = noise
+    given = noise if sample_map.device is None else noise.to(sample_map.device)
     solver, noise, first = _started(solver or GradientAscent(), given)
-    if regularizer is not None and not getattr(solver, "regularized", True):
-        log.warning("%s does not use the regularizer", name_of(solver))
-        regularizer = None
     best = Best(floor=_log(floor))
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
+    if regularizer is not None and not getattr(solver, "regularized", True):
+        problem.warn(f"{name_of(solver)} does not use the regularizer")
+        problem.regularizer = None
+    if iterations > 0:
+        _leave_out_zeros(problem, noise)
     done = first  # updates behind `noise`, for the checkpoint
-    history = History(reward=name_of(reward))
+    history = History(reward=name_of(reward), warnings=problem.warnings)
     if isinstance(getattr(reward, "part_settings", None), dict):
         history.settings["parts"] = reward.part_settings
     try:
@@ -105,18 +113,20 @@ def optimize(
         if first > 0 and not torch.equal(given.flat(), noise.flat()):
             problem.iteration = EARLIER
             problem.evaluate(given)
+        clock = Clock(problem.started, seconds, _share_after_the_last(problem.sample_map, solver))
         for iteration in range(first, first + iterations + 1):
             problem.iteration = iteration
             if iteration < first + iterations:
                 noise, evaluation = solver.step(problem, noise)
-                done = iteration + 1
+                noise, done = problem.held(noise), iteration + 1
             else:
-                evaluation = problem.evaluate(noise)
+                evaluation = solver.evaluate(problem, noise) if hasattr(solver, "evaluate") else problem.evaluate(noise)
             history.record(evaluation)
             if callback is not None:
                 callback(evaluation, best)
-            left = seconds if done > iteration else None  # nothing is cut short after the last evaluation
-            history.stopped = _reason_to_stop(history, best, left, target, stop_probability)
+            history.stopped = _reason_to_stop(history, best, target, stop_probability)
+            if done > iteration and not history.stopped:  # nothing is cut short after the last evaluation
+                history.stopped = clock.reason_to_stop()
             if history.stopped:
                 break
         history.stopped = history.stopped or f"{iterations} iterations done"
@@ -128,17 +138,44 @@ def optimize(
         if not history.rows:
             raise
         history.stopped, done = str(error), None
+    except RuntimeError as error:
+        if best.noise is None or not history.rows or not is_out_of_memory(error):
+            raise
+        history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
     log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
+    if len(problem.ended) < noise.batch:  # else it is why the run stopped
+        for item, reason in problem.ended.items():
+            problem.warn(f"picture {item} ended before the others and stayed at its best: {reason}")
+    _warn_of_the_floor(problem, floor)
     history.conclude(best, problem)
-    if diagnose and history.stopped != "interrupted":
-        with contextlib.suppress(KeyboardInterrupt):
-            history.diagnosis = diagnosis_of(problem, best.noise)
+    if iterations > 0 and history.stopped != "interrupted":
+        _unless_it_breaks(problem, "the check of the best noise", verify, problem)
+        if diagnose:
+            history.diagnosis = _unless_it_breaks(problem, "the diagnosis", diagnosis_of, problem, best.noise)
     checkpoint = None  # where the reward or its gradient broke, nobody can go on
     if done is not None:
         checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
     settings = {**given.settings, **sample_map.settings}
     found = replace(best.noise, settings=settings, kept=given.kept, checkpoint=checkpoint)
     return Result(found, best.images, best.latent, history)
+
+
+def verify(problem):
+    """Sample the best noise once more and warn where the latent is not the one that was found.
+
+    A model that is a function of its arguments gives it again, up to the rounding of another batch size.
+    """
+    best, sample_map = problem.best, problem.sample_map
+    error = (sample_map.latent(best.noise) - best.latent).flatten(1).norm(dim=1)
+    error = error / best.latent.flatten(1).norm(dim=1).clamp(min=1e-12)
+    for item, value in enumerate(error.tolist()):
+        if not value <= sample_map.rerun_tolerance:
+            problem.warn(
+                f"picture {item}: its noise, sampled once more, gives another latent ({value:.1%} off). The model keeps"
+                " a state between calls or draws random numbers of its own, so the noise will not replay to this"
+                " picture. Likely patches: step caches (EasyCache, LazyCache, TeaCache), token merging, HyperTile,"
+                " keyframed hooks"
+            )
 
 
 def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callback=None):
@@ -157,8 +194,43 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
-    each = solver.stages(sample_map) if hasattr(solver, "stages") else 2 * sample_map.stages
-    return iterations * each + sample_map.stages
+    again = sample_map.schedule.steps if iterations else 0
+    return iterations * _stages_of_a_step(solver, sample_map) + sample_map.stages + again
+
+
+def _stages_of_a_step(solver, sample_map):
+    return solver.stages(sample_map) if hasattr(solver, "stages") else 2 * sample_map.stages
+
+
+@dataclass
+class Clock:
+    """Tells when the next iteration would outlast the time budget, going by the one before.
+
+    Attributes:
+        started: when the run began.
+        seconds: the budget, or None.
+        share: how long what follows the last iteration takes, in iterations.
+    """
+
+    started: float
+    seconds: float | None
+    share: float
+
+    def __post_init__(self):
+        self.before = time.perf_counter()
+
+    def reason_to_stop(self):
+        """Return why the run must end after the iteration that is over now, or ''."""
+        now = time.perf_counter()
+        last, self.before = now - self.before, now
+        if self.seconds is None or now - self.started + last * (1 + self.share) <= self.seconds:
+            return ""
+        return f"the time budget of {self.seconds} s is spent"
+
+
+def _share_after_the_last(sample_map, solver):
+    """Return how much of an iteration's time the check of the best noise takes."""
+    return sample_map.schedule.steps / max(_stages_of_a_step(solver, sample_map), 1)
 
 
 def _started(solver, noise):
@@ -173,17 +245,62 @@ def _memory(solver):
     return solver.memory() if hasattr(solver, "memory") else {}
 
 
-def _reason_to_stop(history, best, seconds, target, stop_probability):
-    rows = history.rows
+def _reason_to_stop(history, best, target, stop_probability):
     if target is not None and bool((best.scores >= target).all()):
         return f"every picture reached the target score {target}"
-    if stop_probability is not None and all(value < _log(stop_probability) for value in rows[-1]["log_p"]):
-        return f"P(z) fell below {stop_probability}"
-    if seconds is not None:
-        last = rows[-1]["seconds"] - (rows[-2]["seconds"] if len(rows) > 1 else 0.0)
-        if rows[-1]["seconds"] + last > seconds:
-            return f"the time budget of {seconds} s is spent"
+    if stop_probability is not None:
+        if all(value < _log(stop_probability) for value in history.rows[-1]["log_p"]):
+            return f"P(z) fell below {stop_probability}"
     return ""
+
+
+def _check_limits(seconds, target, stop_probability, floor):
+    """Raise ValueError for a limit that is no number, which every comparison would miss silently."""
+    limits = {"seconds": seconds, "target": target, "stop_probability": stop_probability, "floor": floor}
+    for name, value in limits.items():
+        if value is not None and math.isnan(value):
+            raise ValueError(f"{name} is {value}; expected a number")
+
+
+def _leave_out_zeros(problem, noise):
+    """Search the injected noises alone where x_T is zeros, as in the later part of a split schedule.
+
+    Zeros are no noise. To judge them would find them improbable, and to move them would add what does not belong there.
+    """
+    sample_map = problem.sample_map
+    if sample_map.part != "all" or noise.initial.any():
+        return
+    if len(noise.injected) == 0:
+        raise ValueError(
+            "x_T is all zeros and no step injects noise, so there is no noise to search; expected noise to start from"
+            " (RandomNoise in place of DisableNoise), or eta > 0"
+        )
+    problem.sample_map = replace(sample_map, part="injected")
+    problem.warn("x_T is all zeros, which is no noise: the injected noises alone are searched")
+
+
+def _warn_of_the_floor(problem, floor):
+    """Warn of the pictures whose noise was always less probable than the floor: their start is returned."""
+    if problem.iterations == 0:
+        return
+    for item, passed in enumerate(problem.best.passed.tolist()):
+        if not passed and item not in problem.ended:
+            problem.warn(
+                f"picture {item}: no noise was probable enough to become the best (P at least {floor} of z and of x_T),"
+                " so it is returned as it began. Start from true noise, search a part of it, add a regularizer or"
+                " lower the learning rate"
+            )
+
+
+def _unless_it_breaks(problem, name, function, *args):
+    """Return function(*args), or None with a warning: what comes after a search must not lose what it found."""
+    try:
+        return function(*args)
+    except KeyboardInterrupt:
+        return None
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        problem.warn(f"{name} failed: {error}")
+        return None
 
 
 def _log(value):

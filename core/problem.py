@@ -2,8 +2,13 @@
 
 Whatever a solver evaluates, as the noise of an iteration or as one of a search's candidates, goes through a `Problem`,
 which keeps each picture's best. (The tiny perturbations of an estimator are not candidates.)
+
+Everything that is known of a picture as a number (scores, probabilities, norms) is on the noise's device, wherever the
+decoder and the rewards run: they meet here, and nowhere else.
 """
 
+import logging
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -11,13 +16,14 @@ import torch
 
 from .estimators import Exact
 from .history import Evaluation
+from .memory import is_out_of_memory
 from .noise import Noise
+from .precision import mixed_seed, normal
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
 from .scoring import NotFiniteError, name_of, numbered, score
 
-# Far from the seeds that users start from: a direction or a candidate must not be the starting noise itself.
-DIRECTION_SEED = 2**53 + 91
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,34 +54,36 @@ class Best:
             log_p: (B,), the smaller of ln P of z and of x_T.
             iteration: number of updates made before.
         """
-        passes = (log_p >= self.floor).to(scores.device)
+        passes = (log_p >= self.floor) & scores.isfinite()
         if self.noise is None:
             self.noise, self.latent, self.images, self.scores, self.passed = noise, latent, images, scores, passes
             self.iterations = torch.full((len(scores),), iteration)
             return
         better = passes & (~self.passed | (scores > self.scores))
         self.noise = Noise(
-            _where(better, noise.initial, self.noise.initial),
-            _where(better, noise.injected, self.noise.injected, dim=1),
+            where(better, noise.initial, self.noise.initial),
+            where(better, noise.injected, self.noise.injected, dim=1),
             self.noise.settings,
         )
-        self.latent = _where(better, latent, self.latent)
-        self.images = _where(better, images, self.images)
-        self.scores = _where(better, scores, self.scores)
+        self.latent = where(better, latent, self.latent)
+        self.images = where(better, images, self.images)
+        self.scores = where(better, scores, self.scores)
         self.passed = self.passed | better
         self.iterations[better.cpu()] = iteration
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """q candidates for each of B pictures, sampled.
+    """Some candidates for each of B pictures, sampled in one call.
 
     Attributes:
-        flat: (q, B, n).
-        latent: (q, B, C, H, W).
-        images: (q, B, 3, H, W).
+        first: number of the first of them.
+        flat: (c, B, n).
+        latent: (c, B, C, H, W).
+        images: (c, B, 3, H, W).
     """
 
+    first: int
     flat: torch.Tensor
     latent: torch.Tensor
     images: torch.Tensor
@@ -90,6 +98,8 @@ class Problem:
         best: the best of everything evaluated here.
         iteration: number of updates made so far; the loop counts.
         started: time the run began, seconds.
+        ended: picture -> why its search ended although the others' goes on: something of it was not finite.
+        warnings: what the user should know of the run, each once.
     """
 
     sample_map: SampleMap
@@ -100,19 +110,16 @@ class Problem:
     best: Best = field(default_factory=lambda: Best(floor=float("-inf")))
     iteration: int = 0
     started: float = field(default_factory=time.perf_counter)
-    _chosen: tuple | None = field(default=None, init=False, repr=False, compare=False)
+    ended: dict = field(default_factory=dict)
+    warnings: list = field(default_factory=list)
 
     def evaluate(self, noise):
-        """Sample and score `noise`, forward only; what `chosen` has given is neither sampled nor scored again."""
-        watched = None
-        if self._chosen is not None and self._chosen[0] is noise:
-            _, watched, latent, images, scores = self._chosen
-        else:
-            latent = self.sample_map.latent(noise)
-            images = self.sample_map.images(latent)
-            scores = score(self.reward, images, self.sample_map.prompts)
+        """Sample and score `noise`, forward only: its Evaluation."""
+        latent = self.sample_map.latent(noise)
+        images = self.sample_map.images(latent)
+        scores = self._on_noise(score(self.reward, images, self.sample_map.prompts), noise)
         penalty = self.regularizer.gradient(self.sample_map, noise, self.iteration)[0] if self.regularizer else None
-        return self.evaluation(noise, latent, images, scores, penalty=penalty, watched=watched)
+        return self.evaluation(noise, latent, images, scores, penalty=penalty)
 
     def gradient(self, noise, estimator=None):
         """Sample and score `noise`, and differentiate reward + regulariser by it.
@@ -122,82 +129,109 @@ class Problem:
             estimator: of `estimators`; default Exact().
 
         Returns:
-            the Evaluation of `noise`, and the Noise of gradients of scores + penalty.
+            the Evaluation of `noise`, and the Noise of gradients of scores + penalty, 0 for pictures that have ended.
         """
         estimate = (estimator or Exact())(self, noise)
-        norm = estimate.gradient.flat().norm(dim=1)
-        self.require_finite(norm, "the gradient of the reward by the noise")
-        gradient, penalty = estimate.gradient, None
+        scores, gradient, penalty = self._on_noise(estimate.scores, noise), estimate.gradient, None
+        # A picture that is at fault is named before its gradient, which is not finite either.
+        self.end_where_not_finite(scores, images=estimate.images)
+        norm = gradient.flat().norm(dim=1)
+        self.end_where_not_finite(norm, "the gradient of the reward by the noise")
         if self.regularizer:
             penalty, extra = self.regularizer.gradient(self.sample_map, noise, self.iteration)
+            self.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
             gradient = Noise(gradient.initial + extra.initial, gradient.injected + extra.injected)
-        return self.evaluation(noise, estimate.latent, estimate.images, estimate.scores, norm, penalty), gradient
+        if self.ended:
+            gradient = gradient.with_flat(torch.where(self.goes_on(noise)[:, None], gradient.flat(), 0.0))
+        return self.evaluation(noise, estimate.latent, estimate.images, scores, norm, penalty), gradient
 
-    def sample(self, noise, flat):
-        """Sample candidates without gradient, at most `sample_map.most_rows` pictures in one call.
+    def candidates(self, noise, count, propose):
+        """Sample candidates without gradient, one call's worth at a time, and forget each when the next is asked for.
+
+        One call samples at most `sample_map.most_rows` pictures, and half as many from where memory runs out.
 
         Args:
             noise: a Noise of the shape.
-            flat: (q, B, n).
+            count: number of candidates for each picture.
+            propose: index -> (B, n), the flat noise of a candidate; asked again for those that memory ran out on.
+
+        Yields:
+            Candidates, in order.
         """
-        batch = flat.shape[1]
-        latents, images = [], []
-        for chunk in flat.tensor_split(self.sample_map.calls(len(flat))):
-            latents.append(self.sample_map.latent(noise.with_flat(chunk.flatten(0, 1))))
-            images.append(self.sample_map.images(latents[-1]))
-        latent, image = (torch.cat(parts).unflatten(0, (-1, batch)) for parts in (latents, images))
-        return Candidates(flat, latent, image)
+        first, size = 0, self.sample_map.candidates_in_one_call(count)
+        while first < count:
+            try:
+                found = self._sampled(noise, range(first, min(first + size, count)), propose)
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                found = None  # nothing is tried here: the error holds on to the memory that the call took
+            if found is None:
+                size = math.ceil(size / 2)
+                log.warning("out of memory: from now on %d candidates in one call", size)
+                continue
+            yield found
+            first += len(found.flat)
+
+    def _sampled(self, noise, indices, propose):
+        flat = torch.stack([propose(index) for index in indices])
+        latent = self.sample_map.latent(noise.with_flat(flat.flatten(0, 1)))
+        images = self.sample_map.images(latent)
+        shape = flat.shape[:2]
+        return Candidates(indices.start, flat, latent.unflatten(0, shape), images.unflatten(0, shape))
 
     def score(self, images):
-        """Score candidates' pictures (q, B, 3, H, W), as many in one call as are sampled in one: (q, B), finite."""
+        """Score the pictures of candidates, (c, B, 3, H, W), as many in one call as are sampled in one: (c, B)."""
         prompts, found = self.sample_map.prompts, []
         for chunk in images.tensor_split(self.sample_map.calls(len(images))):
             repeated = None if prompts is None else list(prompts) * len(chunk)
             found.append(score(self.reward, chunk.flatten(0, 1), repeated).unflatten(0, chunk.shape[:2]))
-        scores = torch.cat(found)
-        self.require_finite(scores)
-        return scores
+        return torch.cat(found)
 
-    def offer(self, noise, candidates, scores):
-        """Let each picture's highest-scoring candidate compete for the best, the next where its noise is improbable."""
+    def judge(self, noise, candidates, scores=None):
+        """Let each picture's highest-scoring candidate compete for the best, the next where its noise is improbable.
+
+        Args:
+            noise: a Noise of the shape.
+            candidates: Candidates.
+            scores: (c, B), where `score` has given them already.
+
+        Returns:
+            (c, B) scores on the noise's device; -inf of a candidate whose picture or score is not finite.
+        """
+        scores = self.score(candidates.images) if scores is None else scores
+        scores = self._on_noise(self._counting(scores, candidates.images), noise)
         left, rows = scores.clone(), torch.arange(scores.shape[1], device=scores.device)
         while True:
             highest, index = left.max(dim=0)
             if not (highest > torch.where(self.best.passed, self.best.scores, -torch.inf)).any():
-                return
-            taken = noise.with_flat(candidates.flat[index, rows])
-            log_p = torch.minimum(*self.log_probabilities(taken))
-            sampled = candidates.latent[index, rows], candidates.images[index, rows], highest
-            self.best.offer(taken, *sampled, log_p, self.iteration)
+                return scores
+            chosen = noise.with_flat(candidates.flat[index, rows])
+            log_p = torch.minimum(*self.log_probabilities(chosen))
+            latent, images = (taken(stack, index) for stack in (candidates.latent, candidates.images))
+            self.best.offer(chosen, latent, images, highest, log_p, self.iteration)
             left[index, rows] = -torch.inf
 
-    def chosen(self, evaluation, candidates, scores):
-        """Return the noise of each picture's highest-scoring candidate, or of `evaluation` where none is higher.
+    def _counting(self, scores, images):
+        """Return the scores (c, B), -inf where they are not finite, which is said."""
+        finite = scores.isfinite()
+        if finite.all():
+            return scores
+        at_fault = f"the reward {name_of(self.reward)}" if images.isfinite().all() else "the picture"
+        self.warn(f"{at_fault} of a candidate is not finite at iteration {self.iteration}; it does not count")
+        return torch.where(finite, scores, -torch.inf)
 
-        `evaluate` then knows what this very Noise samples to and scores.
+    def draw(self, index, like, seed=0):
+        """Draw normal numbers in the shape of `like` for this iteration: the same for the same index and seed.
+
+        So a solver need not keep what it has drawn.
 
         Args:
-            evaluation: an Evaluation.
-            candidates: Candidates of the same pictures.
-            scores: (q, B).
+            index: number of the draw.
+            like: a tensor.
+            seed: a number, or several in a tuple.
         """
-        highest, index = scores.max(dim=0)
-        better, rows = highest > evaluation.scores, torch.arange(scores.shape[1], device=scores.device)
-        found = [
-            _where(better, new[index, rows], old)
-            for new, old in (
-                (candidates.flat, evaluation.noise.flat()), (candidates.latent, evaluation.latent),
-                (candidates.images, evaluation.images), (scores, evaluation.scores),
-            )
-        ]  # fmt: skip
-        noise = evaluation.noise.with_flat(found[0])
-        self._chosen = noise, None if better.any() else evaluation.watched, *found[1:]
-        return noise
-
-    def randn(self, q, like, seed=0):
-        """Draw (q, *like.shape) normal numbers for this iteration, on the CPU: the same on every device."""
-        generator = torch.Generator().manual_seed((DIRECTION_SEED + 1_000_003 * (seed + 1) + self.iteration) % 2**63)
-        return torch.randn((q, *like.shape), generator=generator, dtype=like.dtype, device="cpu").to(like.device)
+        return normal(like.shape, like, "direction", seed, self.iteration, index)
 
     def log_probabilities(self, noise):
         """Return ln P of the whole z and of x_T alone, each (B,)."""
@@ -210,9 +244,10 @@ class Problem:
         Returns:
             (B,) relative errors; about 0.01 or less in float32 where the reward is smooth.
         """
-        alone = replace(self, best=Best(floor=float("-inf")))
+        alone = replace(self, best=Best(floor=float("-inf")), ended={}, warnings=[])
         _, gradient = alone.gradient(noise)
-        direction = Noise.randn(noise.initial.shape, len(noise.injected), DIRECTION_SEED).to(noise.initial)
+        seed = mixed_seed("check of the gradient")
+        direction = Noise.randn(noise.initial.shape, len(noise.injected), seed).to(noise.initial)
         direction = self.sample_map.masked(direction)
         ends = [
             alone.evaluate(noise.with_flat(noise.flat() + sign * step * direction.flat())) for sign in (1, -1)
@@ -229,7 +264,7 @@ class Problem:
             noise .. penalty: see `Evaluation`.
             watched: likewise, where it is known already.
         """
-        self.require_finite(scores)
+        self.end_where_not_finite(scores, images=images)
         log_p, log_p_initial = self.log_probabilities(noise)
         self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration)
         return Evaluation(
@@ -260,13 +295,71 @@ class Problem:
         names = numbered([name for name, _ in found])
         return dict(zip(names, (scores for _, scores in found), strict=True))
 
-    def require_finite(self, values, what=None):
-        """Raise NotFiniteError unless all values are finite."""
-        if not torch.isfinite(values).all():
-            what = what or f"the reward {name_of(self.reward)}"
-            raise NotFiniteError(f"{what} is {values.tolist()} at iteration {self.iteration}; expected finite numbers")
+    def end_where_not_finite(self, values, what=None, images=None):
+        """End the search of the pictures whose value (B,) is not finite; the others' goes on.
+
+        Args:
+            values: (B,), of the reward where nothing else is said.
+            what: what the values are, for the message.
+            images: (B, ..), the pictures that were scored: where one of them is not finite, that is the reason.
+
+        Raises:
+            NotFiniteError: no picture's search goes on.
+        """
+        finite = values.isfinite()
+        if finite.all():
+            return
+        for item in (~finite).nonzero().flatten().tolist():
+            if item not in self.ended:
+                self.ended[item] = self._what_is_not_finite(item, values, what, images)
+                log.warning("picture %d has ended: %s", item, self.ended[item])
+        if len(self.ended) == len(values):
+            raise NotFiniteError("; ".join(dict.fromkeys(self.ended.values())))
+
+    def _what_is_not_finite(self, item, values, what, images):
+        value = values[item].item()
+        if images is not None and not images[item].isfinite().all():
+            what, value = "the picture", "not finite, so the model or the VAE is at fault and not the reward,"
+        elif what is None:
+            what = f"the reward {self._part_at_fault(item, images)}"
+        return f"{what} is {value} at iteration {self.iteration}; expected finite numbers"
+
+    def _part_at_fault(self, item, images):
+        """Return the name of the reward, or of those of its parts whose score of this picture is not finite."""
+        names = []
+        if images is not None and callable(getattr(self.reward, "part_scores", None)):
+            parts = self.reward.part_scores(images, self.sample_map.prompts)
+            names = [name for name, scores in parts.items() if not scores[item].isfinite()]
+        return ", ".join(names) or name_of(self.reward)
+
+    def goes_on(self, noise):
+        """Return (B,) booleans on the noise's device: which pictures are still searched."""
+        return torch.tensor([item not in self.ended for item in range(noise.batch)], device=noise.initial.device)
+
+    def held(self, noise):
+        """Return `noise` with the best's in place of those of the pictures that have ended."""
+        if not self.ended:
+            return noise
+        kept = self.best.noise if self.best.noise is not None else noise
+        return noise.with_flat(torch.where(self.goes_on(noise)[:, None], noise.flat(), kept.flat()))
+
+    def warn(self, text):
+        """Record and log what the user should know, each text once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            log.warning("%s", text)
+
+    @staticmethod
+    def _on_noise(values, noise):
+        return values.to(noise.initial.device)
 
 
-def _where(mask, new, old, dim=0):
+def where(mask, new, old, dim=0):
     """Return `new` where the (B,) mask is true along dimension `dim`, `old` elsewhere."""
     return torch.where(mask.to(old.device).view(-1, *[1] * (old.ndim - 1 - dim)), new, old)
+
+
+def taken(stack, index):
+    """Return (B, ..): of each picture b the candidate index[b] of a stack (c, B, ..), wherever that is."""
+    index = index.to(stack.device)
+    return stack[index, torch.arange(len(index), device=stack.device)]

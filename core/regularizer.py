@@ -17,16 +17,20 @@ Their moments are then sums of entries of one K-vector of block sums and one (K,
 one gather and one small matrix product, forward and backward. [derived here; not in the paper]
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
 import torch
+
+from .precision import mixed_seed, outside_autocast, wide
 
 GROUPS, BLOCKS = 64, 512
 P_SUSPICIOUS = 0.01
 """True noise has P(z) above this but for about one draw in 800 (k = 2, b = 100; 7 of 6,000 draws measured)."""
 
 
+@outside_autocast
 def log_probabilities(z, k=2):
     """Return the logarithms of Lemma 1's bounds for z as it is laid out, without permutation.
 
@@ -37,13 +41,14 @@ def log_probabilities(z, k=2):
     Returns:
         ln p1 and ln p2, each (...), at most 0.
     """
-    z = _wide(z)
+    z = wide(z)
     m = _rows(z.shape[-1], k)
     rows = z[..., : m * k].unflatten(-1, (m, k))
     return _log_bounds(rows.mean(dim=-2), rows.mT @ rows / m, m)
 
 
-def permuted_log_probabilities(z, k=2, permutations=100, generator=None):
+@outside_autocast
+def permuted_log_probabilities(z, k=2, permutations=100, seed=0, keep=False):
     """Return ln p1 and ln p2 of the identity layout and of `permutations` random ones, the same for every row of z.
 
     Differentiable by z; the time hardly depends on `permutations`.
@@ -52,22 +57,22 @@ def permuted_log_probabilities(z, k=2, permutations=100, generator=None):
         z: (..., n) noise.
         k: length of a sub-vector.
         permutations: b, at least 0.
-        generator: a CPU torch.Generator for the permutations; None uses the global one.
+        seed: of the permutations.
+        keep: keep the permutations for the next call with this seed.
 
     Returns:
         ln p1 and ln p2, each (..., 1 + b), the identity first.
     """
-    z = _wide(z)
+    z = wide(z)
     first = tuple(log_p[..., None] for log_p in log_probabilities(z, k))
     if permutations == 0:
         return first
     n = z.shape[-1]
     groups, size = _blocks(n, k)
     count = k * groups
-    shuffle = torch.randperm(n, generator=generator, device="cpu")[: count * size]
-    blocks = z.index_select(-1, shuffle.to(z.device)).unflatten(-1, (count, size))
+    shuffle, order = (_kept_layouts if keep else _layouts)(n, count, size, permutations, seed, z.device)
+    blocks = z.index_select(-1, shuffle).unflatten(-1, (count, size))
     gram, sums = blocks @ blocks.mT, blocks.sum(dim=-1)
-    order = torch.rand((permutations, count), generator=generator, device="cpu").argsort(dim=1).to(z.device)
     order = order.view(permutations, k, groups)
     m = groups * size
     covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m
@@ -95,11 +100,11 @@ def noise_probability(z, k=2, permutations=100, seed=0):
 def log_noise_probability(z, k=2, permutations=100, seed=0):
     """Return ln P(z), as `noise_probability`; z may also be a list of B vectors, of different lengths with masks."""
     values = []
-    for rows in _stacked(z):
+    for rows, _ in _stacked(z):
         if rows.numel() == 0:  # nothing of it is optimised, so nothing can have become improbable
-            values.append(_wide(rows.new_zeros(len(rows))))
+            values.append(wide(rows.new_zeros(len(rows))))
             continue
-        bounds = permuted_log_probabilities(rows, k, permutations, torch.Generator().manual_seed(seed))
+        bounds = permuted_log_probabilities(rows, k, permutations, seed, keep=True)
         values.append(torch.cat(bounds, dim=-1).amin(dim=-1))
     return torch.cat(values)
 
@@ -130,6 +135,7 @@ class ProbabilityRegularizer:
                 " permutations >= 0"
             )
 
+    @outside_autocast
     def gradient(self, sample_map, noise, iteration=0):
         """Return the term and its gradient.
 
@@ -142,11 +148,12 @@ class ProbabilityRegularizer:
             value: (B,), at most 0; and a Noise of gradients, zero where z is probable enough.
         """
         values, gradients = [], []
-        initial = _stacked(sample_map.active_initial(noise))
-        for rows, first in zip(_stacked(sample_map.active(noise)), initial, strict=True):
+        # Pictures of one mask are judged together; they agree in how much of z is searched, and how much of x_T.
+        sizes = [len(first) for first in sample_map.active_initial(noise)]
+        for rows, initial_size in _stacked(sample_map.active(noise), sizes):
             z = rows.detach().requires_grad_()
             with torch.enable_grad():
-                value = self.gamma * self._term(z, first.shape[1], iteration)
+                value = self.gamma * self._term(z, initial_size, iteration)
             gradients += torch.autograd.grad(value, z, torch.ones_like(value))[0]
             values.append(value.detach())
         return torch.cat(values), sample_map.with_active(noise, gradients)
@@ -154,9 +161,9 @@ class ProbabilityRegularizer:
     def _term(self, z, initial_size, iteration):
         """Return E[ln p1 + ln p2] of each row of z (B, n), the first `initial_size` numbers apart if so set."""
         parts = [part for part in z.tensor_split([initial_size if self.apart else 0], dim=1) if part.numel()]
-        generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
-        bounds = [permuted_log_probabilities(part, self.k, self.permutations, generator) for part in parts]
-        nothing = _wide(z).sum(dim=1) * 0  # the term of a picture that is masked altogether
+        seed = mixed_seed("layouts", self.seed, iteration)
+        bounds = [permuted_log_probabilities(part, self.k, self.permutations, seed) for part in parts]
+        nothing = wide(z).sum(dim=1) * 0  # the term of a picture that is masked altogether
         return sum((log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds), nothing)
 
 
@@ -172,9 +179,10 @@ class NormRegularizer:
 
     weight: float = 0.01
 
+    @outside_autocast
     def gradient(self, sample_map, noise, iteration=0):
         """Return the term (B,) and its Noise of gradients, as `ProbabilityRegularizer.gradient`."""
-        vectors = [_wide(vector) for vector in sample_map.active(noise)]
+        vectors = [wide(vector) for vector in sample_map.active(noise)]
         norms = [vector.norm().clamp(min=1e-12) for vector in vectors]
         values = [-self.weight * (r**2 / 2 - (z.numel() - 1) * r.log()) for z, r in zip(vectors, norms, strict=True)]
         slopes = [-self.weight * (1 - (z.numel() - 1) / r**2) * z for z, r in zip(vectors, norms, strict=True)]
@@ -210,17 +218,29 @@ def _blocks(n, k):
     return groups, n // (k * groups)
 
 
+def _layouts(n, count, size, permutations, seed, device):
+    """Return the shuffle of z that cuts it into blocks, (count * size,) int32, and the blocks' orders, (b, count)."""
+    generator = torch.Generator("cpu").manual_seed(seed % 2**63)
+    shuffle = torch.randperm(n, generator=generator, device="cpu")[: count * size].to(torch.int32)
+    order = torch.rand((permutations, count), generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
+    return shuffle.to(device), order.to(device)
+
+
+# Judging takes the same permutations every time, and to shuffle a long z costs more than all the rest. Two of them, of
+# z and of x_T, for two shapes.
+_kept_layouts = functools.lru_cache(maxsize=4)(_layouts)
+
+
 def _rows(n, k):
     if not 1 <= k <= n:
         raise ValueError(f"k is {k} but z has {n} numbers; expected 1 .. {n}")
     return n // k
 
 
-def _stacked(vectors):
-    """Return B vectors as one (B, n) tensor where they are equally long, else as B tensors (1, n)."""
+def _stacked(vectors, sizes=None):
+    """Return [((B, n) tensor, size)] of B vectors where lengths and sizes agree, else B pairs with (1, n) tensors."""
     vectors = list(vectors)
-    return [torch.stack(vectors)] if len({len(vector) for vector in vectors}) == 1 else [v[None] for v in vectors]
-
-
-def _wide(z):
-    return z if z.dtype == torch.float64 else z.float()
+    sizes = sizes or [0] * len(vectors)
+    if len({(len(vector), size) for vector, size in zip(vectors, sizes, strict=True)}) == 1:
+        return [(torch.stack(vectors), sizes[0])]
+    return [(vector[None], size) for vector, size in zip(vectors, sizes, strict=True)]

@@ -45,13 +45,15 @@ class SampleMap:
         prompts: the B prompts, handed to rewards, or None.
         model: what tells the model from others (`fingerprint`), kept with the noise; None: unknown.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
-        part: which noises are optimised: "all", "initial" (x_T alone), "first K" or "last K" of the injected noises.
+        part: which noises are optimised: "all", "initial" (x_T alone), "injected" (all but x_T), "first K" or "last K"
+            of the injected noises.
         most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
         keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
             keeps a state between calls is not noticed then.
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
             raise from it to interrupt.
         rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.
+        device: where its noise belongs: `randn` draws it there, and `optimize` moves it there; None: wherever it is.
     """
 
     denoise: Callable
@@ -69,6 +71,7 @@ class SampleMap:
     keep_graphs: bool = False
     on_step: Callable | None = None
     rerun_tolerance: float = 0.02
+    device: torch.device | str | None = None
 
     def __post_init__(self):
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
@@ -131,12 +134,30 @@ class SampleMap:
         in_one = max(self.most_rows // self.shape[0], 1) if self.most_rows else candidates
         return math.ceil(candidates / in_one)
 
+    def candidates_in_one_call(self, candidates):
+        """Return how many of `candidates` batches are sampled in one call, about as many in each."""
+        return math.ceil(candidates / self.calls(candidates))
+
     def randn(self, seed=0):
         """Draw true noise for this map (`Noise.randn`)."""
-        return Noise.randn(self.shape, self.injected, seed)
+        noise = Noise.randn(self.shape, self.injected, seed)
+        return noise if self.device is None else noise.to(self.device)
+
+    @property
+    def optimises_everything(self):
+        """Whether every entry of z is optimised, so that no mask is needed."""
+        return self.mask is None and self.part == "all"
+
+    def moved(self, noise, flat):
+        """Return flat noise (.., B, n) where z is optimised, and `noise`'s own entries elsewhere: those stay."""
+        if self.optimises_everything:
+            return flat
+        return torch.where(self.active_entries(noise), flat, noise.flat())
 
     def active(self, noise):
         """Return a list of B flat vectors, each picture's entries of z that are optimised, x_T's first."""
+        if self.optimises_everything:
+            return list(noise.flat())
         return [vector[keep] for vector, keep in zip(noise.flat(), self.active_entries(noise), strict=True)]
 
     def active_initial(self, noise):
@@ -145,11 +166,14 @@ class SampleMap:
 
     def masked(self, noise):
         """Return `noise` (of gradients) with the entries that are not optimised set to 0."""
-        everything = self.mask is None and self.part == "all"
-        return noise if everything else noise.with_flat(noise.flat() * self.active_entries(noise))
+        if self.optimises_everything:
+            return noise
+        return noise.with_flat(torch.where(self.active_entries(noise), noise.flat(), 0.0))
 
     def with_active(self, noise, vectors):
         """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: `active` backwards."""
+        if self.optimises_everything:
+            return noise.with_flat(torch.stack(vectors).to(noise.initial))
         flat = torch.zeros_like(noise.flat())
         for row, keep, vector in zip(flat, self.active_entries(noise), vectors, strict=True):
             row[keep] = vector.to(row)
@@ -224,7 +248,7 @@ class SampleMap:
 
     def active_entries(self, noise):
         """Return (batch, n) booleans, the layout of `Noise.flat`: which entries of z are optimised."""
-        mask = torch.ones(self.shape) if self.mask is None else self.mask
+        mask = torch.ones(self.shape, dtype=torch.float32) if self.mask is None else self.mask
         one = (mask > 0).to(noise.initial.device).expand(self.shape)
         one = one.repeat(noise.batch // self.shape[0], *[1] * (len(self.shape) - 1))
         with_initial = self.part in ("all", "initial")
@@ -337,13 +361,13 @@ class Pullback:
 
 def optimised_injected(part, injected):
     """Return the indices of the injected noises that `part` optimises; see `SampleMap.part`."""
-    if part in ("all", "initial"):
-        return range(injected if part == "all" else 0)
+    if part in ("all", "initial", "injected"):
+        return range(0 if part == "initial" else injected)
     side, _, count = part.partition(" ")
     if side not in ("first", "last") or not count.isdigit() or not 1 <= int(count) <= injected:
         raise ValueError(
-            f"part is {part!r}; expected 'all', 'initial', 'first K' or 'last K' with K in 1 .. {injected}, the number"
-            " of injected noises of this schedule and eta"
+            f"part is {part!r}; expected 'all', 'initial', 'injected', 'first K' or 'last K' with K in 1 .. {injected},"
+            " the number of injected noises of this schedule and eta"
         )
     return range(int(count)) if side == "first" else range(injected - int(count), injected)
 

@@ -11,21 +11,62 @@ each of its own picture. Any callable of this form is a reward. What it may have
     counted          the parts that `image_gradient` differentiates, to be named where one cannot be
     part_scores      (images, prompts) -> name -> (B,), each part's own, for the history
     part_settings    name -> JSON types, what each part counts, for the history
+
+A reward gets a copy of the pictures, which it may change. It is not asked about a picture with a NaN or an infinity in
+it, which it might not notice: such a picture's score is -inf, and its gradient 0.
 """
 
 from itertools import count
 
 import torch
 
+from .memory import is_out_of_memory
+from .precision import wide
+
 
 class NotFiniteError(ValueError):
-    """A reward or a gradient is NaN or infinite."""
+    """A picture, its reward or a gradient is NaN or infinite."""
+
+
+class RewardError(RuntimeError):
+    """A reward raised an error, or lost the gradient; the message names it, the cause is chained."""
 
 
 def score(reward, images, prompts=None):
-    """Return reward(images, prompts) without gradient, checked: (B,) float32 or wider on the images' device."""
+    """Return reward(images, prompts) without gradient, checked: (B,) float32 or wider on the images' device.
+
+    The score of a picture that is not finite is -inf.
+    """
+    finite = finite_pictures(images)
     with torch.no_grad():
-        return checked(reward, reward(images.detach(), prompts), images)
+        scores = checked(reward, asked(reward, reward, shown(images, finite), prompts), images)
+        return torch.where(finite, scores, -torch.inf)
+
+
+def finite_pictures(images):
+    """Return (B,) booleans: which of the pictures (B, ..) are finite."""
+    return images.isfinite().flatten(1).all(dim=1)
+
+
+def shown(images, finite):
+    """Return a copy of the images (B, ..), black where they are not `finite` (B,)."""
+    return torch.where(finite.view(-1, *[1] * (images.ndim - 1)), images.detach(), 0.0)
+
+
+def asked(reward, function, *args):
+    """Return function(*args) of a reward; an error that would stand bare there says which reward raised it.
+
+    Args:
+        reward: whose name the message has.
+        function: the reward itself, or a method of it.
+        args: for it.
+    """
+    try:
+        return function(*args)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error) or isinstance(error, RewardError):
+            raise
+        raise RewardError(f"the reward {name_of(reward)} failed: {type(error).__name__}: {error}") from error
 
 
 def exact(reward, images, prompts=None):
@@ -37,36 +78,49 @@ def exact(reward, images, prompts=None):
         prompts: length B or None.
 
     Returns:
-        scores: (B,), detached.
-        d_images: (B, 3, H, W), each picture's own gradient, float32 or wider.
+        scores: (B,), detached; -inf of a picture that is not finite.
+        d_images: (B, 3, H, W), each picture's own gradient, float32 or wider; 0 for a picture that is not finite.
 
     Raises:
         ValueError: the reward declares that it is not differentiable, or returns the wrong shape.
-        RuntimeError: the reward returned scores without gradient.
+        RewardError: the reward raised an error of its own, or returned scores without gradient.
     """
     _require_differentiable(reward)
-    if callable(getattr(reward, "image_gradient", None)):
-        scores, d_images = reward.image_gradient(images, prompts)
-        if not torch.is_tensor(d_images) or d_images.shape != images.shape:
-            found = tuple(d_images.shape) if torch.is_tensor(d_images) else type(d_images).__name__
-            raise ValueError(f"{name_of(reward)}'s image_gradient gave {found}; expected {tuple(images.shape)}")
-        d_images = d_images.detach().to(torch.promote_types(d_images.dtype, torch.float32))
-        return checked(reward, scores, images).detach(), d_images
+    finite = finite_pictures(images)
+    by_own_means = callable(getattr(reward, "image_gradient", None))
     with torch.inference_mode(False), torch.enable_grad():
-        images = leaf(images)
-        scores = checked(reward, reward(images, prompts), images)
-        if not scores.requires_grad:
-            raise RuntimeError(
-                f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
-                " detach, round or convert them, or enter no_grad or inference_mode"
-            )
-        (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
-    return scores.detach(), d_images
+        ask = _own_gradient if by_own_means else _gradient_by_autograd
+        scores, d_images = ask(reward, shown(images, finite), prompts)
+    scores = torch.where(finite, scores.detach(), -torch.inf)
+    return scores, shown(d_images, finite)
+
+
+def _own_gradient(reward, images, prompts):
+    """Return the scores and the gradient that a reward's `image_gradient` gives, checked."""
+    scores, d_images = asked(reward, reward.image_gradient, images, prompts)
+    if not torch.is_tensor(d_images) or d_images.shape != images.shape:
+        found = tuple(d_images.shape) if torch.is_tensor(d_images) else type(d_images).__name__
+        raise ValueError(f"{name_of(reward)}'s image_gradient gave {found}; expected {tuple(images.shape)}")
+    return checked(reward, scores, images), wide(d_images.detach())
+
+
+def _gradient_by_autograd(reward, images, prompts):
+    """Return a reward's scores and their gradient by the images."""
+    images = leaf(images)
+    # Of a copy: a reward may change its pictures in place, which no leaf of a graph allows.
+    scores = checked(reward, asked(reward, reward, images.clone(), prompts), images)
+    if not scores.requires_grad:
+        raise RewardError(
+            f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
+            " detach, round or convert them, or enter no_grad or inference_mode"
+        )
+    (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
+    return scores, d_images
 
 
 def leaf(images):
     """Return a copy to differentiate by: no inference tensor; float32 or wider, since half loses small gradients."""
-    return images.detach().to(torch.promote_types(images.dtype, torch.float32), copy=True).requires_grad_()
+    return wide(images.detach()).clone().requires_grad_()
 
 
 def name_of(reward):
@@ -91,7 +145,7 @@ def checked(reward, scores, images):
         found = tuple(scores.shape) if torch.is_tensor(scores) else type(scores).__name__
         expected = f"one score per picture, a tensor of shape ({len(images)},)"
         raise ValueError(f"{name_of(reward)} returned {found}; expected {expected}")
-    return scores.to(images.device, torch.promote_types(scores.dtype, torch.float32))
+    return wide(scores.to(images.device))
 
 
 def _require_differentiable(reward):

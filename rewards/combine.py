@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from ..core.scoring import NotFiniteError, checked, exact, name_of, numbered, score
+from ..core.scoring import asked, checked, exact, name_of, numbered, score
 from .jitter import Jittered
 
 TYPICAL = {
@@ -81,8 +81,11 @@ class Combine:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W)."""
-        parts = ((index, self.parts[index]) for index in self._counted)
-        found = {index: checked(part, part(images, prompts), images) for index, part in parts}
+        found = {}
+        for index in self._counted:
+            # Of a copy: a part may change its pictures in place, which the next must not see.
+            scores = asked(self.parts[index], self.parts[index], images.clone(), prompts)
+            found[index] = checked(self.parts[index], scores, images)
         if not any(scores.requires_grad for scores in found.values()):
             self._remember(images, prompts, found)
         return self._sum(found)
@@ -138,27 +141,21 @@ class Combine:
 
     def _sum(self, found):
         """Return the score, given the counted parts' as index -> (B,)."""
-        for index, scores in found.items():
-            if not scores.isfinite().all():
-                raise NotFiniteError(f"{self.names[index]} scored {scores.tolist()}; expected finite numbers")
         return sum(self._slope(index) * (scores - self.priors[index][0]) for index, scores in found.items())
 
     def _slope(self, index):
         return self.weights[index] / self.priors[index][1]
 
     def _remember(self, images, prompts, found):
-        # No copy: pictures that are held, at their place and in their version, are still the same.
-        if not images.is_inference():
-            self._latest = images.detach(), images._version, prompts and list(prompts), found
+        self._latest = images.detach(), prompts and list(prompts), found
 
     def _known(self, images, prompts):
-        if self._latest is None or images.is_inference():
+        """Return index -> scores of the latest call, if it was these pictures."""
+        if self._latest is None:
             return {}
-        latest, version, their_prompts, found = self._latest
-        same = all(getattr(latest, key) == getattr(images, key) for key in ("shape", "dtype", "device"))
-        same = same and (latest.data_ptr(), latest.stride()) == (images.data_ptr(), images.stride())
-        same = same and version == images._version and their_prompts == (prompts and list(prompts))
-        return found if same else {}
+        latest, their_prompts, found = self._latest
+        same = (latest.shape, latest.dtype, latest.device) == (images.shape, images.dtype, images.device)
+        return found if same and their_prompts == (prompts and list(prompts)) and torch.equal(latest, images) else {}
 
     def _each(self, what, values, default):
         values = tuple(values) if values is not None else (default,) * len(self.parts)

@@ -6,6 +6,7 @@ import torch
 
 from ..estimators import Exact
 from ..noise import Noise
+from ..precision import wide
 from .base import Solver
 
 
@@ -59,8 +60,9 @@ class GradientAscent(Solver):
             params = solver._optimizer.param_groups[0]["params"]
             for param, key in zip(params, ("initial", "injected"), strict=True):
                 state = {name: getattr(noise, key).to(param, copy=True) for name, noise in checkpoint.memory.items()}
-                count = {"step": torch.tensor(float(checkpoint.iteration))} if self.optimizer == "adam" else {}
-                solver._optimizer.state[param].update(state | count)
+                if self.optimizer == "adam":
+                    state["step"] = torch.tensor(checkpoint.iteration, dtype=torch.float32)
+                solver._optimizer.state[param].update(state)
         return solver
 
     def memory(self):
@@ -91,11 +93,10 @@ class GradientAscent(Solver):
         self._optimizer.step()
         moved = replace(noise, initial=initial.detach(), injected=injected.detach()).flat()
         # Moments from before `part` was changed would move what is not optimised now.
-        return noise.with_flat(torch.where(problem.sample_map.active_entries(noise), moved, noise.flat())), evaluation
+        return noise.with_flat(problem.sample_map.moved(noise, moved)), evaluation
 
     def _new_optimizer(self, noise):
-        params = [noise.initial.detach().clone(), noise.injected.detach().clone()]
-        params = [param if param.dtype == torch.float64 else param.float() for param in params]
+        params = [wide(tensor.detach()).clone() for tensor in (noise.initial, noise.injected)]
         if self.optimizer == "adam":
             # Decay would shrink z towards 0, which is improbable: plain Adam, never AdamW.
             return torch.optim.Adam(params, lr=self.lr, maximize=True)

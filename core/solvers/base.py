@@ -2,8 +2,6 @@
 
 import math
 
-import torch
-
 
 class Solver:
     """What the loop asks of every solver; of one that is not derived from this, `fresh` and `step` alone.
@@ -37,9 +35,21 @@ class Solver:
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
         raise NotImplementedError
 
+    def evaluate(self, problem, noise):
+        """Evaluate the last noise of a run; a solver that knows what it samples to need not sample it again."""
+        return problem.evaluate(noise)
 
-def around(problem, noise, xi, beta):
-    """Return the candidates a z + sqrt(beta) xi of xi (N, B, n), a = sqrt(1 - beta); what is not searched stays."""
-    flat = noise.flat()
-    moved = math.sqrt(1 - beta) * flat + math.sqrt(beta) * xi
-    return torch.where(problem.sample_map.active_entries(noise), moved, flat)
+
+def neighbour(problem, noise, flat, index, beta, seed):
+    """Return candidate `index` around z, sqrt(1 - beta) z + sqrt(beta) xi, where z is searched, and z elsewhere.
+
+    Args:
+        problem: the Problem, which draws xi ~ N(0, I).
+        noise: z.
+        flat: (B, n), z's `flat()`.
+        index: number of the candidate.
+        beta: in [0, 1].
+        seed: of the candidates.
+    """
+    xi = problem.draw(index, flat, seed)
+    return problem.sample_map.moved(noise, xi.mul_(math.sqrt(beta)).add_(flat, alpha=math.sqrt(1 - beta)))

@@ -73,16 +73,19 @@ class LGD(Solver):
     def _guidance(self, problem, x, index, spread):
         """Return the denoised at x (B, ..) and d/dx ln mean_i exp(scale * r(x_0 sample i)), the shape of x."""
         sample_map = problem.sample_map
-        xi = spread * problem.randn(self.samples, x, self.seed + 1 + index)
+        xi = spread * torch.stack([problem.draw(sample, x, (self.seed, index)) for sample in range(self.samples)])
         x, denoised = sample_map.denoise_with_graph(x, index)
         with torch.enable_grad():
             images = sample_map.decode(sample_map.finish((denoised + xi).flatten(0, 1)))
         prompts = sample_map.prompts and list(sample_map.prompts) * self.samples
         scores, d_images = exact(problem.reward, images, prompts)
-        problem.require_finite(scores)
-        weights = (self.scale * scores.unflatten(0, (self.samples, -1))).softmax(dim=0).flatten()
-        d_images = self.scale * weights.view(-1, *[1] * (images.ndim - 1)).to(d_images) * d_images
-        # Scaled to a largest entry of 1 on its way: half precision would lose small gradients.
-        size = d_images.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-        (gradient,) = torch.autograd.grad(images, x, (d_images / size).to(images))
-        return denoised.detach(), gradient * size.to(gradient)
+        d_images = self.scale * d_images.unflatten(0, (self.samples, -1))
+        weights = (self.scale * scores.unflatten(0, (self.samples, -1))).softmax(dim=0)
+        d_images = weights.view(*weights.shape, *[1] * (images.ndim - 1)).to(d_images) * d_images
+        # Each picture's scaled to a largest entry of 1 on its way: half precision would lose small gradients.
+        size = d_images.abs().transpose(0, 1).flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        size = size.view(-1, *[1] * (images.ndim - 1))
+        (gradient,) = torch.autograd.grad(images, x, (d_images / size).flatten(0, 1).to(images))
+        gradient = gradient * size.to(gradient)
+        problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the guidance of a step")
+        return denoised.detach(), torch.where(gradient.isfinite(), gradient, 0.0)

@@ -1,8 +1,11 @@
 """Searches that keep the best of some candidates: best-of-N, zero-order search, pCN hill-climb."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from .base import Solver, around
+import torch
+
+from ..problem import taken, where
+from .base import Solver, neighbour
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Search(Solver):
     beta: float = 0.1
     seed: int = 0
     differentiates = False
+    _leader: "Leader | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.candidates < 1:
@@ -43,14 +47,58 @@ class Search(Solver):
         """Climb by preconditioned Crank-Nicolson proposals: one candidate at a time, taken if it is better."""
         return cls(1, beta, seed)
 
+    def fresh(self, checkpoint=None):
+        return replace(self)
+
     def stages(self, sample_map):
         return sample_map.calls(self.candidates) * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates; return (the best of them all, the Evaluation of `noise`)."""
-        evaluation = problem.evaluate(noise)
-        xi = problem.randn(self.candidates, noise.flat(), self.seed)
-        candidates = problem.sample(noise, around(problem, noise, xi, self.beta))
-        scores = problem.score(candidates.images)
-        problem.offer(noise, candidates, scores)
-        return problem.chosen(evaluation, candidates, scores), evaluation
+        evaluation = self.evaluate(problem, noise)
+        leader = Leader(noise.flat(), evaluation.latent, evaluation.images, evaluation.scores, evaluation.watched)
+
+        def propose(index):
+            return neighbour(problem, noise, pivot, index, self.beta, self.seed)
+
+        pivot = leader.flat
+        for candidates in problem.candidates(noise, self.candidates, propose):
+            leader = leader.or_better(candidates, problem.judge(noise, candidates))
+        self._leader = leader
+        return noise.with_flat(leader.flat), evaluation
+
+    def evaluate(self, problem, noise):
+        """Evaluate `noise`; what the last step has found is neither sampled nor scored again."""
+        known = self._leader
+        if known is None or not torch.equal(known.flat, noise.flat()):
+            return problem.evaluate(noise)
+        return problem.evaluation(noise, known.latent, known.images, known.scores, watched=known.watched)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """Each picture's best noise of one step, sampled and scored; the next step's pivot.
+
+    Attributes:
+        flat, latent, images, scores: (B, ..).
+        watched: what is recorded beside the scores, where it is known of all B.
+    """
+
+    flat: torch.Tensor
+    latent: torch.Tensor
+    images: torch.Tensor
+    scores: torch.Tensor
+    watched: dict | None
+
+    def or_better(self, candidates, scores):
+        """Return the Leader with those candidates in it that score (c, B) higher."""
+        highest, index = scores.max(dim=0)
+        better = highest > self.scores
+        if not better.any():
+            return self
+        stacks = (candidates.flat, self.flat), (candidates.latent, self.latent), (candidates.images, self.images)
+        return Leader(
+            *(where(better, taken(stack, index), old) for stack, old in stacks),
+            torch.where(better, highest, self.scores),
+            None,
+        )

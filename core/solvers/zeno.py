@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Solver, around
+from .base import Solver, neighbour
 
 
 @dataclass
@@ -60,41 +60,76 @@ class ZeNO(Solver):
 
     def step(self, problem, noise):
         """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
-        flat = noise.flat()
-        beta = self.beta if self.beta is not None else min(max(2.5 / max(problem.iterations, 1), 0.01), 0.3)
-        xi = problem.randn(self.candidates + 1, flat, self.seed)
-        xi, zeta = xi[:-1], xi[-1]
-        # The centre goes along in the candidates' call; it is evaluated first, so it is no candidate of its own.
-        tried = problem.sample(noise, torch.cat([flat[None], around(problem, noise, xi, beta)]))
-        scores = problem.score(tried.images)
-        evaluation = problem.evaluation(noise, tried.latent[0], tried.images[0], scores[0])
-        problem.offer(noise, tried, scores)
-        scores = scores[1:]
-        free = problem.sample_map.active_entries(noise)
-        direction = self._resampled(problem, scores, xi) if self.mode == "resample" else self._mean(scores, xi, zeta)
-        moved = math.sqrt(1 - beta) * flat + math.sqrt(beta) * direction
-        moved = torch.where(free, moved, flat)
+        flat, beta = noise.flat(), self._beta(problem)
+
+        def propose(index):
+            # The centre goes along in the candidates' call: its own number is 0.
+            return flat if index == 0 else neighbour(problem, noise, flat, index, beta, self.seed)
+
+        scores, evaluation = [], None
+        for tried in problem.candidates(noise, self.candidates + 1, propose):
+            found = problem.score(tried.images)
+            if tried.first == 0:  # evaluated before it is judged, so it is no candidate of its own
+                centre = (part[0].clone() for part in (tried.latent, tried.images, found.to(flat.device)))
+                evaluation = problem.evaluation(noise, *centre)
+            scores.append(problem.judge(noise, tried, found))
+        scores = torch.cat(scores)[1:]
+        towards = self._resampled if self.mode == "resample" else self._mean
+        moved = towards(problem, scores, flat).mul_(math.sqrt(beta)).add_(flat, alpha=math.sqrt(1 - beta))
+        moved = problem.sample_map.moved(noise, moved)
         if self.mode == "optimise":
-            # A signal adds up over the iterations and lengthens z. Up to sqrt(n) + 2 nothing speaks against its length:
-            # ln p2 is 0 there for k = 2.
-            norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
-            moved = torch.where(free, moved * ((free.sum(dim=1, keepdim=True).sqrt() + 2) / norm).clamp(max=1), flat)
+            moved = self._within_length(problem.sample_map, noise, moved)
         return noise.with_flat(moved), evaluation
 
-    def _mean(self, scores, xi, zeta):
-        """Return what replaces the proposal's noise: the weighted mean of the xi (N, B, n), as long as true noise."""
-        linear = self.mode == "optimise" and self.weights == "linear"
-        weights = scores - scores.mean(dim=0) if linear else (scores / self.tau).softmax(dim=0)
-        mean = torch.einsum("qb,qbn->bn", weights.to(xi), xi)
-        square = weights.square().sum(dim=0)[:, None].to(xi)
+    def _beta(self, problem):
+        return self.beta if self.beta is not None else min(max(2.5 / max(problem.iterations, 1), 0.01), 0.3)
+
+    def _within_length(self, sample_map, noise, moved):
+        """Return `moved` (B, n), shortened to the length that true noise may have.
+
+        A signal adds up over the iterations and lengthens z. Up to sqrt(n) + 2 nothing speaks against its length:
+        ln p2 is 0 there for k = 2.
+        """
+        free = sample_map.active_entries(noise)
+        norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
+        most = free.sum(dim=1, keepdim=True).sqrt() + 2
+        return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
+
+    def _mean(self, problem, scores, flat):
+        """Return what replaces the proposal's noise: the weighted mean of the xi, (B, n), as long as true noise.
+
+        The xi are drawn anew, one after another, by the seeds that drew them for the candidates.
+        """
+        weights = self._weights(scores)
+        mean = torch.zeros_like(flat)
+        for index, weight in enumerate(weights.to(flat), start=1):
+            mean += weight[:, None] * problem.draw(index, flat, self.seed)
+        square = weights.square().sum(dim=0)[:, None].to(flat)
+        zeta = problem.draw(self.candidates + 1, flat, self.seed)
         if self.mode == "sample":
             return mean + (1 - square).clamp(min=0).sqrt() * zeta
         # Without any difference between the rewards there is no direction: a plain step of the reference process.
-        same = (scores == scores[0]).all(dim=0)[:, None]
-        return torch.where(same, zeta, mean / square.clamp(min=1e-30).sqrt())
+        return torch.where(square > 0, mean / square.clamp(min=1e-30).sqrt(), zeta)
 
-    def _resampled(self, problem, scores, xi):
-        """Return for each picture one of its xi, drawn by the softmax of its scores (Gumbel's trick)."""
-        gumbel = -(-torch.special.log_ndtr(problem.randn(len(scores), scores[0].double(), self.seed + 1))).log()
-        index = (scores / self.tau + gumbel.to(scores)).argmax(dim=0)
-        return xi[index, torch.arange(xi.shape[1], device=xi.device)]
+    def _weights(self, scores):
+        """Return the weights (N, B) of the scores (N, B); a score of -inf counts as the lowest that is finite."""
+        usable = scores.isfinite()
+        lowest = torch.where(usable, scores, torch.inf).amin(dim=0)
+        scores = torch.where(usable, scores, torch.where(lowest.isfinite(), lowest, 0.0))
+        if self.mode == "optimise" and self.weights == "linear":
+            return scores - scores.mean(dim=0)
+        weights = (scores / self.tau).softmax(dim=0)
+        same = (scores == scores[0]).all(dim=0)
+        return torch.where(same, 0.0, weights) if self.mode == "optimise" else weights
+
+    def _resampled(self, problem, scores, flat):
+        """Return for each picture one of its xi, (B, n), drawn by the softmax of its scores (Gumbel's trick)."""
+        # On the CPU: in float64, which not every device has.
+        uniform = torch.special.ndtr(problem.draw(self.candidates + 1, scores.double().cpu(), self.seed))
+        gumbel = -(-uniform.log()).log()
+        index = (scores.cpu() / self.tau + gumbel).argmax(dim=0) + 1
+        found = torch.zeros_like(flat)
+        for chosen in index.unique().tolist():
+            rows = (index == chosen).to(flat.device)
+            found = torch.where(rows[:, None], problem.draw(chosen, flat, self.seed), found)
+        return found

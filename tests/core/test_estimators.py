@@ -120,6 +120,7 @@ def test_the_exact_gradient_refuses_rewards_without_one_and_names_the_others():
 
 @pytest.mark.parametrize("part, active", [
     ("initial", {0}), ("first 2", {1, 2}), ("last 1", {3}), ("all", {0, 1, 2, 3}),
+    ("injected", {1, 2, 3}),
 ])
 def test_a_part_of_the_noises_can_be_optimised_alone(part, active):
     noise_map = sample_map(part=part)
@@ -137,5 +138,5 @@ def test_a_part_of_the_noises_can_be_optimised_alone(part, active):
 
 @pytest.mark.parametrize("part", ["first 4", "last 0", "middle 2", "first"])
 def test_unknown_parts_are_refused(part):
-    with pytest.raises(ValueError, match=r"expected 'all', 'initial', 'first K' or 'last K' with K in 1 \.\. 3"):
+    with pytest.raises(ValueError, match=r"'initial', 'injected', 'first K' or 'last K' with K in 1 \.\. 3"):
         sample_map(part=part)

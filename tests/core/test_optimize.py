@@ -1,6 +1,7 @@
 """The loop: what it returns, what stops it, what it never loses."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -142,11 +143,24 @@ def test_a_run_stops_when_told_to_and_says_why(settings, rows, reason):
     assert len(history.rows) == rows and reason in history.stopped
 
 
-def test_the_time_budget_is_kept():
-    """No iteration begins that would outlast it, going by the one before."""
-    times = [row["seconds"] for row in run(seconds=0.3, iterations=10000).history.rows]
-    assert len(times) < 10000 and times[-1] + (times[-1] - ([0.0] + times)[-2]) > 0.3
-    assert all(2 * now - before <= 0.3 for before, now in zip([0.0] + times, times[:-1], strict=False))
+@pytest.mark.parametrize("solver", [
+    core.GradientAscent(), core.ZeNO(4), core.Search(4), core.Search.pcn(), core.LGD(samples=2),
+])
+def test_the_time_budget_is_kept(solver):
+    """Whatever a solver spends its time on after its row is complete, and with the check of the best at the end."""
+
+    def slow(x, sigma):
+        time.sleep(0.002)
+        return denoise(x, sigma)
+
+    noise_map = sample_map()
+    denoise, noise_map.denoise = noise_map.denoise, slow
+    began = time.perf_counter()
+    history = run(noise_map, solver=solver, seconds=0.6, iterations=10000).history
+    elapsed = time.perf_counter() - began
+    assert "time budget of 0.6 s is spent" in history.stopped and len(history.rows) > 1
+    each = 0.6 / len(history.rows)
+    assert 0.6 - 4 * each < elapsed < 0.6 + 3 * each
 
 
 def after(calls, action):
@@ -166,9 +180,9 @@ def interrupt(scores):
 
 
 @pytest.mark.parametrize("action, reason", [
-    (lambda scores: scores * float("nan"), "the reward reward is [nan, nan] at iteration 3"),
+    (lambda scores: scores * float("nan"), "the reward reward is nan at iteration 3"),
     (lambda scores: scores * float("inf"), "at iteration 3; expected finite numbers"),
-    (lambda scores: (scores * 0).sqrt() + scores.detach(), "the gradient of the reward by the noise is [nan, nan]"),
+    (lambda scores: (scores * 0).sqrt() + scores.detach(), "the gradient of the reward by the noise is nan"),
     (interrupt, "interrupted"),
 ])
 def test_what_was_found_is_kept_when_a_run_breaks(action, reason):

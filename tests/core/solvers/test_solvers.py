@@ -169,8 +169,8 @@ def test_a_probable_candidate_is_kept_where_a_better_one_is_improbable():
     problem = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), best=best)
     problem.evaluate(noise)
     flat = torch.stack([noise.flat() * 3, noise_map.randn(1).to(torch.float64).flat()])
-    candidates = problem.sample(noise, flat)
-    problem.offer(noise, candidates, best.scores + torch.tensor([[2.0], [1.0]]))
+    (candidates,) = problem.candidates(noise, 2, flat.__getitem__)
+    problem.judge(noise, candidates, best.scores + torch.tensor([[2.0], [1.0]]))
     torch.testing.assert_close(best.noise.flat(), flat[1])
 
 
