@@ -13,7 +13,8 @@ from math import isqrt
 import torch
 
 from . import weights
-from .networks import Tower, build, graph_bytes, layers, run, slices, wide
+from .networks import Tower, build, graph_bytes, layers, run, slices
+from .pictures import wide
 from .preprocess import Preprocess
 
 

@@ -1,6 +1,7 @@
 """Agreement of a picture of the embedded model with its prompt: the stand-in for CLIP's on full-size models."""
 
 from ..core.models.embedded.scorer import load_scorer
+from .pictures import rgb
 from .prompts import texts_for
 
 
@@ -21,5 +22,5 @@ class Consistency:
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
         texts = texts_for(self, images, prompts)
-        _, _, scores = self.scorer.consistency(images.float().to(self.device), texts)
+        _, _, scores = self.scorer.consistency(rgb(images).float().to(self.device), texts)
         return scores.to(images.device)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .pictures import rgb
+
 QUALITY = 95
 
 
@@ -28,9 +30,12 @@ class JPEG:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores in units of 1000 bytes of images (B, 3, H, W), nominally [0, 1], clamped and rounded."""
-        pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        images = rgb(images.detach())
+        pixels = (images.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        sizes = torch.tensor([_file_size(picture) for picture in pixels], device=images.device) / 1000
+        sizes = [_file_size(picture) / 1000 for picture in pixels]
+        sizes = torch.tensor(sizes, dtype=torch.float32, device=images.device)
+        sizes = sizes.masked_fill(images[:, 0, 0, 0].isnan(), torch.nan)  # eight bits hold no NaN
         return sizes if self.incompressible else -sizes
 
 
@@ -54,8 +59,8 @@ class JPEGProxy:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
-        images = images if images.dtype == torch.float64 else images.float()
-        bits = sum(_bits(plane, table) for plane, table in zip(_planes(images * 255), _tables(), strict=True))
+        levels = rgb(images) * 255
+        bits = sum(_bits(plane, table) for plane, table in zip(_planes(levels), _tables(), strict=True))
         size = bits / 8 / 1000
         return size if self.incompressible else -size
 

@@ -9,6 +9,7 @@ import contextlib
 import torch
 
 from . import weights
+from .pictures import wide
 
 GRAPH_WIDTH = 16
 """Numbers a layer's graph holds per token and unit of width: 10 with GELU, 14 with quick GELU, and some to run with."""
@@ -127,11 +128,6 @@ def slices(images):
     """Return the slices of a batch to judge one after another: of all where it has a gradient, else of `AT_ONCE`."""
     size = len(images) if images.requires_grad else AT_ONCE
     return [slice(start, start + size) for start in range(0, len(images), size)]
-
-
-def wide(tensor):
-    """Return the tensor as float32, or as it is where it is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_tower(reward, kind, sources):
