@@ -21,6 +21,7 @@ class Consistency:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
+        images = rgb(images)
         texts = texts_for(self, images, prompts)
-        _, _, scores = self.scorer.consistency(rgb(images).float().to(self.device), texts)
+        _, _, scores = self.scorer.consistency(images.float().to(self.device), texts)
         return scores.to(images.device)
