@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from . import weights
 from .clip_tower import ClipTower
 from .networks import check_tower
+from .pictures import rgb
 from .prompts import texts_for
 
 
@@ -52,6 +53,7 @@ class TowerReward:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B where they matter."""
+        images = rgb(images)  # before prompts are counted against pictures
         toward = self.toward(images, prompts)
         embeds = F.normalize(self.tower.embed(images, self.rule, self.parity), dim=-1)
         return self.scale * (embeds * toward.to(embeds.device)).sum(dim=-1).to(images.device)
@@ -160,6 +162,12 @@ class Directions(TowerReward):
         if self.more == self.less:
             raise ValueError(
                 f"more and less are both {self.more!r}, so every picture scores 0; expected two texts that differ"
+            )
+        more, less = self.tower.tokens([self.more, self.less])
+        if torch.equal(more, less):
+            raise ValueError(
+                f"more {self.more!r:.80} and less {self.less!r:.80} are one text to {self.tower.name}, so every picture"
+                " scores 0; expected texts that differ otherwise than in capitals, spaces or after 75 tokens"
             )
 
     def toward(self, images, prompts):

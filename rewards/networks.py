@@ -19,6 +19,10 @@ AT_ONCE = 16
 """Pictures that are judged in one call without gradient: no network is much faster with more, and memory grows."""
 
 
+CUT = "%s reads %d tokens of a text, and this one has %d; only this counts of it: %s"
+"""What a warning says of a text that is too long: name of the file, tokens read and found, the text that is left."""
+
+
 class Tower:
     """The networks of one file.
 

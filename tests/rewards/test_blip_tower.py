@@ -24,6 +24,17 @@ def test_a_prompt_counts_up_to_its_35th_token(reward):
 
 
 @torch.no_grad()
+def test_what_is_cut_of_a_long_prompt_is_said_once(blip_files, caplog):
+    tower = blip(blip_files / "ImageReward.pt")
+    tower.judge(pictures()[:1], ["Cat " * 33])
+    assert not caplog.messages
+    for _ in range(2):
+        tower.judge(pictures()[:1], ["Cat " * 33 + "dog"])
+    found = "ImageReward.pt reads 33 tokens of a text, and this one has 34; only this counts of it: "
+    assert caplog.messages == [found + " ".join(["cat"] * 33)]
+
+
+@torch.no_grad()
 def test_the_filling_behind_a_prompt_does_not_count(blip_files, reward):
     state = image_reward_state()
     state["blip.text_encoder.embeddings.word_embeddings.weight"][0] *= -1

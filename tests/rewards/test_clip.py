@@ -227,6 +227,16 @@ def test_directions_are_differences_of_cosines(build):
         rewards.Directions(tower, "cat", "cat")
 
 
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [("A Cat", "a cat"), ("a  cat", "a cat"), ("cat &amp; dog", "cat & dog"), ("cat " * 75 + "one", "cat " * 75 + "two")],
+    ids=["capitals", "spaces", "HTML", "beyond 75 tokens"],
+)
+def test_directions_refuse_two_texts_that_are_one_to_the_tower(build, more, less):
+    with pytest.raises(ValueError, match=r"are one text to clip-vit-large-patch14.safetensors, so every picture scores 0"):
+        rewards.Directions(build("CLIPScore L").tower, more, less)
+
+
 def test_rewards_on_one_file_share_a_tower_and_its_texts(build):
     parts = [build(name) for name in ("CLIPScore L", "Aesthetic", "Similarity")]
     parts.append(rewards.Directions(build("CLIPScore L").tower, "third", "fourth"))

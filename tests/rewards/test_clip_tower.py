@@ -117,6 +117,16 @@ def test_long_texts_are_cut_as_clip_was_trained(files):
     assert not torch.equal(*tower.text_embeds([" ".join(words), " ".join(words[1:] + ["dog"])]))
 
 
+def test_what_is_cut_of_a_long_text_is_said_once(files, caplog):
+    tower = ClipTower(weights.read(files["clip_l"]), "clip.pt")
+    tower.text_embeds(["Cat " * 75])
+    assert not caplog.messages
+    for _ in range(2):
+        tower.text_embeds(["Cat " * 75 + "dog", "a cat"])
+    found = "clip.pt reads 75 tokens of a text, and this one has 76; only this counts of it: "
+    assert caplog.messages == [found + " ".join(["cat"] * 75)]
+
+
 def test_towers_made_and_used_in_inference_mode_can_be_differentiated_later(clip_l):
     with torch.inference_mode():
         stock = {key: value.clone() for key, value in clip_l.items()}
