@@ -15,7 +15,7 @@ import torch
 
 from . import weights
 from .networks import CUT, Tower, build, graph_bytes, layers, run, slices
-from .pictures import wide
+from .precision import wide
 from .preprocess import Preprocess
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from .pictures import rgb
+from .precision import outside_autocast
 
 QUALITY = 95
 
@@ -60,7 +61,8 @@ class JPEGProxy:
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
         levels = rgb(images) * 255
-        bits = sum(_bits(plane, table) for plane, table in zip(_planes(levels), _tables(), strict=True))
+        with outside_autocast(levels.device.type):
+            bits = sum(_bits(plane, table) for plane, table in zip(_planes(levels), _tables(), strict=True))
         size = bits / 8 / 1000
         return size if self.incompressible else -size
 
@@ -94,7 +96,7 @@ def _bits(plane, table, eps=0.25):
 
 
 def _dct(like):
-    i = torch.arange(8, dtype=torch.float64)
+    i = torch.arange(8, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi * (2 * i[None] + 1) * i[:, None] / 16) / 2
     matrix[0] /= math.sqrt(2)
     return matrix.to(like)
@@ -105,5 +107,5 @@ def _tables():
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format="JPEG", quality=QUALITY)
     tables = Image.open(buffer).quantization
-    luma, chroma = (torch.tensor(tables[index], dtype=torch.float64).view(8, 8) for index in (0, 1))
+    luma, chroma = (torch.tensor(tables[index], dtype=torch.float64, device="cpu").view(8, 8) for index in (0, 1))
     return luma, chroma, chroma

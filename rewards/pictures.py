@@ -5,6 +5,8 @@ Every reward of this package looks at its pictures through `rgb`; what they have
 
 import torch
 
+from .precision import wide
+
 LEVELS_MEAN = 4.0
 """A picture in [0, 1] has a smaller mean, however far a decoder overshoots; one of 8-bit levels, unless all but black,
 a larger one, and nothing below 0."""
@@ -41,17 +43,6 @@ def rgb(images, name="images"):
         )
     broken = ~images.isfinite().flatten(1).all(dim=1)
     return images.masked_fill(broken.view(-1, 1, 1, 1), torch.nan).expand(-1, 3, -1, -1)
-
-
-def wide(tensor):
-    """Return the tensor as float32, or as it is where it is wider.
-
-    Example:
-        >>> import torch
-        >>> wide(torch.ones(2, dtype=torch.float16)).dtype, wide(torch.ones(2, dtype=torch.float64)).dtype
-        (torch.float32, torch.float64)
-    """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check_form(images, name):

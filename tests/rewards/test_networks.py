@@ -10,6 +10,12 @@ from torch.nn import functional as F
 TEXTS = ["a photo of a black cat", "two dogs, oil on canvas"]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64])
+def test_networks_run_in_four_dtypes_alone(files, dtype):
+    with pytest.raises(ValueError, match=f"dtype is {dtype}; expected one of torch.float32, torch.bfloat16, torch.fl"):
+        load_tower(files["clip_l"], dtype=dtype)
+
+
 def pixels(batch=2, seed=0):
     """Return preprocessed pictures."""
     return torch.randn((batch, 3, 224, 224), generator=torch.Generator().manual_seed(seed))
