@@ -106,8 +106,11 @@ class PickScore(CLIPScore):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.tower.logit_scale is None:
-            raise ValueError(f"{self.tower.name} has no logit_scale. Use {weights.known_files(self.sources)}")
+        if self.tower.logit_scale is None or not math.isfinite(self.tower.logit_scale):
+            raise ValueError(
+                f"the logit_scale of {self.tower.name} is {self.tower.logit_scale}; expected a finite number. Use"
+                f" {weights.known_files(self.sources)}"
+            )
 
     @property
     def scale(self):
@@ -120,7 +123,7 @@ class Similarity(TowerReward):
 
     Attributes:
         tower: a ClipTower; its text tower is not used.
-        reference: (R, 3, H, W), in [0, 1].
+        reference: (R, 3, H, W) or, if gray, (R, 1, H, W), in [0, 1]; of any size.
         parity: see `TowerReward`.
     """
 
@@ -128,6 +131,11 @@ class Similarity(TowerReward):
     reference: torch.Tensor
     parity: bool = False
     name = "similarity"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not rgb(self.reference, "reference").isfinite().all():
+            raise ValueError("reference holds NaN or infinity; expected finite pictures")
 
     def toward(self, images, prompts):
         return self._reference

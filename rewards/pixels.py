@@ -103,10 +103,14 @@ class ColorTarget:
     name = "colour target"
 
     def __post_init__(self):
-        if len(self.color) != 3:
+        if len(self.color) != 3 or not all(0 <= value <= 1 for value in self.color):
             raise ValueError(f"color is {self.color}; expected red, green and blue in [0, 1]")
-        if self.mask is not None and self.mask.ndim not in (2, 3):
+        if self.mask is None:
+            return
+        if self.mask.ndim not in (2, 3):
             raise ValueError(f"mask is {tuple(self.mask.shape)}; expected (H, W) or (B, H, W)")
+        if not (self.mask.isfinite() & (self.mask >= 0)).all():
+            raise ValueError("mask holds values below 0, NaN or infinity; expected weights of 0 or more")
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; a mask's batch is repeated to fill theirs."""
@@ -150,6 +154,8 @@ class Sharpness:
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1], 3 x 3 pixels or more."""
         luma = _luma(images)
+        if min(luma.shape[1:]) < 3:
+            raise ValueError(f"images are {tuple(images.shape)}; {self.name} expects 3 x 3 pixels or more")
         across = luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
         down = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1]
         sharpness = _deviation(across + down - 4 * luma[:, 1:-1, 1:-1])

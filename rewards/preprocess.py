@@ -14,6 +14,7 @@ resizes floats: it rounds only the file's own pixels, and leaves the slight over
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch.nn import functional as F
@@ -101,9 +102,8 @@ def jittered(images, crops, seed, scale=(0.8, 1.0)):
     Yields:
         (B, 3, H, W), `crops` times. Differentiable.
     """
+    check_crops(crops, seed, scale)
     least, greatest = scale
-    if crops < 1 or not 0 < least <= greatest <= 1:
-        raise ValueError(f"found {crops} crops of scale {scale}; expected 1 or more, and 0 < least <= greatest <= 1")
     images = clamp_through(rgb(images))
     height, width = images.shape[-2:]
     generator = torch.Generator().manual_seed(seed)
@@ -113,6 +113,14 @@ def jittered(images, crops, seed, scale=(0.8, 1.0)):
         h, w = max(round(side * height), 1), max(round(side * width), 1)
         top, left = round(down * (height - h)), round(across * (width - w))
         yield _bicubic(images[..., top : top + h, left : left + w], height, width)
+
+
+def check_crops(crops, seed, scale):
+    """Raise ValueError unless `jittered` takes these settings."""
+    if not isinstance(crops, Integral) or crops < 1 or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"found {crops} crops of scale {scale}; expected 1 or more, and 0 < least <= greatest <= 1")
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed is {seed!r}; expected a whole number")
 
 
 def _bicubic(images, height, width):

@@ -24,3 +24,12 @@ def test_an_aesthetic_head_of_other_sizes_is_refused(files, build, tmp_path):
     tiny_rewards.save(state | {"layers.0.weight": torch.ones(1024, 1024)}, tmp_path / "head.pth")
     with pytest.raises(ValueError, match=r"head.pth has layers of shapes .*\(1024, 1024\).*expected"):
         rewards.Aesthetic(build("CLIPScore L").tower, tmp_path / "head.pth")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["layers.4.weight", "layers.7.bias"])
+def test_an_aesthetic_head_that_is_not_finite_is_refused(files, build, tmp_path, name, value):
+    state = weights.read(files["aesthetic"])
+    tiny_rewards.save(state | {name: torch.full_like(state[name], value)}, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match="head.pth holds NaN or infinity; expected finite numbers. Download it again"):
+        rewards.Aesthetic(build("CLIPScore L").tower, tmp_path / "head.pth")

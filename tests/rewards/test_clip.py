@@ -217,6 +217,38 @@ def test_a_picture_is_wholly_similar_to_itself(build):
     torch.testing.assert_close(both, (scores + score(rewards.Similarity(tower, images[1:2]), images)) / 2)
 
 
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (torch.rand(3, 40, 57), r"reference are \(3, 40, 57\); .* Pass one picture as a batch of one"),
+        (torch.rand(1, 40, 57, 3), r"reference are \(1, 40, 57, 3\); .* images.movedim"),
+        (torch.rand(1, 4, 40, 57), r"reference are \(1, 4, 40, 57\); .* Leave out an alpha channel"),
+        (torch.rand(0, 3, 40, 57), r"reference are \(0, 3, 40, 57\); expected"),
+        (torch.full((1, 3, 4, 4), torch.nan), "reference holds NaN or infinity"),
+        (255 * torch.rand(1, 3, 40, 57), "reference have a mean of 12.* by 255"),
+    ],
+    ids=["one", "channels last", "alpha", "none", "NaN", "levels"],
+)
+def test_a_reference_of_another_form_is_refused_when_it_is_given(build, reference, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.Similarity(build("CLIPScore L").tower, reference)
+
+
+def test_a_gray_reference_is_its_gray_in_three_channels(build):
+    tower, gray = build("CLIPScore L").tower, tiny_rewards.pictures()[:, :1]
+    alike = [score(rewards.Similarity(tower, r), tiny_rewards.pictures()) for r in (gray, gray.repeat(1, 3, 1, 1))]
+    torch.testing.assert_close(*alike)
+
+
+@pytest.mark.parametrize("scale", [None, torch.nan, torch.inf])
+def test_a_pickscore_file_needs_a_finite_logit_scale(files, scale):
+    state = {key: value for key, value in weights.read(files["pickscore"]).items() if key != "logit_scale"}
+    if scale is not None:
+        state["logit_scale"] = torch.tensor(scale)
+    with pytest.raises(ValueError, match=f"logit_scale of pick.pt is {scale}; expected a finite number. Use PickScore"):
+        rewards.PickScore(ClipTower(state, "pick.pt"))
+
+
 def test_directions_are_differences_of_cosines(build):
     tower, images = build("CLIPScore L").tower, tiny_rewards.pictures()
     more, less = (score(rewards.CLIPScore(tower, prompt), images) for prompt in PROMPTS)
@@ -229,11 +261,16 @@ def test_directions_are_differences_of_cosines(build):
 
 @pytest.mark.parametrize(
     ("more", "less"),
-    [("A Cat", "a cat"), ("a  cat", "a cat"), ("cat &amp; dog", "cat & dog"), ("cat " * 75 + "one", "cat " * 75 + "two")],
+    [
+        ("A Cat", "a cat"),
+        ("a  cat", "a cat"),
+        ("cat &amp; dog", "cat & dog"),
+        ("cat " * 75 + "one", "cat " * 75 + "two"),
+    ],
     ids=["capitals", "spaces", "HTML", "beyond 75 tokens"],
 )
 def test_directions_refuse_two_texts_that_are_one_to_the_tower(build, more, less):
-    with pytest.raises(ValueError, match=r"are one text to clip-vit-large-patch14.safetensors, so every picture scores 0"):
+    with pytest.raises(ValueError, match="are one text to clip-vit-large-patch14.safetensors, so every"):
         rewards.Directions(build("CLIPScore L").tower, more, less)
 
 

@@ -1,5 +1,8 @@
 """A reward of random crops: the mean of the crops' scores, differentiated crop by crop."""
 
+import math
+
+import pytest
 import torch
 from comfyui_dno import rewards
 from comfyui_dno.core.scoring import exact
@@ -42,3 +45,20 @@ def test_a_jittered_reward_is_differentiated_crop_by_crop():
     expected = found(images, ["a", "b"])
     torch.testing.assert_close(scores, expected.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), images)[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"crops": 0}, {"crops": math.nan}, {"crops": 2.5}, {"scale": (0.0, 1.0)}, {"scale": (0.9, 0.8)},
+     {"scale": (0.8, 1.1)}, {"scale": (0.8, math.nan)}, {"scale": (math.nan, 1.0)}, {"scale": (0.5,)}],
+    ids=str,
+)  # fmt: skip
+def test_wrong_crops_are_refused_when_they_are_given(settings):
+    with pytest.raises(ValueError, match="expected 1 or more, and 0 < least <= greatest <= 1"):
+        rewards.Jittered(rewards.Contrast(), **settings)
+
+
+def test_a_seed_is_a_whole_number():
+    for seed in (math.nan, 1.5, None):
+        with pytest.raises(ValueError, match=f"seed is {seed}; expected a whole number"):
+            rewards.Jittered(rewards.Contrast(), seed=seed)
