@@ -57,4 +57,6 @@ def _read_head(path):
     for index in _LAYERS:
         layer = state[f"layers.{index}.weight"].double()
         weight, bias = layer @ weight, layer @ bias + state[f"layers.{index}.bias"].double()
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise ValueError(f"{Path(path).name} holds NaN or infinity; expected finite numbers. Download it again")
     return weight[0].float(), float(bias)

@@ -7,6 +7,7 @@
 The networks are transformers' own, the weights the authors' files. The head runs in float32 whatever the dtype.
 """
 
+import logging
 import re
 from math import isqrt
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 
 from . import weights
-from .networks import Tower, build, graph_bytes, layers, run, slices
+from .networks import CUT, Tower, build, graph_bytes, layers, run, slices
 from .preprocess import Preprocess
+
+log = logging.getLogger(__name__)
 
 HEAD_WIDTH = 64
 """Width of one attention head in both towers; the file does not tell."""
@@ -95,8 +98,16 @@ class BlipTower(Tower):
         """Return ids and attention mask of a text, (max_tokens,) each: [CLS] text [SEP] [PAD] .."""
         if text not in self._tokens:
             found = self._tokenizer(text, padding="max_length", truncation=True, max_length=self.max_tokens)
-            self._tokens[text] = torch.tensor(found["input_ids"]), torch.tensor(found["attention_mask"])
+            self._tokens[text] = tuple(
+                torch.tensor(found[key], device="cpu") for key in ("input_ids", "attention_mask")
+            )
+            self._say_if_cut(text, found["input_ids"])
         return self._tokens[text]
+
+    def _say_if_cut(self, text, ids):
+        room, length = self.max_tokens - 2, len(self._tokenizer.tokenize(text))
+        if length > room:
+            log.warning(CUT, self.name, room, length, self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def find_vocabulary(folders):

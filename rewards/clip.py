@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from . import weights
 from .clip_tower import ClipTower
 from .networks import check_tower
+from .pictures import rgb
 from .prompts import texts_for
 
 
@@ -52,6 +53,7 @@ class TowerReward:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B where they matter."""
+        images = rgb(images)  # before prompts are counted against pictures
         toward = self.toward(images, prompts)
         embeds = F.normalize(self.tower.embed(images, self.rule, self.parity), dim=-1)
         return self.scale * (embeds * toward.to(embeds.device)).sum(dim=-1).to(images.device)
@@ -104,8 +106,11 @@ class PickScore(CLIPScore):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.tower.logit_scale is None:
-            raise ValueError(f"{self.tower.name} has no logit_scale. Use {weights.known_files(self.sources)}")
+        if self.tower.logit_scale is None or not math.isfinite(self.tower.logit_scale):
+            raise ValueError(
+                f"the logit_scale of {self.tower.name} is {self.tower.logit_scale}; expected a finite number. Use"
+                f" {weights.known_files(self.sources)}"
+            )
 
     @property
     def scale(self):
@@ -118,7 +123,7 @@ class Similarity(TowerReward):
 
     Attributes:
         tower: a ClipTower; its text tower is not used.
-        reference: (R, 3, H, W), in [0, 1].
+        reference: (R, 3, H, W) or, if gray, (R, 1, H, W), in [0, 1]; of any size.
         parity: see `TowerReward`.
     """
 
@@ -126,6 +131,11 @@ class Similarity(TowerReward):
     reference: torch.Tensor
     parity: bool = False
     name = "similarity"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not rgb(self.reference, "reference").isfinite().all():
+            raise ValueError("reference holds NaN or infinity; expected finite pictures")
 
     def toward(self, images, prompts):
         return self._reference
@@ -160,6 +170,12 @@ class Directions(TowerReward):
         if self.more == self.less:
             raise ValueError(
                 f"more and less are both {self.more!r}, so every picture scores 0; expected two texts that differ"
+            )
+        more, less = self.tower.tokens([self.more, self.less])
+        if torch.equal(more, less):
+            raise ValueError(
+                f"more {self.more!r:.80} and less {self.less!r:.80} are one text to {self.tower.name}, so every picture"
+                " scores 0; expected texts that differ otherwise than in capitals, spaces or after 75 tokens"
             )
 
     def toward(self, images, prompts):

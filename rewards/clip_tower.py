@@ -7,14 +7,18 @@ The networks are transformers' own. Weights tell all about them but two things, 
 CLIPs: the number of attention heads (`image_heads`, `text_heads`) and the activation (`activation`).
 """
 
-from functools import partial
+import logging
+from functools import cache, partial
 from math import isqrt
 
 import torch
 
 from . import weights
-from .networks import Tower, build, graph_bytes, layers, run, slices, wide
+from .networks import CUT, Tower, build, graph_bytes, layers, run, slices
+from .precision import wide
 from .preprocess import Preprocess
+
+log = logging.getLogger(__name__)
 
 
 class ClipTower(Tower):
@@ -82,7 +86,9 @@ class ClipTower(Tower):
             return run(lambda x: network(pixel_values=x.to(device, dtype)).image_embeds, pixels, dtype)
 
     def text_embeds(self, texts):
-        """Embed texts, each once in the tower's life: the 75 first tokens of each count, as CLIP was trained.
+        """Embed texts, each once in the tower's life.
+
+        Of each the first 75 tokens count, as CLIP was trained; a warning says where a longer text was cut.
 
         Args:
             texts: list of B strings.
@@ -94,11 +100,25 @@ class ClipTower(Tower):
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         network = self.module["text"]
         if new:
-            ids = _tokens(new, network.config.max_position_embeddings)
+            ids = self.tokens(new)
+            self._say_what_is_cut(new)
             with self.running() as device:
                 embeds = wide(network(input_ids=ids.to(device)).text_embeds).cpu()
             self._texts.update(zip(new, embeds, strict=True))
         return torch.stack([self._texts[text] for text in texts]).to(network.device)
+
+    def tokens(self, texts):
+        """Return CLIP's token ids of texts, (B, 77): the first 75 of each between two marks, filled with 0."""
+        with torch.device("cpu"):  # whatever the global default
+            return _tokenizer()(texts, self.module["text"].config.max_position_embeddings)
+
+    def _say_what_is_cut(self, texts):
+        room = self.module["text"].config.max_position_embeddings - 2
+        for text in texts:
+            ids = _tokenizer().encode(text)
+            if len(ids) > room:
+                kept = _tokenizer().decode(ids[:room]).strip()
+                log.warning(CUT, self.name, room, len(ids), kept)
 
     def require_text(self):
         """Raise ValueError unless the weights have a text tower."""
@@ -160,8 +180,8 @@ def _sizes(state, prefix, projection, act):
     }
 
 
-def _tokens(texts, length):
-    """Return CLIP's token ids (B, length), padded with 0."""
-    from open_clip.tokenizer import tokenize
+@cache
+def _tokenizer():
+    from open_clip.tokenizer import SimpleTokenizer
 
-    return tokenize(texts, length)
+    return SimpleTokenizer()

@@ -64,6 +64,9 @@ class Combine:
         for name, prior in zip(self.names, self.priors, strict=True):
             if not (math.isfinite(prior[0]) and 0 < prior[1] < math.inf):
                 raise ValueError(f"the prior of {name} is {prior}; expected a mean and an sd above 0")
+        for name, weight in zip(self.names, self.weights, strict=True):
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name} is {weight}; expected a finite number")
         self.counted = tuple(self.parts[index] for index in self._counted)
         self.differentiable = all(getattr(part, "differentiable", True) for part in self.counted)
         self._latest = None  # images, prompts and {index: scores} of the latest call

@@ -1,6 +1,8 @@
 """Agreement of a picture of the embedded model with its prompt: the stand-in for CLIP's on full-size models."""
 
 from ..core.models.embedded.scorer import load_scorer
+from .pictures import rgb
+from .precision import outside_autocast
 from .prompts import texts_for
 
 
@@ -20,6 +22,9 @@ class Consistency:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
+        images = rgb(images)
         texts = texts_for(self, images, prompts)
-        _, _, scores = self.scorer.consistency(images.float().to(self.device), texts)
+        images_there = images.float().to(self.device)
+        with outside_autocast(images_there.device.type):
+            _, _, scores = self.scorer.consistency(images_there, texts)
         return scores.to(images.device)

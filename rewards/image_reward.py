@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .blip_tower import BlipTower
 from .networks import check_tower
+from .pictures import rgb
 from .prompts import texts_for
 
 
@@ -33,6 +34,7 @@ class ImageReward:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""
+        images = rgb(images)  # before prompts are counted against pictures
         scores = self.tower.judge(images, texts_for(self, images, prompts), self.parity)
         return ((scores - self.mean) / self.std).to(images.device)
 

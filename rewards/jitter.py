@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core.scoring import checked, exact, leaf, name_of
-from .preprocess import jittered
+from .preprocess import check_crops, jittered
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Jittered:
     crops: int = 3
     seed: int = 0
     scale: tuple = (0.8, 1.0)
+
+    def __post_init__(self):
+        check_crops(self.crops, self.seed, self.scale)
 
     @property
     def name(self):

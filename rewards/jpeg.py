@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .pictures import rgb
+from .precision import outside_autocast
+
 QUALITY = 95
 
 
@@ -28,9 +31,12 @@ class JPEG:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores in units of 1000 bytes of images (B, 3, H, W), nominally [0, 1], clamped and rounded."""
-        pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        images = rgb(images.detach())
+        pixels = (images.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        sizes = torch.tensor([_file_size(picture) for picture in pixels], device=images.device) / 1000
+        sizes = [_file_size(picture) / 1000 for picture in pixels]
+        sizes = torch.tensor(sizes, dtype=torch.float32, device=images.device)
+        sizes = sizes.masked_fill(images[:, 0, 0, 0].isnan(), torch.nan)  # eight bits hold no NaN
         return sizes if self.incompressible else -sizes
 
 
@@ -54,8 +60,9 @@ class JPEGProxy:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
-        images = images if images.dtype == torch.float64 else images.float()
-        bits = sum(_bits(plane, table) for plane, table in zip(_planes(images * 255), _tables(), strict=True))
+        levels = rgb(images) * 255
+        with outside_autocast(levels.device.type):
+            bits = sum(_bits(plane, table) for plane, table in zip(_planes(levels), _tables(), strict=True))
         size = bits / 8 / 1000
         return size if self.incompressible else -size
 
@@ -89,7 +96,7 @@ def _bits(plane, table, eps=0.25):
 
 
 def _dct(like):
-    i = torch.arange(8, dtype=torch.float64)
+    i = torch.arange(8, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi * (2 * i[None] + 1) * i[:, None] / 16) / 2
     matrix[0] /= math.sqrt(2)
     return matrix.to(like)
@@ -100,5 +107,5 @@ def _tables():
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format="JPEG", quality=QUALITY)
     tables = Image.open(buffer).quantization
-    luma, chroma = (torch.tensor(tables[index], dtype=torch.float64).view(8, 8) for index in (0, 1))
+    luma, chroma = (torch.tensor(tables[index], dtype=torch.float64, device="cpu").view(8, 8) for index in (0, 1))
     return luma, chroma, chroma

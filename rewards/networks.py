@@ -9,13 +9,19 @@ import contextlib
 import torch
 
 from . import weights
+from .precision import outside_autocast, wide
 
 GRAPH_WIDTH = 16
 """Numbers a layer's graph holds per token and unit of width: 10 with GELU, 14 with quick GELU, and some to run with."""
 
-
 AT_ONCE = 16
 """Pictures that are judged in one call without gradient: no network is much faster with more, and memory grows."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Those that networks run in."""
+
+CUT = "%s reads %d tokens of a text, and this one has %d; only this counts of it: %s"
+"""What a warning says of a text that is too long: name of the file, tokens read and found, the text that is left."""
 
 
 class Tower:
@@ -38,8 +44,7 @@ class Tower:
         if self.on_use is not None:
             self.on_use(memory)
         device = next(self.module.parameters()).device
-        known = torch.amp.is_autocast_available(device.type)
-        with torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext():
+        with outside_autocast(device.type):
             yield device
 
 
@@ -55,6 +60,8 @@ def build(network_of, state, kind, name, device, dtype, wide=()):
     Raises:
         ValueError: the weights are not such a network's.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
     odd = [key for key, value in state.items() if not value.is_floating_point()]
     if odd:
         raise ValueError(f"{name} holds {odd[0]} as {state[odd[0]].dtype}; expected floating-point weights")
@@ -127,11 +134,6 @@ def slices(images):
     """Return the slices of a batch to judge one after another: of all where it has a gradient, else of `AT_ONCE`."""
     size = len(images) if images.requires_grad else AT_ONCE
     return [slice(start, start + size) for start in range(0, len(images), size)]
-
-
-def wide(tensor):
-    """Return the tensor as float32, or as it is where it is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_tower(reward, kind, sources):

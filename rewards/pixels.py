@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .pictures import rgb
+
 LUMA = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue, BT.709."""
 
@@ -30,8 +32,7 @@ class Brightness:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        mean = images.mean(dim=(1, 2, 3), dtype=dtype) * 2 - 1
+        mean = rgb(images).mean(dim=(1, 2, 3)) * 2 - 1
         return -mean if self.negative else mean
 
 
@@ -78,7 +79,7 @@ class Saturation:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
-        images = _wide(images)
+        images = rgb(images)
         chroma = (images.amax(dim=1) - images.amin(dim=1)).mean(dim=(1, 2))
         return -chroma if self.negative else chroma
 
@@ -102,14 +103,18 @@ class ColorTarget:
     name = "colour target"
 
     def __post_init__(self):
-        if len(self.color) != 3:
+        if len(self.color) != 3 or not all(0 <= value <= 1 for value in self.color):
             raise ValueError(f"color is {self.color}; expected red, green and blue in [0, 1]")
-        if self.mask is not None and self.mask.ndim not in (2, 3):
+        if self.mask is None:
+            return
+        if self.mask.ndim not in (2, 3):
             raise ValueError(f"mask is {tuple(self.mask.shape)}; expected (H, W) or (B, H, W)")
+        if not (self.mask.isfinite() & (self.mask >= 0)).all():
+            raise ValueError("mask holds values below 0, NaN or infinity; expected weights of 0 or more")
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; a mask's batch is repeated to fill theirs."""
-        images = _wide(images)
+        images = rgb(images)
         distance = (images - images.new_tensor(self.color).view(3, 1, 1)).square().sum(dim=1)
         if self.mask is None:
             return -distance.mean(dim=(1, 2))
@@ -149,19 +154,17 @@ class Sharpness:
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1], 3 x 3 pixels or more."""
         luma = _luma(images)
+        if min(luma.shape[1:]) < 3:
+            raise ValueError(f"images are {tuple(images.shape)}; {self.name} expects 3 x 3 pixels or more")
         across = luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
         down = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1]
         sharpness = _deviation(across + down - 4 * luma[:, 1:-1, 1:-1])
         return -sharpness if self.negative else sharpness
 
 
-def _wide(images):
-    return images.to(torch.promote_types(images.dtype, torch.float32))
-
-
 def _luma(images):
     """Return (B, H, W), float32 or wider."""
-    images = _wide(images)
+    images = rgb(images)
     return (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1)
 
 

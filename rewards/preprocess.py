@@ -14,9 +14,12 @@ resizes floats: it rounds only the file's own pixels, and leaves the slight over
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch.nn import functional as F
+
+from .pictures import rgb
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,14 +48,11 @@ class Preprocess:
         """Return the tower's pixels, (B, 3, size, size), float32 or wider.
 
         Args:
-            images: (B, 3, H, W) RGB, nominally [0, 1]; values outside count as 0 or 1 and keep their gradient.
+            images: (B, 3, H, W), nominally [0, 1], as `rgb` takes them; values outside count as 0 or 1 and keep their
+                gradient.
             parity: True computes what the references do from 8-bit pixels; False is smooth.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images are {tuple(images.shape)}; expected (B, 3, H, W), channels before height")
-        if not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; expected floats, nominally in [0, 1]")
-        levels = images.to(torch.promote_types(images.dtype, torch.float32)) * 255
+        levels = rgb(images) * 255
         levels = _rounded(levels) if parity else _clamped(levels)
         height, width = self.resized(*images.shape[-2:])
         if self.rule == "hps":
@@ -102,10 +102,9 @@ def jittered(images, crops, seed, scale=(0.8, 1.0)):
     Yields:
         (B, 3, H, W), `crops` times. Differentiable.
     """
+    check_crops(crops, seed, scale)
     least, greatest = scale
-    if crops < 1 or not 0 < least <= greatest <= 1:
-        raise ValueError(f"found {crops} crops of scale {scale}; expected 1 or more, and 0 < least <= greatest <= 1")
-    images = clamp_through(images.to(torch.promote_types(images.dtype, torch.float32)))
+    images = clamp_through(rgb(images))
     height, width = images.shape[-2:]
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand((crops, 3), generator=generator, dtype=torch.float64, device="cpu")
@@ -114,6 +113,14 @@ def jittered(images, crops, seed, scale=(0.8, 1.0)):
         h, w = max(round(side * height), 1), max(round(side * width), 1)
         top, left = round(down * (height - h)), round(across * (width - w))
         yield _bicubic(images[..., top : top + h, left : left + w], height, width)
+
+
+def check_crops(crops, seed, scale):
+    """Raise ValueError unless `jittered` takes these settings."""
+    if not isinstance(crops, Integral) or crops < 1 or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"found {crops} crops of scale {scale}; expected 1 or more, and 0 < least <= greatest <= 1")
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed is {seed!r}; expected a whole number")
 
 
 def _bicubic(images, height, width):

@@ -220,16 +220,25 @@ def _unpickle(path, mmap):
             f" PyTorch {torch.__version__}. Update PyTorch, or take a safetensors file"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if mmap:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # by its path, PyTorch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
+        if "weights_only" not in str(error):
             raise _damaged(path, error) from error
-        if found[1].startswith("numpy"):
-            advice = "Training checkpoints such as HPS_v2.pt are like that: take HPS_v2_compressed.pt instead"
-        else:
-            advice = "It is refused, since such an object can run any code; take a safetensors file from the source"
-        raise ValueError(f"{path.name} holds the Python object {found[1]}; expected tensors alone. {advice}") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        # Without the cause, which advises to switch the refusal off.
+        raise _more_than_tensors(path, found and found[1]) from None
+
+
+def _more_than_tensors(path, what):
+    found = f"holds the Python object {what}" if what else "is a pickle that holds more than tensors, or is damaged"
+    if what and what.startswith("numpy"):
+        advice = "Training checkpoints such as HPS_v2.pt are like that: take HPS_v2_compressed.pt instead"
+    else:
+        advice = "It is refused, since reading such a file can run any code; take a safetensors file from the source"
+    return ValueError(f"{path.name} {found}; expected tensors alone. {advice}")
 
 
 def _damaged(path, error):

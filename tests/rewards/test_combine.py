@@ -302,6 +302,9 @@ def test_a_part_of_the_wrong_form_is_named():
     ({"parts": [warmth], "watch_only": [True]}, "found 1 parts, none to optimise"),
     ({"parts": [warmth], "weights": [1, 2]}, "found 2 weights for 1 parts; expected one a part"),
     ({"parts": [warmth], "priors": [(0.1, 0.0)]}, r"prior of warmth is \(0.1, 0.0\); expected a mean and an sd"),
+    ({"parts": [warmth], "weights": [math.nan]}, "the weight of warmth is nan; expected a finite number"),
+    ({"parts": [warmth], "weights": [math.inf], "watch_only": [False]}, "the weight of warmth is inf; expected a fin"),
+    ({"parts": [warmth], "priors": [(0, math.inf)]}, r"prior of warmth is \(0.0, inf\); expected a mean and an sd"),
     ({"parts": [warmth], "priors": [(math.nan, 1)]}, r"prior of warmth is \(nan, 1.0\); expected a mean and an sd"),
 ])
 def test_wrong_settings_are_refused(settings, message):

@@ -109,8 +109,17 @@ def test_wrong_masks_and_colours_are_refused():
         rewards.ColorTarget(mask=torch.stack([torch.ones(4, 4), torch.zeros(4, 4)]))(noisy(2, 3, 4, 4))
     with pytest.raises(ValueError, match=r"mask is \(1, 1, 4, 4\); expected \(H, W\) or \(B, H, W\)"):
         rewards.ColorTarget(mask=torch.ones(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="expected red, green and blue"):
-        rewards.ColorTarget(color=(1.0, 0.5))
+    for color in ((1.0, 0.5), (math.nan, 0, 0), (255, 128, 0), (0, -0.1, 0), (0, 0, math.inf)):
+        with pytest.raises(ValueError, match="expected red, green and blue in .0, 1."):
+            rewards.ColorTarget(color=color)
+    for value in (math.nan, math.inf, -0.5):
+        with pytest.raises(ValueError, match="mask holds values below 0, NaN or infinity; expected weights of 0 or m"):
+            rewards.ColorTarget(mask=torch.tensor([[1.0, value]]))
+
+
+def test_sharpness_needs_three_pixels_each_way():
+    with pytest.raises(ValueError, match=r"images are \(1, 3, 2, 9\); sharpness expects 3 x 3 pixels or more"):
+        rewards.Sharpness()(torch.rand(1, 3, 2, 9))
 
 
 def test_sharpness_is_the_standard_deviation_of_scipys_laplacian():

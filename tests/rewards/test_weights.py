@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -99,12 +100,29 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, legacy
     assert trace.exists()  # it would have run
 
 
-def test_a_bare_pickle_is_refused_and_runs_nothing(tmp_path):
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"a": bomb}], ids=["bare", "in a dict"])
+def test_a_bare_pickle_is_refused_in_our_own_words_and_runs_nothing(tmp_path, wrap, protocol):
+    """PyTorch's words advise to switch `weights_only` off; neither the message nor its cause repeats them."""
     path, trace = tmp_path / "weights.safetensors", tmp_path / "it_ran"
-    path.write_bytes(pickle.dumps(Bomb(trace)))
-    with pytest.raises(ValueError, match=r"weights\.safetensors"):
+    path.write_bytes(pickle.dumps(wrap(Bomb(trace)), protocol))
+    with pytest.raises(ValueError, match=r"weights\.safetensors .*expected (tensors alone|safetensors)") as refusal:
         weights.read(path)
     assert not trace.exists()
+    assert "weights_only" not in "".join(traceback.format_exception(refusal.value)).split("ValueError")[-1]
+    assert refusal.value.__cause__ is None
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("value", [[1.0, 2.0], {1, 2}, bytearray(b"abc"), np.ones(2), torch.ones(2)], ids=repr)
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_no_pickles_message_advises_to_trust_it(tmp_path, value, protocol):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(pickle.dumps({"a": value}, protocol))
+    with pytest.raises(ValueError) as refusal:
+        weights.read(path)
+    assert "weights_only" not in str(refusal.value) and "weights.pt" in str(refusal.value)
 
 
 def test_training_checkpoints_are_sent_to_the_compressed_file(small):

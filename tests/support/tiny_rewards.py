@@ -13,6 +13,7 @@ SIZES = {
     "L": {"embed": 768, "image": 128, "text": 128, "quick_gelu": True},
     "H": {"embed": 1024, "image": 160, "text": 128, "quick_gelu": False},
 }
+PICKLES_ARE_READ = torch.__version__ >= (2, 6)
 LAYERS, HEADS, PIXELS, PATCH, VOCABULARY, CONTEXT = 2, 2, 224, 14, 49408, 77
 
 
@@ -108,14 +109,22 @@ FILES = {
 
 def write(kind, folder):
     """Write the tiny twin of one of `FILES` into a folder and return its path."""
+    name, contents = FILES[kind]
+    return save(contents(), folder / name)
+
+
+def save(state, path):
+    """Write a state dict as its suffix says, and return the path.
+
+    Before PyTorch 2.6 the pack reads no pickle: there safetensors are written under any name, which it reads too.
+    """
     from safetensors.torch import save_file
 
-    name, contents = FILES[kind]
-    path = folder / name
-    if path.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in contents().items()}, path, metadata={"format": "pt"})
+    if path.suffix == ".safetensors" or not PICKLES_ARE_READ:
+        state = state.get("state_dict", state)
+        save_file({key: value.contiguous() for key, value in state.items()}, path, metadata={"format": "pt"})
     else:
-        torch.save(dict(contents()), path)
+        torch.save(dict(state), path)
     return path
 
 

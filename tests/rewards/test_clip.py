@@ -18,31 +18,6 @@ KINDS = {"HPS": "hps", "PickScore": "pickscore", "CLIPScore L": "clip_l", "CLIPS
 ALL = (*KINDS, "Aesthetic", "Similarity", "Directions")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip_rewards")
-    return {kind: tiny_rewards.write(kind, folder) for kind in (*KINDS.values(), "aesthetic")}
-
-
-@pytest.fixture(scope="module")
-def build(files):
-    """build(name, ..) -> the reward of that name on its tiny twin; towers stay loaded for the module."""
-    kept = []
-
-    def build(name, dtype=torch.float32, tower=None, **settings):
-        tower = tower or load_tower(files[KINDS.get(name, "clip_l")], dtype=dtype)
-        kept.append(tower)
-        if name == "Aesthetic":
-            return rewards.Aesthetic(tower, files["aesthetic"], **settings)
-        if name == "Similarity":
-            return rewards.Similarity(tower, tiny_rewards.pictures(seed=5), **settings)
-        if name == "Directions":
-            return rewards.Directions(tower, "a watercolour", "a photo", **settings)
-        return getattr(rewards, name.split()[0])(tower, **settings)
-
-    return build
-
-
 def oracle_embeds(kind, files):
     """Return the reference library's own pixels -> (B, width), texts -> (B, width) at unit length."""
     tokenize = pytest.importorskip("open_clip").tokenize
@@ -228,17 +203,6 @@ def test_many_pictures_are_judged_some_at_a_time_without_gradient_and_together_w
     assert sizes == [20, 16, 4]
 
 
-def test_prompts_must_be_one_a_picture(build):
-    with pytest.raises(ValueError, match="HPS needs a prompt to score pictures with"):
-        build("HPS")(tiny_rewards.pictures())
-    with pytest.raises(ValueError, match="CLIPScore was given 1 prompts, .* for 2 pictures"):
-        build("CLIPScore L")(tiny_rewards.pictures(), PROMPTS[:1])
-    with pytest.raises(ValueError, match="HPS was given 2 prompts, .'a', None. for 2 pictures; expected a list of"):
-        build("HPS")(tiny_rewards.pictures(), ["a", None])
-    with pytest.raises(ValueError, match="HPS was given 'ab' for 2 pictures; expected a list of one each"):
-        build("HPS")(tiny_rewards.pictures(), "ab")
-
-
 def test_a_cosine_below_zero_keeps_its_gradient(build):
     scores, gradient = exact(build("CLIPScore L"), tiny_rewards.pictures(), PROMPTS)
     assert (scores < 0).any() and (gradient.flatten(1).norm(dim=1) > 0).all()
@@ -253,6 +217,38 @@ def test_a_picture_is_wholly_similar_to_itself(build):
     torch.testing.assert_close(both, (scores + score(rewards.Similarity(tower, images[1:2]), images)) / 2)
 
 
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (torch.rand(3, 40, 57), r"reference are \(3, 40, 57\); .* Pass one picture as a batch of one"),
+        (torch.rand(1, 40, 57, 3), r"reference are \(1, 40, 57, 3\); .* images.movedim"),
+        (torch.rand(1, 4, 40, 57), r"reference are \(1, 4, 40, 57\); .* Leave out an alpha channel"),
+        (torch.rand(0, 3, 40, 57), r"reference are \(0, 3, 40, 57\); expected"),
+        (torch.full((1, 3, 4, 4), torch.nan), "reference holds NaN or infinity"),
+        (255 * torch.rand(1, 3, 40, 57), "reference have a mean of 12.* by 255"),
+    ],
+    ids=["one", "channels last", "alpha", "none", "NaN", "levels"],
+)
+def test_a_reference_of_another_form_is_refused_when_it_is_given(build, reference, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.Similarity(build("CLIPScore L").tower, reference)
+
+
+def test_a_gray_reference_is_its_gray_in_three_channels(build):
+    tower, gray = build("CLIPScore L").tower, tiny_rewards.pictures()[:, :1]
+    alike = [score(rewards.Similarity(tower, r), tiny_rewards.pictures()) for r in (gray, gray.repeat(1, 3, 1, 1))]
+    torch.testing.assert_close(*alike)
+
+
+@pytest.mark.parametrize("scale", [None, torch.nan, torch.inf])
+def test_a_pickscore_file_needs_a_finite_logit_scale(files, scale):
+    state = {key: value for key, value in weights.read(files["pickscore"]).items() if key != "logit_scale"}
+    if scale is not None:
+        state["logit_scale"] = torch.tensor(scale)
+    with pytest.raises(ValueError, match=f"logit_scale of pick.pt is {scale}; expected a finite number. Use PickScore"):
+        rewards.PickScore(ClipTower(state, "pick.pt"))
+
+
 def test_directions_are_differences_of_cosines(build):
     tower, images = build("CLIPScore L").tower, tiny_rewards.pictures()
     more, less = (score(rewards.CLIPScore(tower, prompt), images) for prompt in PROMPTS)
@@ -261,6 +257,21 @@ def test_directions_are_differences_of_cosines(build):
     torch.testing.assert_close(score(rewards.Directions(tower, "", PROMPTS[1]), images), -less)
     with pytest.raises(ValueError, match="more and less are both 'cat'"):
         rewards.Directions(tower, "cat", "cat")
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        ("A Cat", "a cat"),
+        ("a  cat", "a cat"),
+        ("cat &amp; dog", "cat & dog"),
+        ("cat " * 75 + "one", "cat " * 75 + "two"),
+    ],
+    ids=["capitals", "spaces", "HTML", "beyond 75 tokens"],
+)
+def test_directions_refuse_two_texts_that_are_one_to_the_tower(build, more, less):
+    with pytest.raises(ValueError, match="are one text to clip-vit-large-patch14.safetensors, so every"):
+        rewards.Directions(build("CLIPScore L").tower, more, less)
 
 
 def test_rewards_on_one_file_share_a_tower_and_its_texts(build):
@@ -296,13 +307,6 @@ def test_rewards_on_one_file_share_a_tower_and_its_texts(build):
 def test_wrong_files_are_refused_by_name(files, make, message):
     with pytest.raises(ValueError, match=message):
         make(files)
-
-
-def test_an_aesthetic_head_of_other_sizes_is_refused(files, build, tmp_path):
-    state = weights.read(files["aesthetic"])
-    torch.save(state | {"layers.0.weight": torch.ones(1024, 1024)}, tmp_path / "head.pth")
-    with pytest.raises(ValueError, match=r"head.pth has layers of shapes .*\(1024, 1024\).*expected"):
-        rewards.Aesthetic(build("CLIPScore L").tower, tmp_path / "head.pth")
 
 
 def test_texts_need_a_text_tower_and_pictures_do_not(files):

@@ -1,0 +1,108 @@
+"""No setting of the caller's changes a score or a gradient: autocast, the default dtype, the default device."""
+
+import pytest
+import tiny_rewards
+import torch
+from blip_reference import blip
+from comfyui_dno import rewards
+from comfyui_dno.rewards.clip_tower import ClipTower
+from comfyui_dno.rewards.precision import outside_autocast, wide
+from comfyui_dno.rewards.weights import read
+
+PIXELS = {
+    "Brightness": rewards.Brightness,
+    "Contrast": rewards.Contrast,
+    "Saturation": rewards.Saturation,
+    "ColorTarget": rewards.ColorTarget,
+    "Sharpness": rewards.Sharpness,
+    "JPEG": rewards.JPEG,
+    "JPEGProxy": rewards.JPEGProxy,
+    "Jittered": lambda: rewards.Jittered(rewards.Contrast()),
+    "Combine": lambda: rewards.Combine([rewards.Contrast(), rewards.JPEGProxy()], [1, 0.5], [(0.25, 0.5), None]),
+}
+PROMPTS = ["black cat", "red owl"]
+
+
+def towers(files, blip_files):
+    """Return name -> a function that makes a reward anew, with a tower that remembers no text."""
+
+    reference = tiny_rewards.pictures(seed=5)
+
+    def clip(kind):
+        return ClipTower({key: value.clone() for key, value in read(files[kind]).items()})
+
+    return {
+        "HPS": lambda: rewards.HPS(clip("hps_hf")),
+        "PickScore": lambda: rewards.PickScore(clip("pickscore")),
+        "CLIPScore": lambda: rewards.CLIPScore(clip("clip_l")),
+        "Aesthetic": lambda: rewards.Aesthetic(clip("clip_l"), files["aesthetic"]),
+        "Similarity": lambda: rewards.Similarity(clip("clip_l"), reference),
+        "Directions": lambda: rewards.Directions(clip("clip_l"), "a watercolour", "a photo"),
+        "ImageReward": lambda: rewards.ImageReward(blip(blip_files / "ImageReward.pt")),
+        "Consistency": rewards.Consistency,
+    }
+
+
+EVERY = (*PIXELS, *towers(None, None))
+
+
+@pytest.fixture(scope="module")
+def makers(files, blip_files):
+    return PIXELS | towers(files, blip_files)
+
+
+def judged(make, images):
+    """Return the scores of a new reward, and the gradient, outside of autocast, of what was computed inside."""
+    reward, images = make(), images.clone().requires_grad_()
+    scores = reward(images, PROMPTS)
+    with torch.autocast("cpu", enabled=False):
+        gradient = torch.autograd.grad(scores.sum(), images)[0] if scores.requires_grad else images
+    return scores.detach(), gradient
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_autocast_around_it_changes_no_bit(makers, name, dtype):
+    images = tiny_rewards.pictures()
+    expected = judged(makers[name], images)
+    with torch.autocast("cpu", dtype):
+        found = judged(makers[name], images)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_default_dtype_changes_no_bit(makers, name):
+    images = tiny_rewards.pictures()
+    expected = judged(makers[name], images)
+    usual = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = judged(makers[name], images)
+    finally:
+        torch.set_default_dtype(usual)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("name", [*PIXELS, "HPS", "Aesthetic", "Directions", "Similarity"])
+def test_nothing_is_made_on_the_default_device(makers, name):
+    """On the meta device there are no numbers."""
+    images = tiny_rewards.pictures()
+    expected = judged(makers[name], images)
+    with torch.device("meta"):
+        found = judged(makers[name], images)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_autocast_is_left_where_it_is_on_and_unknown_devices_are_let_be():
+    a = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with outside_autocast("cpu"):
+            assert (a @ a).dtype == torch.float32
+        with outside_autocast("meta"):
+            assert (a @ a).dtype == torch.bfloat16
+
+
+def test_wide_is_float32_or_wider():
+    expected = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
+    assert {dtype: wide(torch.ones(1, dtype=dtype)).dtype for dtype in expected} == expected
