@@ -1,18 +1,21 @@
 """What every iteration recorded: scores, watched scores, probabilities, norms, seconds, and a small picture."""
 
 import contextlib
-import json
 import math
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 
+from .files import to_json
+
 EARLIER = -1
 """The iteration of a best that an earlier search had found."""
 
 THUMBNAIL = 128
 """Longest side of the pictures kept for the trajectory, in pixels."""
+MOST_PICTURES, LEAST_PICTURES, MOST_BYTES = 256, 16, 64 * 2**20
+"""How many of them are kept: 256, or what 64 MiB hold where that is less, but never fewer than 16."""
 
 
 @dataclass
@@ -54,7 +57,8 @@ class History:
         reward: name of the reward.
         rows: one dict an evaluation: iteration, seconds, and lists of B floats under "score", "log_p",
             "log_p_initial", "norm" (of z, in units of sqrt(n)), "gradient_norm", "penalty" and "watch/<name>".
-        pictures: one uint8 tensor (B, 3, h, w) an evaluation, at most 128 pixels a side.
+        pictures: uint8 tensors (B, 3, h, w), at most 128 pixels a side: of each row while they are few, then of every
+            other, every fourth and so on, and always of the first and the last; `picture_rows` are theirs.
         best: the row of each picture's best: where it, or the candidate that it is, was evaluated.
         best_row: what the best themselves scored, as a row; where candidates are tried, no row may hold them.
         best_picture: uint8 (B, 3, h, w).
@@ -62,6 +66,15 @@ class History:
         warnings: what else the user should know of it, sentences.
         settings: what made the run.
         diagnosis: a `diagnostics.Diagnosis` of the best, or None.
+        every: of every so many rows a picture is kept.
+
+    Example:
+        >>> history = History("brightness", rows=[{"iteration": 0, "score": [0.25], "log_p": [float("nan")]}])
+        >>> import json
+        >>> history.column("score")
+        [0.25]
+        >>> json.loads(history.to_json())["rows"][0]["log_p"]  # JSON knows no NaN
+        [None]
     """
 
     reward: str = "reward"
@@ -74,6 +87,7 @@ class History:
     warnings: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     diagnosis: object = None
+    every: int = 1
 
     def record(self, evaluation):
         """Append one evaluation."""
@@ -89,7 +103,23 @@ class History:
             **{f"watch/{name}": scores for name, scores in evaluation.watched.items()},
         }
         self.rows.append(_listed(row))
-        self.pictures.append(_thumbnail(evaluation.images))
+        self._keep(_thumbnail(evaluation.images))
+
+    def _keep(self, picture):
+        """Keep the last row's picture; beyond what the memory is worth, keep only every other from then on."""
+        last = len(self.rows) - 1
+        if last > 0 and (last - 1) % self.every:
+            self.pictures.pop()  # it was kept as the last, which it no longer is
+        self.pictures.append(picture)
+        most = min(MOST_PICTURES, max(LEAST_PICTURES, MOST_BYTES // max(picture.numel(), 1)))
+        if len(self.pictures) > most:
+            self.pictures = [*self.pictures[:-1:2], self.pictures[-1]]
+            self.every *= 2
+
+    @property
+    def picture_rows(self):
+        """The row of each of `pictures`."""
+        return [min(index * self.every, len(self.rows) - 1) for index in range(len(self.pictures))]
 
     def conclude(self, best, problem):
         """Record each picture's best, a `problem.Best`, at the end of the run."""
@@ -139,10 +169,10 @@ class History:
         return [key.removeprefix(prefix) for key in (self.rows[0] if self.rows else {}) if key.startswith(prefix)]
 
     def to_json(self):
-        """Return everything but the pictures as a JSON text."""
+        """Return everything but the pictures as a JSON text; null stands for what is NaN or infinite."""
         keys = ("reward", "settings", "stopped", "warnings", "best", "best_row", "rows")
         values = {key: getattr(self, key) for key in keys}
-        return json.dumps(values | {"diagnosis": self.diagnosis and self.diagnosis.to_dict()}, indent=1)
+        return to_json(values | {"diagnosis": self.diagnosis and self.diagnosis.to_dict()}, indent=1)
 
 
 def _listed(row):
@@ -156,7 +186,7 @@ def _norm(noise):
 
 
 def _thumbnail(images):
-    images = images.detach().float().clamp(0, 1)
+    images = images.detach().float().nan_to_num(nan=0.0).clamp(0, 1)
     longest = max(images.shape[-2:])
     if images.ndim == 4 and longest > THUMBNAIL:
         size = [max(round(side * THUMBNAIL / longest), 1) for side in images.shape[-2:]]

@@ -1,20 +1,32 @@
 """The noise z = (x_T, w_1, w_2, ..) of one sampling run: everything that is optimised, and the file it is kept in."""
 
 import json
+import math
+import operator
+import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .files import to_json, whole_file
+
 FORMAT = "dno_noise_1"
 TENSORS = ("initial", "injected")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Noise:
     """The sampling noise of a batch, unit variance.
+
+    Example:
+        >>> noise = Noise.randn((2, 4, 8, 8), injected=3, seed=0)
+        >>> noise.flat().shape  # of each picture x_T and three steps' noises, 4 * 4 * 8 * 8 numbers
+        torch.Size([2, 1024])
+        >>> noise.item(1).batch
+        1
 
     Attributes:
         initial: (B, C, H, W), x_T before the model's own scaling; further dimensions (video) are kept as they are.
@@ -47,10 +59,17 @@ class Noise:
             shape: (B, C, H, W).
             injected: L, the number of steps that inject noise.
             seed: any integer; taken modulo 2^64.
+
+        Raises:
+            ValueError: a number is not whole, or below 0 where it counts something.
         """
-        initial = torch.randn(shape, generator=_generator(seed), device="cpu")
+        shape, injected = [_whole("a side of the shape", side, 0) for side in shape], _whole("injected", injected, 0)
+        seed = _whole("the seed", seed)
+        # The type is named: PyTorch's default may be another, and would make other numbers of the same seed.
+        kind = {"dtype": torch.float32, "device": "cpu"}
+        initial = torch.randn(shape, generator=_generator(seed), **kind)
         generator = _generator(seed + 1)
-        steps = [torch.randn(shape, generator=generator, device="cpu") for _ in range(injected)]
+        steps = [torch.randn(shape, generator=generator, **kind) for _ in range(injected)]
         return cls(initial, torch.stack(steps) if steps else initial.new_zeros((0, *initial.shape)))
 
     @property
@@ -95,7 +114,12 @@ class Noise:
         )
 
     def save(self, path):
-        """Write the tensors, the settings and the checkpoint to a safetensors file."""
+        """Write the tensors, the settings and the checkpoint to a safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: `path` is no name of a file.
+            OSError: it could not be written; what was there before is unchanged.
+        """
         parts = {"": self} | ({} if self.checkpoint is None else self.checkpoint.parts())
         tensors = {f"{name}{key}": getattr(part, key) for name, part in parts.items() for key in TENSORS}
         if self.kept is not None:
@@ -104,9 +128,14 @@ class Noise:
         if self.checkpoint is not None:
             record |= {"solver": self.checkpoint.solver, "iteration": self.checkpoint.iteration}
         # One entry: safetensors writes several in any order, and equal noises shall be equal files.
-        metadata = {"dno": json.dumps(record, sort_keys=True)}
+        metadata = {"dno": to_json(record, sort_keys=True)}
         # safetensors refuses tensors that share memory, as the best noise and the last one may.
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path, metadata)
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        with whole_file(path) as partial:
+            partial.touch()
+            usual = partial.stat().st_mode
+            save_file(tensors, partial, metadata)
+            partial.chmod(usual)  # safetensors 0.8 makes files that nobody but their owner may read
 
     @classmethod
     def load(cls, path):
@@ -114,25 +143,36 @@ class Noise:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a noise file.
+            ValueError: not a noise file, or one that is damaged; the message names it.
         """
-        if not Path(path).is_file():
+        if not os.path.lexists(path):
             raise FileNotFoundError(f"no noise file at {path}")
+        if not os.path.isfile(path):
+            raise ValueError(f"{path} is not a file; expected one written by Noise.save")
+        text, tensors = _read(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata, keys = file.metadata() or {}, set(file.keys())
-                tensors = {key: file.get_tensor(key) for key in keys}
-        except SafetensorError as error:
-            message = f"{path} is not a safetensors file ({error}); expected one written by Noise.save"
-            raise ValueError(message) from error
-        record = json.loads(metadata.get("dno", "{}"))
-        if record.get("format") != FORMAT or not set(TENSORS) <= keys:
-            raise ValueError(f"{path} is not a noise file: found {sorted(keys)}; expected one written by Noise.save")
-        try:
+            record = _record_of(text)
+            _check_numbers(tensors)
             checkpoint = Checkpoint.of(tensors, record) if "solver" in record else None
-            return cls(tensors["initial"], tensors["injected"], record["settings"], tensors.get("kept"), checkpoint)
+            noise = cls(tensors["initial"], tensors["injected"], record["settings"], tensors.get("kept"), checkpoint)
+            noise._check_parts()
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}; expected all that Noise.save writes") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return noise
+
+    def _check_parts(self):
+        """Raise ValueError unless all that lies beside the noise has its shape."""
+        parts = {} if self.checkpoint is None else self.checkpoint.parts()
+        shapes = {
+            f"{name}{key}": (getattr(part, key), getattr(self, key)) for name, part in parts.items() for key in TENSORS
+        }
+        if self.kept is not None:
+            shapes["kept"] = self.kept, self.initial
+        for name, (found, expected) in shapes.items():
+            if found.shape != expected.shape:
+                raise ValueError(f"{name} is {tuple(found.shape)}; expected {tuple(expected.shape)}, as the noise is")
 
 
 @dataclass(frozen=True)
@@ -166,8 +206,82 @@ class Checkpoint:
         names = sorted({key.split("/")[1] for key in tensors if key.startswith("memory/")})
         memory = {name: Noise(*(tensors[f"memory/{name}/{key}"] for key in TENSORS)) for name in names}
         noise = Noise(*(tensors[f"checkpoint/{key}"] for key in TENSORS))
+        if not isinstance(record["solver"], str) or not _is_whole(record["iteration"]) or record["iteration"] < 0:
+            found = f"{record['solver']!r} and {record['iteration']!r}"
+            raise ValueError(f"solver and iteration are {found}; expected a name and a number of 0 or more")
         return cls(noise, record["solver"], record["iteration"], memory)
 
 
+def _whole(name, value, least=None):
+    """Return `value` as an int; raise ValueError, which calls it `name`, where it is none or below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or least is not None and number < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number{'' if least is None else f' >= {least}'}")
+    return number
+
+
+def _read(path):
+    """Return the text of a noise file's record, and its tensors by name; raise ValueError for another kind of file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, keys = (file.metadata() or {}).get("dno"), set(file.keys())
+            # Before any tensor is read: the user may have chosen a model of many gigabytes.
+            if text is not None and set(TENSORS) <= keys:
+                return text, {key: file.get_tensor(key) for key in keys}
+    except (SafetensorError, OSError, ValueError) as error:
+        message = f"{path} is not a safetensors file ({error}); expected one written by Noise.save"
+        raise ValueError(message) from error
+    found = ", ".join(sorted(keys)[:8]) or "nothing"
+    raise ValueError(f"{path} is not a noise file: it holds {found}; expected one written by Noise.save")
+
+
+def _record_of(text):
+    """Return what a file says about its noise, a dict of the types that it must have."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its record is not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ValueError("its record is not a table with a table of settings; expected what Noise.save writes")
+    if record.get("format") != FORMAT:
+        raise ValueError(f"its format is {record.get('format')!r}; expected {FORMAT!r}")
+    for name, (expected, fits) in SETTINGS.items():
+        if name in record["settings"] and not fits(record["settings"][name]):
+            raise ValueError(f"its setting {name} is {str(record['settings'][name])[:40]}; expected {expected}")
+    return record
+
+
+def _check_numbers(tensors):
+    """Raise ValueError unless all tensors hold finite floats."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} holds {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
+    if tensors["initial"].ndim < 2 or not tensors["initial"].numel():
+        raise ValueError(f"initial is {tuple(tensors['initial'].shape)}; expected (B, C, H, W), one picture or more")
+
+
+def _is_whole(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+SETTINGS = {
+    "sigmas": ("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
+    "eta": ("a number", _is_number),
+    "family": ("a text", lambda value: isinstance(value, str)),
+    "model": ("a text", lambda value: isinstance(value, str)),
+    "seed": ("a whole number", _is_whole),
+}
+"""What a file may say about the settings that others go by: each in words, and whether a value is of that kind."""
+
+
 def _generator(seed):
-    return torch.Generator("cpu").manual_seed(int(seed) % 2**64)
+    return torch.Generator("cpu").manual_seed(seed % 2**64)
