@@ -1,4 +1,4 @@
-"""The README's Python, as written but for sizes: names, arguments and results that it promises are there."""
+"""The documentation's Python, as written but for sizes: names, arguments and results that it promises are there."""
 
 import subprocess
 import sys
@@ -7,16 +7,27 @@ from pathlib import Path
 import tiny_pipelines
 import tiny_rewards
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHEAPER = {
     "steps=20": "steps=3", "steps=50": "steps=3", "iterations=36": "iterations=1", 'device="cuda"': 'device="cpu"',
     '.to("cuda")': "", "torch.float16": "torch.float32",
 }  # fmt: skip
+KNOWN = {
+    "search": "core.optimize(\n    sample_map,\n", "resume": "Noise.load", "pipeline": "load_pipeline",
+    "tower": "load_tower", "own reward": "NODE_CLASS_MAPPINGS",
+}  # fmt: skip
 
 
 def blocks():
-    """Return the README's Python blocks in their order."""
-    return [text.split("```")[0] for text in README.read_text().split("```python\n")[1:]]
+    """Return the Python blocks of all pages, in their order."""
+    return [text.split("```")[0] for page in PAGES for text in page.read_text().split("```python\n")[1:]]
+
+
+def block(name):
+    """Return the one block that holds the words that `KNOWN` has for it."""
+    (found,) = (text for text in blocks() if KNOWN[name] in text)
+    return found
 
 
 def run(code, folder):
@@ -26,27 +37,26 @@ def run(code, folder):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_search_of_the_readme_runs_and_goes_on(tmp_path):
-    first = next(block for block in blocks() if "core.optimize(" in block)
-    more = next(block for block in blocks() if "Noise.load" in block)
-    run(first + more + "assert more.history.rows[0]['iteration'] == 1", tmp_path)
+def test_every_block_is_run_by_a_test_below():
+    assert sorted(blocks()) == sorted(map(block, KNOWN))
+
+
+def test_the_documented_search_runs_and_goes_on(tmp_path):
+    run(block("search") + block("resume") + "assert more.history.rows[0]['iteration'] == 1", tmp_path)
     assert (tmp_path / "best.safetensors").is_file()
 
 
-def test_the_pipeline_of_the_readme_is_sampled(tmp_path):
+def test_the_documented_pipeline_is_sampled(tmp_path):
     tiny_pipelines.stable_diffusion().save_pretrained(tmp_path / "models" / "stable-diffusion-v1-5")
-    code = next(block for block in blocks() if "load_pipeline" in block)
-    code = f"import torch\nfrom comfyui_dno import core\n{code}assert sample_map.sample(noise).isfinite().all()"
-    run(code, tmp_path)
+    code = f"import torch\nfrom comfyui_dno import core\n{block('pipeline')}"
+    run(code + "assert sample_map.sample(noise).isfinite().all()", tmp_path)
 
 
-def test_the_reward_models_of_the_readme_score(tmp_path):
+def test_the_documented_reward_models_score(tmp_path):
     tiny_rewards.write("hps", tmp_path)
     tiny_rewards.write("pickscore", tmp_path).rename(tmp_path / "model.safetensors")
-    code = next(block for block in blocks() if "load_tower" in block)
-    run(code + "assert reward(torch.rand(2, 3, 64, 64), ['a cat', 'a dog']).shape == (2,)", tmp_path)
+    run(block("tower") + "assert reward(torch.rand(2, 3, 64, 64), ['a cat', 'a dog']).shape == (2,)", tmp_path)
 
 
-def test_the_own_reward_of_the_readme_is_a_reward():
-    code = next(block for block in blocks() if "NODE_CLASS_MAPPINGS" in block)
-    run(code + "assert RednessReward().make(2.0)[0](torch.rand(2, 3, 8, 8)).shape == (2,)", Path.cwd())
+def test_the_documented_reward_of_ones_own_is_a_reward(tmp_path):
+    run(block("own reward") + "assert RednessReward().make(2.0)[0](torch.rand(2, 3, 8, 8)).shape == (2,)", tmp_path)

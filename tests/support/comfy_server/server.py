@@ -46,8 +46,8 @@ class Run:
 
 
 def own_reward() -> str:
-    """The README's node of a reward of one's own."""
-    blocks = (PACK / "README.md").read_text().split("```python\n")[1:]
+    """The node of a reward of one's own, as the documentation has it."""
+    blocks = (PACK / "docs" / "reward-models.md").read_text().split("```python\n")[1:]
     (node,) = (block.split("```")[0] for block in blocks if "NODE_CLASS_MAPPINGS" in block)
     return node
 
