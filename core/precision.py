@@ -4,6 +4,7 @@ The noise, its probability, the steps and the optimiser work on hundreds of thou
 known to a few parts in a thousand. Half precision cannot, and neither can a matrix product that autocast makes half.
 """
 
+import contextlib
 import functools
 import hashlib
 
@@ -11,34 +12,60 @@ import torch
 
 
 def wide(tensor):
-    """Return `tensor` in float32, or as it is where it is wider; its graph is kept."""
+    """Return `tensor` in float32, or as it is where it is wider; its graph is kept.
+
+    Example:
+        >>> import torch
+        >>> wide(torch.ones(2, dtype=torch.float16)).dtype, wide(torch.ones(2, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def outside_autocast(function):
+def outside_autocast(device_type):
+    """Return a context in which nothing is cast by itself; autocast would round scores and probabilities.
+
+    Example:
+        >>> import torch
+        >>> a = torch.ones(2, 2)
+        >>> with torch.autocast("cpu", torch.bfloat16), outside_autocast("cpu"):
+        ...     (a @ a).dtype
+        torch.float32
+    """
+    # Asked first: of a device that knows no autocast, or that came with a library of its own, leaving it may raise.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def exactly(function):
     """Make a function compute in its tensors' own dtypes, also where its caller is inside `torch.autocast`.
 
-    The function's first tensor argument says which device's autocast is left.
+    The function's first tensor, or Noise, says which device's autocast is left.
+
+    Example:
+        >>> import torch
+        >>> square = exactly(lambda a: a @ a)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     square(torch.ones(2, 2)).dtype
+        torch.float32
     """
 
     @functools.wraps(function)
-    def exact(*args, **kwargs):
-        kind = next((device_type(value) for value in args if device_type(value)), "cpu")
-        if not torch.is_autocast_enabled(kind):
-            return function(*args, **kwargs)
-        with torch.autocast(kind, enabled=False):
+    def computed(*args, **kwargs):
+        kind = next(filter(None, map(_device_type, args)), "cpu")
+        with outside_autocast(kind):
             return function(*args, **kwargs)
 
-    return exact
+    return computed
 
 
-def device_type(value):
-    """Return the device type of a tensor, or of the first tensor in a list; None of anything else."""
+def _device_type(value):
+    """Return the device type of a tensor, of the first tensor in a list, or of a Noise; None of anything else."""
     if isinstance(value, (list, tuple)):
-        return next(filter(None, map(device_type, value)), None)
-    if torch.is_tensor(value):
-        return value.device.type
-    return device_type(getattr(value, "initial", None)) if hasattr(value, "initial") else None
+        return next(filter(None, map(_device_type, value)), None)
+    tensor = value if torch.is_tensor(value) else getattr(value, "initial", None)
+    return tensor.device.type if torch.is_tensor(tensor) else None
 
 
 def mixed_seed(*key):
@@ -49,6 +76,10 @@ def mixed_seed(*key):
 
     Returns:
         an int in [0, 2^63).
+
+    Example:
+        >>> mixed_seed("candidate", 0, 1) == mixed_seed("candidate", 0, 1), mixed_seed("candidate", 0, 1) < 2**20
+        (True, False)
     """
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
@@ -57,6 +88,12 @@ def normal(shape, like, *key):
     """Draw normal numbers of `shape` that `key` decides, in the dtype and on the device of `like`.
 
     CUDA draws them on the device, where it costs nothing; everything else on the CPU, the same on each of them.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> torch.equal(normal((2,), z, "candidate", 7), normal((2,), z, "candidate", 7))
+        True
     """
     place = like.device if like.device.type == "cuda" else torch.device("cpu")
     generator = torch.Generator(place).manual_seed(mixed_seed(*key))

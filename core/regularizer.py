@@ -23,14 +23,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .precision import mixed_seed, outside_autocast, wide
+from .precision import exactly, mixed_seed, wide
 
 GROUPS, BLOCKS = 64, 512
 P_SUSPICIOUS = 0.01
 """True noise has P(z) above this but for about one draw in 800 (k = 2, b = 100; 7 of 6,000 draws measured)."""
 
 
-@outside_autocast
+@exactly
 def log_probabilities(z, k=2):
     """Return the logarithms of Lemma 1's bounds for z as it is laid out, without permutation.
 
@@ -47,7 +47,7 @@ def log_probabilities(z, k=2):
     return _log_bounds(rows.mean(dim=-2), rows.mT @ rows / m, m)
 
 
-@outside_autocast
+@exactly
 def permuted_log_probabilities(z, k=2, permutations=100, seed=0, keep=False):
     """Return ln p1 and ln p2 of the identity layout and of `permutations` random ones, the same for every row of z.
 
@@ -135,7 +135,7 @@ class ProbabilityRegularizer:
                 " permutations >= 0"
             )
 
-    @outside_autocast
+    @exactly
     def gradient(self, sample_map, noise, iteration=0):
         """Return the term and its gradient.
 
@@ -179,7 +179,7 @@ class NormRegularizer:
 
     weight: float = 0.01
 
-    @outside_autocast
+    @exactly
     def gradient(self, sample_map, noise, iteration=0):
         """Return the term (B,) and its Noise of gradients, as `ProbabilityRegularizer.gradient`."""
         vectors = [wide(vector) for vector in sample_map.active(noise)]
@@ -239,8 +239,9 @@ def _rows(n, k):
 
 def _stacked(vectors, sizes=None):
     """Return [((B, n) tensor, size)] of B vectors where lengths and sizes agree, else B pairs with (1, n) tensors."""
-    vectors = list(vectors)
     sizes = sizes or [0] * len(vectors)
+    if torch.is_tensor(vectors):
+        return [(vectors, sizes[0])]
     if len({(len(vector), size) for vector, size in zip(vectors, sizes, strict=True)}) == 1:
-        return [(torch.stack(vectors), sizes[0])]
+        return [(torch.stack(list(vectors)), sizes[0])]
     return [(vector[None], size) for vector, size in zip(vectors, sizes, strict=True)]

@@ -155,13 +155,13 @@ class SampleMap:
         return torch.where(self.active_entries(noise), flat, noise.flat())
 
     def active(self, noise):
-        """Return a list of B flat vectors, each picture's entries of z that are optimised, x_T's first."""
+        """Return B flat vectors, each picture's entries of z that are optimised, x_T's first: a list, or (B, n)."""
         if self.optimises_everything:
-            return list(noise.flat())
+            return noise.flat()
         return [vector[keep] for vector, keep in zip(noise.flat(), self.active_entries(noise), strict=True)]
 
     def active_initial(self, noise):
-        """Return a list of B flat vectors, each picture's optimised entries of x_T alone."""
+        """Return B flat vectors, each picture's optimised entries of x_T alone, as `active`."""
         return self.active(Noise(noise.initial, noise.injected[:0]))
 
     def masked(self, noise):

@@ -13,9 +13,9 @@ from math import isqrt
 
 import torch
 
+from ..core.precision import wide
 from . import weights
 from .networks import CUT, Tower, build, graph_bytes, layers, run, slices
-from .precision import wide
 from .preprocess import Preprocess
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Agreement of a picture of the embedded model with its prompt: the stand-in for CLIP's on full-size models."""
 
 from ..core.models.embedded.scorer import load_scorer
+from ..core.precision import outside_autocast
 from .pictures import rgb
-from .precision import outside_autocast
 from .prompts import texts_for
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.precision import outside_autocast
 from .pictures import rgb
-from .precision import outside_autocast
 
 QUALITY = 95
 

@@ -8,8 +8,8 @@ import contextlib
 
 import torch
 
+from ..core.precision import outside_autocast, wide
 from . import weights
-from .precision import outside_autocast, wide
 
 GRAPH_WIDTH = 16
 """Numbers a layer's graph holds per token and unit of width: 10 with GELU, 14 with quick GELU, and some to run with."""

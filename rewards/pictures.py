@@ -5,7 +5,7 @@ Every reward of this package looks at its pictures through `rgb`; what they have
 
 import torch
 
-from .precision import wide
+from ..core.precision import wide
 
 LEVELS_MEAN = 4.0
 """A picture in [0, 1] has a smaller mean, however far a decoder overshoots; one of 8-bit levels, unless all but black,

@@ -1,6 +1,7 @@
 """The loop: what it returns, what stops it, what it never loses."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -353,3 +354,132 @@ def test_brightness_is_the_mean_pixel_between_minus_one_and_one_unclamped():
     assert rewards.Brightness()(images, None).tolist() == [-1, 1, 2]
     assert rewards.Brightness(negative=True)(images, None).tolist() == [1, -1, -2]
     assert rewards.Brightness()(images.half(), None).dtype == torch.float32
+
+
+class Full:
+    """A decoder that runs out of memory at its n-th call."""
+
+    def __init__(self, decode, call, error=None):
+        self.decode, self.call, self.count = decode, call, 0
+        self.error = error or torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def __call__(self, latent):
+        self.count += 1
+        if self.count >= self.call:
+            raise self.error
+        return self.decode(latent)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("MPS backend out of memory (MPS allocated: 8 GiB)")])
+def test_memory_that_runs_out_late_keeps_the_best(error):
+    noise_map = sample_map()
+    noise_map.decode = Full(noise_map.decode, 6, error)
+    result = run(noise_map, solver=core.GradientAscent(lr=0.1), iterations=20)
+    assert result.history.stopped.startswith("out of memory at iteration 2: ")
+    assert len(result.history.rows) == 2 and result.history.best == [1, 1]
+
+
+def test_memory_that_runs_out_before_anything_is_found_is_seen_by_its_type():
+    noise_map = sample_map()
+    noise_map.decode = Full(noise_map.decode, 2)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run(noise_map)
+
+
+def test_other_errors_of_a_device_are_not_taken_for_memory():
+    noise_map = sample_map()
+    noise_map.decode = Full(noise_map.decode, 6, RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run(noise_map, iterations=20)
+
+
+class Drifting:
+    """A denoiser with a state: each run it gives a little more."""
+
+    def __init__(self, denoise, by):
+        self.denoise, self.by, self.calls = denoise, by, 0
+
+    def __call__(self, x, sigma):
+        self.calls += 1
+        return self.denoise(x, sigma) * (1 + self.by * (self.calls // 4))
+
+
+@pytest.mark.parametrize("solver", [core.Search(4), core.ZeNO(4), core.GradientAscent(estimator=core.ZerothOrder(q=2))])
+def test_a_noise_that_does_not_sample_to_its_picture_again_is_told(solver):
+    noise_map = sample_map()
+    noise_map.denoise = Drifting(noise_map.denoise, 0.02)
+    warnings = run(noise_map, solver=solver).history.warnings
+    assert [text.split(",")[0] for text in warnings] == ["picture 0: its noise", "picture 1: its noise"]
+    assert all("will not replay" in text and "EasyCache" in text for text in warnings)
+    assert run(solver=solver).history.warnings == []
+
+
+def test_plain_sampling_costs_one_run_and_is_not_checked():
+    noise_map, calls = sample_map(), []
+    noise_map.on_step = lambda phase, index, total: calls.append(phase)
+    run(noise_map, iterations=0)
+    assert len(calls) == noise_map.stages == core.stages(noise_map, core.GradientAscent(), 0)
+
+
+def test_an_x_t_of_zeros_is_no_noise_and_stays_while_the_injected_ones_are_searched():
+    noise_map = sample_map()
+    noise = core.Noise(torch.zeros(2, 3, 6, 6, dtype=torch.float64), start(noise_map).injected)
+    result = core.optimize(noise_map, mean_pixel, noise, core.GradientAscent(lr=0.03), iterations=5)
+    scores = result.history.column("score")
+    assert not result.noise.initial.any() and scores[-1] > scores[0]
+    assert result.history.best_row["score"][0] > scores[0]
+    assert result.history.warnings == ["x_T is all zeros, which is no noise: the injected noises alone are searched"]
+    assert all(row["log_p_initial"] == [0.0, 0.0] for row in result.history.rows)
+
+
+def test_nothing_but_zeros_is_refused_unless_nothing_is_searched():
+    noise_map = sample_map(eta=0.0)
+    noise = noise_map.randn(0).to(torch.float64).map(torch.zeros_like)
+    with pytest.raises(ValueError, match="no noise to search; expected noise to start from"):
+        core.optimize(noise_map, mean_pixel, noise, iterations=1)
+    assert core.optimize(noise_map, mean_pixel, noise, iterations=0).history.warnings == []
+
+
+def test_a_search_in_which_nothing_passed_the_floor_says_so():
+    noise_map = sample_map()
+    noise = start(noise_map)
+    noise = core.Noise(noise.initial + torch.tensor([0.0, 3.0]).view(2, 1, 1, 1), noise.injected)
+    history = core.optimize(noise_map, mean_pixel, noise, iterations=2).history
+    (warning,) = history.warnings
+    assert warning.startswith("picture 1: no noise was probable enough to become the best (P at least 0.01")
+    assert "warning: picture 1: no noise" in history.summary()
+    assert json.loads(history.to_json())["warnings"] == [warning]
+
+
+@pytest.mark.parametrize("error", [core.NotFiniteError("NaN"), torch.cuda.OutOfMemoryError("out of memory")])
+def test_a_diagnosis_that_fails_does_not_lose_the_search(error, monkeypatch):
+    def fails(problem, noise):
+        raise error
+
+    expected = run(solver=core.GradientAscent(lr=0.1))
+    monkeypatch.setattr(sys.modules["comfyui_dno.core.optimize"], "diagnosis_of", fails)
+    result = run(solver=core.GradientAscent(lr=0.1), diagnose=True)
+    assert torch.equal(result.images, expected.images) and result.history.diagnosis is None
+    assert result.history.warnings == [f"the diagnosis failed: {error}"]
+
+
+def test_limits_that_are_no_numbers_are_refused():
+    for name in ("seconds", "target", "floor", "stop_probability"):
+        with pytest.raises(ValueError, match=f"{name} is nan; expected a number"):
+            run(**{name: float("nan")})
+
+
+@pytest.mark.parametrize("part", ["first 2", "last 1", "injected", "initial", "all"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_pictures_with_masks_of_different_area_are_regularised_in_every_part(part, apart):
+    mask = torch.ones(2, 1, 6, 6)
+    mask[1, :, :3] = 0
+    noise_map = sample_map(mask=mask, part=part)
+    noise = start(noise_map).map(lambda tensor: tensor * 1.7 + 0.3)
+    regularizer = core.ProbabilityRegularizer(permutations=0, apart=apart)
+    value, gradient = regularizer.gradient(noise_map, noise)
+    for item in (0, 1):
+        alone = sample_map(batch=1, mask=mask[item : item + 1], part=part)
+        one, its_gradient = regularizer.gradient(alone, noise.item(item))
+        torch.testing.assert_close(value[item], one[0])
+        torch.testing.assert_close(gradient.item(item).flat(), its_gradient.flat())

@@ -6,7 +6,6 @@ import torch
 from blip_reference import blip
 from comfyui_dno import rewards
 from comfyui_dno.rewards.clip_tower import ClipTower
-from comfyui_dno.rewards.precision import outside_autocast, wide
 from comfyui_dno.rewards.weights import read
 
 PIXELS = {
@@ -92,17 +91,3 @@ def test_nothing_is_made_on_the_default_device(makers, name):
     with torch.device("meta"):
         found = judged(makers[name], images)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-
-
-def test_autocast_is_left_where_it_is_on_and_unknown_devices_are_let_be():
-    a = torch.ones(2, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        with outside_autocast("cpu"):
-            assert (a @ a).dtype == torch.float32
-        with outside_autocast("meta"):
-            assert (a @ a).dtype == torch.bfloat16
-
-
-def test_wide_is_float32_or_wider():
-    expected = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
-    assert {dtype: wide(torch.ones(1, dtype=dtype)).dtype for dtype in expected} == expected

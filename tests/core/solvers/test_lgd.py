@@ -99,3 +99,33 @@ def test_the_ode_cannot_be_guided_this_way():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="expected 1 or more, and more than 0"):
         core.LGD(**settings)
+
+
+def test_each_pictures_guidance_is_its_own_in_half_precision():
+    """A picture whose gradient is a million times larger must not round its neighbour's to zero."""
+
+    def reward(images, prompts):
+        scale = torch.tensor([1.0, 1e-6]).repeat(len(images) // 2).to(images)
+        return images.mean(dim=(1, 2, 3)) * scale
+
+    noise_map = sample_map()
+    decode = noise_map.decode
+
+    class Half(torch.autograd.Function):
+        """The identity, whose gradient passes through float16."""
+
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient.half().to(gradient)
+
+    noise, change = noise_map.randn(0).to(torch.float64), {}
+    for name, between in {"exact": lambda images: images, "half": Half.apply}.items():
+        noise_map.decode = lambda latent, between=between: between(decode(latent))
+        moved, _ = core.LGD(samples=2).step(core.Problem(noise_map, reward), noise)
+        change[name] = (moved.injected - noise.injected)[0]
+    for found, expected in zip(change["half"], change["exact"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.01, atol=float(1e-3 * expected.abs().max()))

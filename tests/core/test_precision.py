@@ -1,0 +1,90 @@
+"""Exact arithmetic stays exact whatever surrounds it, and random numbers are what their key says."""
+
+import itertools
+
+import pytest
+import torch
+from comfyui_dno import core
+from comfyui_dno.core.precision import mixed_seed, normal, outside_autocast, wide
+from tiny_models import sample_map
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+def test_autocast_is_left_where_it_is_on_and_unknown_devices_are_let_be():
+    a = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with outside_autocast("cpu"):
+            assert (a @ a).dtype == torch.float32
+        with outside_autocast("meta"):
+            assert (a @ a).dtype == torch.bfloat16
+
+
+def test_wide_is_float32_or_wider():
+    expected = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
+    assert {dtype: wide(torch.ones(1, dtype=dtype)).dtype for dtype in expected} == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_autocast_around_it_changes_no_bit_of_a_probability(dtype):
+    """Inside, float16 once gave NaN, and bfloat16 a ln P of -5.75 for true noise of -1.1."""
+    z = torch.randn((2, 20480), generator=torch.Generator().manual_seed(0))
+    expected = core.noise_probability(z), core.log_probabilities(z, k=4)
+    with torch.autocast("cpu", dtype):
+        found = core.noise_probability(z), core.log_probabilities(z, k=4)
+    assert torch.equal(found[0], expected[0]) and (expected[0] > 0.01).all()
+    assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("regularizer", [core.ProbabilityRegularizer(), core.NormRegularizer()])
+def test_an_autocast_around_it_changes_no_bit_of_a_regulariser(regularizer, dtype):
+    noise_map = sample_map()
+    noise = core.Noise.randn((2, 3, 6, 6), 3, seed=0).map(lambda tensor: tensor * 1.5 + 0.2)
+    expected, gradient = regularizer.gradient(noise_map, noise)
+    with torch.autocast("cpu", dtype):
+        found, inside = regularizer.gradient(noise_map, noise)
+    assert torch.equal(found, expected) and torch.equal(inside.flat(), gradient.flat())
+    assert (gradient.flat() != 0).any()
+
+
+@pytest.mark.parametrize("solver", [core.GradientAscent(lr=0.1), core.ZeNO(4), core.Search(4)])
+def test_an_autocast_around_a_search_does_not_change_what_passes_the_floor(solver):
+    noise_map = sample_map()
+    noise = noise_map.randn(0)
+
+    def denoise(x, sigma):
+        return 0.3 * x
+
+    noise_map.denoise = denoise
+    with torch.autocast("cpu", torch.float16):
+        result = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=3)
+    assert all(value > -20 for row in result.history.rows for value in row["log_p"])
+    assert result.history.warnings == []
+
+
+def test_keys_give_seeds_that_differ_in_what_generators_look_at():
+    """PyTorch's CPU generator takes the lower 32 bits; the seeds that people type in are small."""
+    seeds = [mixed_seed("direction", *key) for key in itertools.product(range(9), repeat=3)]
+    assert len({seed % 2**32 for seed in seeds}) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+    assert min(seed % 2**32 for seed in seeds) > 2**10
+
+
+def test_a_candidate_is_no_runs_first_noise():
+    """A search's first candidate was once the start of the run with seed 1,000,094."""
+    noise_map = sample_map()
+    drawn = core.Problem(noise_map, None).draw(0, noise_map.randn(0).flat(), seed=0)
+    for seed in (1_000_094, 1_000_003, 91, 0, 1):
+        assert not torch.equal(drawn[:, :108], noise_map.randn(seed).flat()[:, :108])
+
+
+def test_normal_numbers_take_dtype_and_device_from_what_they_are_like_and_nothing_from_defaults():
+    like = torch.zeros(3, dtype=torch.float32)
+    expected = normal((4,), like, "a", 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(normal((4,), like, "a", 1), expected) and expected.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not torch.equal(normal((4,), like, "a", 2), expected)
+    assert normal((4,), like.double(), "a", 1).dtype == torch.float64
