@@ -248,7 +248,7 @@ class SampleMap:
 
     def active_entries(self, noise):
         """Return (batch, n) booleans, the layout of `Noise.flat`: which entries of z are optimised."""
-        mask = torch.ones(self.shape, dtype=torch.float32) if self.mask is None else self.mask
+        mask = torch.ones(self.shape, dtype=torch.bool) if self.mask is None else self.mask
         one = (mask > 0).to(noise.initial.device).expand(self.shape)
         one = one.repeat(noise.batch // self.shape[0], *[1] * (len(self.shape) - 1))
         with_initial = self.part in ("all", "initial")

@@ -109,7 +109,7 @@ def _panels(count, height=3.5):
 
 def _background(axes, reward, limit):
     """Shade the reward over the square of +- limit."""
-    side = torch.linspace(-limit, limit, 200)
+    side = torch.linspace(-limit, limit, 200, dtype=torch.float32)
     x2, x1 = torch.meshgrid(side, side, indexing="ij")
     values = reward(torch.stack([x1.flatten(), x2.flatten()], dim=1)).view(200, 200)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit))

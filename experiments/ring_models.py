@@ -1,5 +1,6 @@
 """The toy's two distributions of points, and denoisers of them: trained, and exact."""
 
+import itertools
 import math
 
 import torch
@@ -12,14 +13,15 @@ TRAINING = 2500
 
 def ring(count, generator):
     """Draw `count` points uniformly from the ring, (count, 2)."""
-    u, turn = torch.rand((2, count), generator=generator)
+    u, turn = torch.rand((2, count), generator=generator, dtype=torch.float32)
     radius, angle = (INNER**2 + (OUTER**2 - INNER**2) * u).sqrt(), 2 * math.pi * turn
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
 
 
 def line(count, generator):
     """Draw `count` points uniformly from the segment (-1, 0) .. (1, 0), (count, 2)."""
-    return torch.stack([2 * torch.rand(count, generator=generator) - 1, torch.zeros(count)], dim=1)
+    x1 = 2 * torch.rand(count, generator=generator, dtype=torch.float32) - 1
+    return torch.stack([x1, torch.zeros_like(x1)], dim=1)
 
 
 def distance_to_ring(points):
@@ -43,10 +45,10 @@ class PointDenoiser(torch.nn.Module):
     def __init__(self, deviation=0.7, hidden=64):
         super().__init__()
         self.deviation = deviation
-        layers = [torch.nn.Linear(3, hidden), torch.nn.SiLU()]
-        for _ in range(2):
-            layers += [torch.nn.Linear(hidden, hidden), torch.nn.SiLU()]
-        self.network = torch.nn.Sequential(*layers, torch.nn.Linear(hidden, 2))
+        sizes, layers = (3, hidden, hidden, hidden), []
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [torch.nn.Linear(inputs, outputs, dtype=torch.float32), torch.nn.SiLU()]
+        self.network = torch.nn.Sequential(*layers, torch.nn.Linear(hidden, 2, dtype=torch.float32))
 
     def forward(self, x, sigma):
         sigma = sigma[:, None]
@@ -72,8 +74,9 @@ def train(draw, seed=0, iterations=TRAINING, batch=512, tick=None):
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     for _ in range(iterations):
         points = draw(batch, generator)
-        sigma = (1.6 * torch.randn(batch, generator=generator) - 1).exp()
-        noisy = points + sigma[:, None] * torch.randn(points.shape, generator=generator)
+        sigma = (1.6 * torch.randn(batch, generator=generator, dtype=torch.float32) - 1).exp()
+        noise = torch.randn(points.shape, generator=generator, dtype=torch.float32)
+        noisy = points + sigma[:, None] * noise
         weight = 1 / sigma.square() + 1 / denoise.deviation**2  # Karras et al.'s, so that every sigma counts alike
         loss = (weight * (denoise(noisy, sigma) - points).square().mean(dim=1)).mean()
         optimizer.zero_grad()
@@ -92,7 +95,7 @@ def exact_ring(x, sigma):
 
         int r^2 exp(-(r^2 + R^2) / (2 sigma^2)) I1(r R / sigma^2) dr / int r exp(..) I0(r R / sigma^2) dr
     """
-    nodes = INNER + (OUTER - INNER) * (torch.arange(64, device=x.device) + 0.5) / 64
+    nodes = INNER + (OUTER - INNER) * (torch.arange(64, dtype=x.dtype, device=x.device) + 0.5) / 64
     radius, variance = x.norm(dim=1, keepdim=True).clamp(min=1e-9), sigma[:, None].square()
     weight = nodes * (-(nodes - radius).square() / (2 * variance)).softmax(dim=1)
     argument = nodes * radius / variance

@@ -87,7 +87,7 @@ class StableDiffusion:
         if self.network.config.time_cond_proj_dim is not None:
             # The embedding of cfg - 1 that the network was distilled with.
             told = self.pipeline.get_guidance_scale_embedding(
-                torch.full((len(x),), self.cfg - 1.0), embedding_dim=self.network.config.time_cond_proj_dim
+                torch.full((len(x),), self.cfg - 1.0, dtype=torch.float32), embedding_dim=self.network.config.time_cond_proj_dim
             )
             inputs["timestep_cond"] = told.to(x.device, self.network.dtype)
         x_in = x.to(self.network.dtype)
@@ -204,7 +204,7 @@ class Flux(StableDiffusion3):
         packed = torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
         text, guidance = self.text[rows], None
         if self.network.config.guidance_embeds:
-            guidance = torch.full((len(x),), float(self.cfg), device=x.device)
+            guidance = torch.full((len(x),), float(self.cfg), dtype=torch.float32, device=x.device)
         velocity = self.network(
             hidden_states=packed.to(self.network.dtype),
             timestep=sigma,

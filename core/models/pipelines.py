@@ -284,7 +284,9 @@ def _decoder(vae, upcasts):
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     shift, scale = getattr(config, "shift_factor", None) or 0.0, 1.0
     if mean is not None and std is not None:
-        shift, scale = (torch.tensor(values, device=vae.device).view(1, -1, 1, 1) for values in (mean, std))
+        shift, scale = (
+            torch.tensor(values, dtype=torch.float32, device=vae.device).view(1, -1, 1, 1) for values in (mean, std)
+        )
 
     def decode(latent):
         z = latent * scale / config.scaling_factor + shift

@@ -73,7 +73,7 @@ def tokenize(prompts):
     Returns:
         (B, 77) int64: BOS, the known words' ids, then EOS to the end.
     """
-    ids = torch.full((len(prompts), LENGTH), EOS)
+    ids = torch.full((len(prompts), LENGTH), EOS, dtype=torch.int64)
     ids[:, 0] = BOS
     for row, prompt in zip(ids, prompts, strict=True):
         found = [TOKEN_IDS[word] for word in known_words(prompt)][: LENGTH - 2]
