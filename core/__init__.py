@@ -2,6 +2,13 @@
 
 Start at `optimize` for the loop, `SampleMap` for the map from noise to pictures and its backward pass, and
 `ProbabilityRegularizer` for what keeps the noise probable.
+
+The examples in docstrings are run by a test. They begin, each, after
+
+    import torch
+    from comfyui_dno import core, rewards
+
+and may use the names of their own module as they are.
 """
 
 from .diagnostics import Diagnosis, diagnose

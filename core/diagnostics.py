@@ -40,14 +40,23 @@ REASONS = {
     "unknown": "unknown: the noise still changes the image, but the reward's gradient is not to be had",
 }
 HELD = 0.8
-"""The part of the slope from which on the regulariser is named as the reason; the rest is slow progress."""
+"""Where the regulariser takes back this part of the slope or more, it is named as the reason for the stop."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """Both factors of the gradient at one noise, per picture.
 
-    All that needs the reward's gradient is NaN where the reward is not differentiable.
+    Numbers that need the reward's gradient are NaN where the reward has none.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 0.0]), shape=(1, 3, 4, 4), eta=0.0)
+        >>> problem = core.Problem(sample_map, rewards.Brightness())
+        >>> found = diagnose(problem, sample_map.randn(seed=0))
+        >>> found.types
+        ['none']
+        >>> print(found.text())
+        picture 0: still improving: the reward has a slope here, and more iterations can raise it (...).
 
     Attributes:
         g1: (B,), ||G1||.
@@ -156,7 +165,7 @@ def _factors(problem, noise, probes, seed):
 def _directions(problem, images, probes, seed):
     """Return at most `probes` random directions for each image, (q, B, ..), of length 1 and orthogonal to each other.
 
-    Each is uniform on the sphere; being orthogonal they leave out less than independent ones, and D of them nothing.
+    Each is uniform on the sphere. Orthogonal ones estimate better than independent ones: D of them are exact.
     """
     count = min(probes, images[0].numel())
     normal = torch.stack([problem.draw(probe, images, seed) for probe in range(count)])

@@ -64,7 +64,14 @@ class ImageGradient:
 
 
 class Exact(ImageGradient):
-    """The reward's own gradient, by autograd."""
+    """The reward's own gradient, by autograd.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
+        >>> problem = core.Problem(sample_map, lambda images, prompts: images.sum(dim=(1, 2, 3)))
+        >>> Exact()(problem, sample_map.randn(seed=0)).gradient.flat()  # images = sqrt(2) / 2 x_T
+        tensor([[0.7071, 0.7071, 0.7071]])
+    """
 
     def by_images(self, problem, noise, images):
         return exact(problem.reward, images, problem.sample_map.prompts)
@@ -75,6 +82,13 @@ class Hybrid1(ImageGradient):
     """H_1 = mean of (r(x + mu xi) - r(x)) xi / mu, Eq. (13): the reward sees pictures with white noise on the pixels.
 
     Poor for rewards that mean something on clean pictures only.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
+        >>> problem = core.Problem(sample_map, lambda images, prompts: images.sum(dim=(1, 2, 3)))
+        >>> gradient = Hybrid1(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # the gradient by the pixels is estimated
+        >>> bool((gradient > 0).all())
+        True
 
     Attributes:
         q: number of perturbations; the paper's 8.
@@ -104,6 +118,13 @@ class Hybrid2(ImageGradient):
     """H_2 = mean of (r(x_i) - r(x)) (x_i - x) / mu^2 with x_i = M(z + mu xi), Eq. (14): clean pictures only.
 
     The division by mu^2 is ours [derived]: H_2 then tends to J J^T d r / d x, whatever mu is.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
+        >>> problem = core.Problem(sample_map, lambda images, prompts: images.sum(dim=(1, 2, 3)))
+        >>> gradient = Hybrid2(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # along what the model does to the noise
+        >>> bool((gradient > 0).all())
+        True
 
     Attributes:
         q: number of perturbations, each one more sampling run; the paper's 4.
@@ -137,6 +158,13 @@ class Hybrid2(ImageGradient):
 @dataclass(frozen=True)
 class ZerothOrder:
     """ZO-SGD: mean of (r(M(z + mu xi)) - r(M(z))) xi / mu, straight on the noise (Nesterov and Spokoiny 2017).
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
+        >>> problem = core.Problem(sample_map, lambda images, prompts: images.sum(dim=(1, 2, 3)))
+        >>> gradient = ZerothOrder(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # nothing is differentiated
+        >>> bool((gradient > 0).all())
+        True
 
     Attributes:
         q: number of perturbations; the paper's 16.

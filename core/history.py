@@ -22,6 +22,13 @@ MOST_PICTURES, LEAST_PICTURES, MOST_BYTES = 256, 16, 64 * 2**20
 class Evaluation:
     """One noise, sampled and scored. Everything is per picture and detached.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> evaluation = core.Problem(sample_map, rewards.Brightness(), watch=[rewards.Contrast()]).evaluate(noise)
+        >>> evaluation.images.shape, list(evaluation.watched)
+        (torch.Size([1, 3, 4, 4]), ['contrast'])
+
     Attributes:
         noise: what was evaluated.
         latent: (B, C, H, W).

@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 class Result:
     """What `optimize` returns: everything of the best so far, per picture.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, iterations=2)
+        >>> torch.allclose(sample_map.sample(result.noise), result.images)
+        True
+        >>> result.history.stopped
+        '2 iterations done'
+
     Attributes:
         noise: the Noise that samples to it, with the settings that replay it and a checkpoint to go on from.
         images: (B, 3, H, W), not clamped.
@@ -63,6 +72,13 @@ def optimize(
 
     A noise that an earlier run returned goes on where that run ended, when the solver is of the same name: its last
     noise, its optimiser's moments and its count of iterations. Another solver starts at the best noise.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = optimize(sample_map, rewards.Brightness(), noise, core.GradientAscent(lr=0.1), iterations=4)
+        >>> rewards.Brightness()(result.images) > rewards.Brightness()(sample_map.sample(noise))
+        tensor([True])
 
     Args:
         sample_map: the SampleMap.

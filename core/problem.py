@@ -93,6 +93,16 @@ class Candidates:
 class Problem:
     """What a solver may ask: values, gradients, candidates.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> problem = Problem(sample_map, rewards.Brightness())
+        >>> problem.evaluate(noise).scores.shape
+        torch.Size([1])
+        >>> evaluation, gradient = problem.gradient(noise)
+        >>> gradient.initial.shape == noise.initial.shape
+        True
+
     Attributes:
         sample_map, reward, regularizer, watch, iterations: as `optimize` takes them.
         best: the best of everything evaluated here.

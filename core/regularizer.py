@@ -34,6 +34,11 @@ P_SUSPICIOUS = 0.01
 def log_probabilities(z, k=2):
     """Return the logarithms of Lemma 1's bounds for z as it is laid out, without permutation.
 
+    Example:
+        >>> log_p1, log_p2 = log_probabilities(torch.ones(1, 4096))  # the mean of the rows is far from 0
+        >>> log_p1 < -500
+        tensor([True])
+
     Args:
         z: (..., n) noise; computed in float32 or wider.
         k: length of a sub-vector, 1 .. n.
@@ -84,6 +89,13 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, keep=False):
 def noise_probability(z, k=2, permutations=100, seed=0):
     """Return P(z) of Eq. (11), the identity layout included.
 
+    Example:
+        >>> true = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0))
+        >>> bool(noise_probability(true) > 0.01)
+        True
+        >>> noise_probability(torch.ones(1, 4096)) < 1e-6  # as long as true noise, and without any randomness
+        tensor([True])
+
     Args:
         z: (B, n) noise, one row a picture.
         k: length of a sub-vector.
@@ -112,6 +124,15 @@ def log_noise_probability(z, k=2, permutations=100, seed=0):
 @dataclass(frozen=True)
 class ProbabilityRegularizer:
     """PRNO's term gamma * E[ln p1(z) + ln p2(z)] (Eq. (12)), added to the reward.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> regularizer = ProbabilityRegularizer(gamma=1.0)
+        >>> regularizer.gradient(sample_map, noise)[0]  # true noise feels nothing of it
+        tensor([0.])
+        >>> regularizer.gradient(sample_map, noise.map(lambda z: z + 2))[0] < -10
+        tensor([True])
 
     Attributes:
         gamma: weight; the paper's 1 for brightness, 0.1 for human-preference rewards.
@@ -172,6 +193,13 @@ class NormRegularizer:
     """ReNO's term: -weight * (||z||^2 / 2 - (n - 1) ln ||z||), the logarithm of the chi density of the norm.
 
     It sees the norm alone; a z of the right norm and no randomness at all passes. Computed in float32 or wider.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> value, gradient = NormRegularizer().gradient(sample_map, noise.map(lambda z: 2 * z))
+        >>> (gradient.flat() * noise.flat()).sum(dim=1) < 0  # a noise that is too long is pulled back
+        tensor([True])
 
     Attributes:
         weight: ReNO's 0.01.

@@ -32,6 +32,14 @@ LOST_GRADIENT = (
 class SampleMap:
     """The map from noise to pictures of one model, prompt and schedule.
 
+    Example:
+        >>> def denoise(x, sigma):  # a model that always finds half of x
+        ...     return x / 2
+        >>> sample_map = SampleMap(denoise, Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 8, 8), eta=0.0)
+        >>> images = sample_map.sample(sample_map.randn(seed=0))
+        >>> images.shape
+        torch.Size([1, 3, 8, 8])
+
     Attributes:
         denoise: (x (B, ...), sigma (B,)) -> denoised, k-diffusion's convention, guidance applied. It must be a pure
             function of its arguments and accept any multiple of B rows (perturbed candidates, candidate-major).
@@ -43,7 +51,7 @@ class SampleMap:
         finish: x at the last sigma -> latent; default: the same.
         decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
         prompts: the B prompts, handed to rewards, or None.
-        model: what tells the model from others (`fingerprint`), kept with the noise; None: unknown.
+        model: the model's `fingerprint`, saved with a noise to tell which model it was made for; None: unknown.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
         part: which noises are optimised: "all", "initial" (x_T alone), "injected" (all but x_T), "first K" or "last K"
             of the injected noises.
@@ -86,26 +94,27 @@ class SampleMap:
 
     @property
     def injected(self):
-        """L, the number of injected noises that matter: the schedule's, or 0 for the ODE."""
+        """L, the number of noises that a run injects: one for each step that can, none for the ODE (eta 0)."""
         return self.schedule.injected if self.eta > 0 else 0
 
     @property
     def stages(self):
-        """How often one pass, forward or backward, calls `on_step`: each step and the decode."""
+        """How often one pass, forward or backward, calls `on_step`: once for each step and once for the decode."""
         return self.schedule.steps + 1
 
     @property
     def settings(self):
-        """What a noise must have been made for to sample to the same pictures here; kept in `Noise.settings`."""
+        """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
         known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
-        """Raise ValueError unless a search may start from `noise`: this map's batch, and settings like this map's.
+        """Raise ValueError unless a search here may start from `noise`.
 
-        Settings that it does not record are not judged: `dataclasses.replace(noise, settings={})` tries a noise
-        elsewhere on purpose.
+        It must be of as many pictures as this map, and be made with the settings of this map. A setting that the noise
+        does not record is not compared, so `dataclasses.replace(noise, settings={})` is how to try a noise with another
+        model on purpose.
         """
         self.check(noise)
         if noise.batch != self.shape[0]:
@@ -130,7 +139,7 @@ class SampleMap:
             )
 
     def calls(self, candidates):
-        """Return in how many calls `candidates` batches are sampled: most_rows pictures in each, at least one batch."""
+        """Return how many calls it takes to sample `candidates` batches, with at most `most_rows` pictures in a call."""
         in_one = max(self.most_rows // self.shape[0], 1) if self.most_rows else candidates
         return math.ceil(candidates / in_one)
 
@@ -171,7 +180,7 @@ class SampleMap:
         return noise.with_flat(torch.where(self.active_entries(noise), noise.flat(), 0.0))
 
     def with_active(self, noise, vectors):
-        """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: `active` backwards."""
+        """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: the inverse of `active`."""
         if self.optimises_everything:
             return noise.with_flat(torch.stack(vectors).to(noise.initial))
         flat = torch.zeros_like(noise.flat())
@@ -263,6 +272,12 @@ class Pullback:
 
     Single use: whatever happens inside, every graph and every stored sample is freed when it has been called.
 
+    Example:
+        >>> sample_map = SampleMap(lambda x, sigma: x / 2, Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
+        >>> images, vjp = sample_map.pullback(sample_map.randn(seed=0))
+        >>> vjp(torch.ones_like(images)).initial.flatten()  # images = x / 2 and x = sqrt(1 + 1) x_T
+        tensor([0.7071, 0.7071, 0.7071])
+
     Attributes:
         images: (B, 3, H, W), detached.
         latent: (B, C, H, W), detached.
@@ -296,7 +311,7 @@ class Pullback:
             self.release()
 
     def from_latent(self, d_latent):
-        """Return d/dz of <d_latent, latent>, as calling it does for images."""
+        """Return d/dz of <d_latent, latent>, for a gradient by the latent where `__call__` takes one by the images."""
         x = self._stored()[-1].detach().requires_grad_()
         try:
             with torch.enable_grad():

@@ -45,12 +45,16 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
         x_next = alpha_s D + sqrt(sigma_next^2 - nu^2) * (x - alpha_t D) / sigma + nu * noise
 
     which is DDIM(eta) of Song et al. (2020), Eq. (12), in every parametrisation; nu is `get_ancestral_step`'s sigma_up
-    when alpha = 1. The step is linear in its three inputs, which is what makes the backward pass of `SampleMap` one
-    network VJP and three multiplications. "flow_rf" is ComfyUI's own rule for rectified flow, with a smaller nu:
+    when alpha = 1. The step is linear in its three inputs, so its backward pass is three multiplications and one
+    vector-Jacobian product of the network. "flow_rf" is ComfyUI's own rule for rectified flow, with a smaller nu:
 
         sigma_down = sigma_next * (1 + (sigma_next / sigma - 1) * eta),  a = (1 - sigma_next) / (1 - sigma_down)
         nu = sqrt(sigma_next^2 - (a * sigma_down)^2)
         x_next = a * (r x + (1 - r) D) + nu * noise,  r = sigma_down / sigma
+
+    Example:
+        >>> step_coefficients(2.0, 1.0, eta=0.0)  # the ODE's step goes half of the way to denoised, without noise
+        (0.5, 0.5, 0.0)
 
     Args:
         sigma: noise level of x, > 0; at most 1 for flow.
@@ -82,6 +86,10 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
 def sde_step(x, denoised, sigma, sigma_next, eta=1.0, noise=None, family="vp"):
     """Take one step of the sampling SDE (Eq. (5) of the paper) from sigma to sigma_next; see `step_coefficients`.
 
+    Example:
+        >>> sde_step(torch.tensor([3.0]), torch.tensor([1.0]), sigma=2.0, sigma_next=1.0, eta=0.0)
+        tensor([2.])
+
     Args:
         x: (B, ...), the sample at noise level sigma.
         denoised: the model's x0 estimate, shape of x.
@@ -111,6 +119,13 @@ def sde_step(x, denoised, sigma, sigma_next, eta=1.0, noise=None, family="vp"):
 @dataclass(frozen=True)
 class Schedule:
     """Noise levels of one sampling run.
+
+    Example:
+        >>> schedule = Schedule([10.0, 1.0, 0.0])
+        >>> schedule.intervals
+        ((10.0, 1.0), (1.0, 0.0))
+        >>> schedule.steps, schedule.injected  # the step to 0 injects no noise
+        (2, 1)
 
     Attributes:
         sigmas: T + 1 non-increasing noise levels, the last may be 0; any sequence or 1-d tensor.

@@ -14,6 +14,15 @@ class DiscreteDenoiser:
         eps model:  denoised = x - sigma * eps
         v model:    denoised = c_in^2 * x - sigma * c_in * v
 
+    Example:
+        >>> def network(x, timesteps, condition):  # predicts eps = 1 whatever it sees
+        ...     return torch.ones_like(x)
+        >>> denoise = DiscreteDenoiser(network, alphas_cumprod=[0.9, 0.5, 0.1])
+        >>> denoise.timestep(torch.tensor([1.0]))  # sigma is 1 where the cumulative alpha is 0.5
+        tensor([1])
+        >>> denoise(torch.tensor([[3.0]]), torch.tensor([2.0]), condition=None)  # x - sigma * eps
+        tensor([[1.]])
+
     Args:
         network: (x_in (B, ...), timesteps (B,) int64, condition (B, ...)) -> prediction, shape of x_in.
         alphas_cumprod: (N,) cumulative alphas of the training timesteps.
@@ -44,6 +53,13 @@ class DiscreteDenoiser:
 
 class Guided:
     """Classifier-free guidance around a conditional denoiser: uncond + cfg * (cond - uncond), in one network call.
+
+    Example:
+        >>> def denoise(x, sigma, condition):  # a model that paints its condition
+        ...     return condition
+        >>> guided = Guided(denoise, condition=torch.tensor([[2.0]]), negative=torch.tensor([[1.0]]), cfg=3.0)
+        >>> guided(torch.zeros(1, 1), torch.ones(1))  # 1 + 3 * (2 - 1)
+        tensor([[4.]])
 
     Args:
         denoise: (x, sigma, condition) -> denoised.

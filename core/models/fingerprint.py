@@ -12,6 +12,13 @@ def fingerprint(module):
     These are few, and LoRA leaves them alone. Names and order do not count, so that diffusers' and ComfyUI's forms of
     one Stable Diffusion agree. Values are rounded to float16, so that a float32 model and its float16 copy agree;
     a bfloat16 or float8 copy counts as another model.
+
+    Example:
+        >>> float32, float16 = torch.nn.LayerNorm(4), torch.nn.LayerNorm(4).half()
+        >>> fingerprint(float32) == fingerprint(float16)
+        True
+        >>> fingerprint(float32) == fingerprint(torch.nn.LayerNorm(5))
+        False
     """
     digests = []
     for parameter in module.parameters():

@@ -2,10 +2,9 @@
 
     import torch
     from comfyui_dno import core, rewards
-    from comfyui_dno.core.models.pipelines import from_pipeline, load_pipeline
 
-    pipeline = load_pipeline("models/stable-diffusion-v1-5", dtype=torch.float16, device="cuda")
-    sample_map = from_pipeline(pipeline, "white duck", steps=50, cfg=7.5, eta=1.0)
+    pipeline = core.load_pipeline("models/stable-diffusion-v1-5", dtype=torch.float16, device="cuda")
+    sample_map = core.from_pipeline(pipeline, "white duck", steps=50, cfg=7.5, eta=1.0)
     noise = sample_map.randn(seed=0).to("cuda")
     result = core.optimize(sample_map, rewards.Brightness(), noise, iterations=20)
 
@@ -20,9 +19,9 @@ noise levels come from the pipeline's scheduler, the step is always the map's DD
     LCM                                                its own, then 0                    with one step
     FlowMatchEulerDiscrete (SD3, Flux)                 its own, shifted                   at eta 0
 
-Between steps LCM draws all of the noise anew, the map only DDIM(eta)'s part of it: with several steps the pictures
-differ. diffusers' DDIM goes down by N // steps whatever its timesteps are, the map from each timestep to the next: the
-same thing for "leading" timesteps, and for "trailing" ones where the steps divide N (1000).
+The pictures differ in two cases. LCM draws all of the noise anew between its steps, the map only DDIM(eta)'s part of
+it, which shows from two steps on. And diffusers' DDIM always goes down by N // steps timesteps (N is 1000), the map
+from each timestep to the next; the two agree for "leading" timesteps, and for "trailing" ones if the steps divide N.
 """
 
 import copy
@@ -55,6 +54,11 @@ LEAST_ALPHA = 1e-12
 def load_pipeline(folder_or_id, dtype=torch.float32, device="cpu", download=False):
     """Load a text-to-image pipeline of diffusers.
 
+    Example:
+        >>> load_pipeline("models/no-such-model")
+        Traceback (most recent call last):
+        FileNotFoundError: there is no folder models/no-such-model; pass the folder of a diffusers pipeline, ...
+
     Args:
         folder_or_id: a folder as `save_pretrained` writes it, weights as safetensors; with `download` also a model id
             of the Hugging Face hub.
@@ -71,7 +75,7 @@ def load_pipeline(folder_or_id, dtype=torch.float32, device="cpu", download=Fals
     if index.is_file():
         parts = json.loads(index.read_text())
         family_of(str(parts["_class_name"]))
-        # diffusers saves a pipeline without, say, its third text encoder, but loads it only when told so.
+        # A pipeline may be saved without, say, its third text encoder; diffusers loads it when told what is absent.
         absent = {name: None for name, library_and_class in parts.items() if library_and_class == [None, None]}
     elif index.parent.exists():
         raise FileNotFoundError(
@@ -109,6 +113,15 @@ def from_pipeline(
     """Return the noise-to-sample map of a diffusers pipeline, whose networks it uses and freezes.
 
     Networks run in the pipeline's dtype; noise, steps and guidance stay in the noise's own.
+
+    Example:
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from comfyui_dno.core.models.embedded import networks
+        >>> parts = networks.build_vae(), networks.build_text_encoder(), None, networks.build_unet(), networks.scheduler()
+        >>> pipeline = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
+        >>> text = networks.encode_prompts(["black cat", ""])  # the embedded model has no tokenizer of its own
+        >>> from_pipeline(pipeline, steps=4, prompt_embeds=text[:1], negative_prompt_embeds=text[1:]).shape
+        (1, 4, 16, 16)
 
     Args:
         pipeline: a StableDiffusion-, StableDiffusionXL-, StableDiffusion3-, Flux- or LatentConsistencyModelPipeline.
@@ -214,7 +227,7 @@ def _vp_sampling(scheduler, steps):
         return Sampling(Schedule(own.sigmas), own.timesteps, prediction, float(own.init_noise_sigma))
     if config.get("clip_sample") or config.get("thresholding"):
         raise ValueError("the scheduler clips its x0 estimate, as pixel models need it; expected clip_sample=False")
-    # One too many come from float rounding at 62 numbers of steps, 61 the first.
+    # For 62 of the possible numbers of steps (61 is the first) float rounding makes diffusers give one timestep too many.
     timesteps = own.timesteps[:steps]
     alphas = [*own.alphas_cumprod[timesteps].tolist(), 1.0 if name == LCM else float(own.final_alpha_cumprod)]
     schedule = Schedule([((1 - alpha) / alpha) ** 0.5 for alpha in (max(alpha, LEAST_ALPHA) for alpha in alphas)])

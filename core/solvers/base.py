@@ -6,6 +6,16 @@ import math
 class Solver:
     """What the loop asks of every solver; of one that is not derived from this, `fresh` and `step` alone.
 
+    Example:
+        >>> class Wander(core.Solver):  # new noise in each iteration, whatever the scores
+        ...     def step(self, problem, noise):
+        ...         return problem.sample_map.randn(seed=problem.iteration + 1), problem.evaluate(noise)
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, Wander(), iterations=4)
+        >>> len(result.history.rows)
+        5
+
     Attributes:
         regularized: whether it climbs the regulariser's term too.
         differentiates: whether it differentiates the sample map, which then must be differentiable.

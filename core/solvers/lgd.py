@@ -30,6 +30,13 @@ class LGD(Solver):
 
     A second iteration guides the run of the noise that the first one found once more.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, LGD(samples=4), iterations=1)
+        >>> rewards.Brightness()(result.images) > rewards.Brightness()(sample_map.sample(noise))
+        tensor([True])
+
     Attributes:
         samples: n, samples of x_0 decoded and scored in each step; the paper's 10 or 100.
         scale: of the reward in the exponent, 1 / lambda of the tilted law p(x) exp(r(x) / lambda).

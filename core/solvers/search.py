@@ -14,6 +14,13 @@ class Search(Solver):
 
     `best_of_n`, `zero_order` and `pcn` are the three known searches of this form.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, Search.best_of_n(8), iterations=2)
+        >>> rewards.Brightness()(result.images) > rewards.Brightness()(sample_map.sample(noise))
+        tensor([True])
+
     Attributes:
         candidates: N, sampling runs an iteration.
         beta: in (0, 1]; 1 draws new noise altogether.

@@ -25,6 +25,14 @@ class ZeNO(Solver):
     collapses. "sample" targets the density N(z; 0, I) exp(2 r / tau) for small beta: tau = 2 lambda gives
     exp(r / lambda). "resample" with beta = 1 is self-normalised importance resampling, and best-of-N for tau -> 0.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> solver = ZeNO(candidates=8, beta=0.2)
+        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, solver, iterations=5)
+        >>> rewards.Brightness()(result.images) > rewards.Brightness()(sample_map.sample(noise))
+        tensor([True])
+
     Attributes:
         candidates: N, sampling runs an iteration, beside that of z itself.
         beta: step size in (0, 1]; None takes 2.5 / K, between 0.01 and 0.3, K the iterations of this very call: set it

@@ -1,9 +1,10 @@
-"""The embedded model's sizes: the standard Stable Diffusion architecture in small, as diffusers and transformers spell
-it.
+"""The embedded model's sizes: Stable Diffusion's architecture in small, in the words of diffusers and transformers.
 
-Plain dicts, so that reading them imports nothing. Channels are multiples of 32 (GroupNorm has 32 groups everywhere in
-Stable Diffusion) and the U-Net has 8 heads, which `attention_head_dim` means there, because ComfyUI's SD15 allows no
-other number; there the channels of every level are also whole multiples of the first level's.
+Plain dicts, so that reading them imports nothing. What Stable Diffusion and ComfyUI allow decides the sizes:
+
+- channels are multiples of 32, because every GroupNorm has 32 groups;
+- the U-Net has 8 attention heads, the only number that ComfyUI's SD15 knows; diffusers calls it `attention_head_dim`;
+- each level's channels are a whole multiple of the first level's, as ComfyUI's configurations have it.
 """
 
 IMAGE_SIZE = 128

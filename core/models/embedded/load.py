@@ -12,6 +12,11 @@ from . import configs
 def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu", dtype=torch.float32, **settings):
     """Return the noise-to-sample map of the small text-to-image model that ships with the pack.
 
+    Example:
+        >>> sample_map = load_embedded("black cat", steps=2)
+        >>> sample_map.sample(sample_map.randn(seed=0)).shape
+        torch.Size([1, 3, 128, 128])
+
     Args:
         prompt: "<colour> <animal>", or a list of them, one a picture.
         negative: the negative prompt, shared by all pictures.

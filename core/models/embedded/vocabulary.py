@@ -37,7 +37,7 @@ _warned = set()
 
 
 def warn_unknown(words):
-    """Log the words the model does not know, each once a process."""
+    """Log the words that the model does not know, each word once."""
     fresh = sorted(set(words) - _warned)
     if fresh:
         _warned.update(fresh)
@@ -45,7 +45,7 @@ def warn_unknown(words):
 
 
 def known_words(prompt):
-    """Return the words of a prompt that the model knows, in order; articles are dropped, others dropped and logged."""
+    """Return the words of a prompt that the model knows, in order; logs the unknown ones, but for articles."""
     words = [word for word in re.findall(r"[a-z0-9']+", prompt.lower()) if word not in ARTICLES]
     warn_unknown(word for word in words if word not in TOKEN_IDS)
     return [word for word in words if word in TOKEN_IDS]

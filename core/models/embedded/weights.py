@@ -14,8 +14,8 @@ _EMBEDDING = "text_model.embeddings.token_embedding.weight"
 def part(name, dtype=torch.float32, path=PATH):
     """Read one part of the model.
 
-    The text encoder's token embedding is stored as the used rows only; it comes back whole, with zeros for the tokens
-    nobody uses.
+    Of the text encoder's token embedding the file holds only the rows of known words; the rows of all other tokens
+    come back as zeros.
 
     Args:
         name: "unet" or "vae" (diffusers' keys), "text" (transformers' keys, with the "text_model." prefix) or "scorer".
