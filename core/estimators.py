@@ -86,7 +86,7 @@ class Hybrid1(ImageGradient):
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
         >>> problem = core.Problem(sample_map, lambda images, prompts: images.sum(dim=(1, 2, 3)))
-        >>> gradient = Hybrid1(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # the gradient by the pixels is estimated
+        >>> gradient = Hybrid1(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # by the pixels estimated
         >>> bool((gradient > 0).all())
         True
 
@@ -122,7 +122,7 @@ class Hybrid2(ImageGradient):
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([1.0, 0.0]), shape=(1, 3, 1, 1), eta=0.0)
         >>> problem = core.Problem(sample_map, lambda images, prompts: images.sum(dim=(1, 2, 3)))
-        >>> gradient = Hybrid2(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # along what the model does to the noise
+        >>> gradient = Hybrid2(q=64)(problem, sample_map.randn(seed=0)).gradient.flat()  # along the model's own ways
         >>> bool((gradient > 0).all())
         True
 

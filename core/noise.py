@@ -179,6 +179,12 @@ class Noise:
 class Checkpoint:
     """Where a search goes on: its last noise, and what its solver remembers of the way there.
 
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> found = core.optimize(sample_map, rewards.Brightness(), sample_map.randn(seed=0), iterations=3).noise
+        >>> found.checkpoint.solver, found.checkpoint.iteration, sorted(found.checkpoint.memory)
+        ('GradientAscent(adam)', 3, ['exp_avg', 'exp_avg_sq'])
+
     Attributes:
         noise: of the next iteration; the best may be an earlier one.
         solver: name of the solver; only the same one goes on.

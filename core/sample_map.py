@@ -139,7 +139,7 @@ class SampleMap:
             )
 
     def calls(self, candidates):
-        """Return how many calls it takes to sample `candidates` batches, with at most `most_rows` pictures in a call."""
+        """Return how many calls it takes to sample `candidates` batches, at most `most_rows` pictures in each."""
         in_one = max(self.most_rows // self.shape[0], 1) if self.most_rows else candidates
         return math.ceil(candidates / in_one)
 

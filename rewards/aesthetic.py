@@ -18,6 +18,13 @@ class Aesthetic(TowerReward):
 
     The predictor's five layers have no activation between them: they are one linear map, and kept as that.
 
+    Example:
+        >>> tower = rewards.load_tower("clip-vit-large-patch14.safetensors")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.Aesthetic(tower, "sac+logos+ava1-l14-linearMSE.pth")(images)
+        >>> scores.shape
+        torch.Size([2])
+
     Attributes:
         tower: a ClipTower of OpenAI's ViT-L/14; its image tower is enough, so the weights of a CLIP_VISION serve too.
         head: path of the predictor's file.

@@ -48,6 +48,11 @@ RENAMED = (
 class BlipTower(Tower):
     """The network of ImageReward or CycleReward, and the tokenizer of its prompts.
 
+    Example:
+        >>> tower = rewards.load_tower("ImageReward.pt")  # and vocab.txt beside it
+        >>> type(tower).__name__
+        'BlipTower'
+
     Attributes: Tower's, and
         max_tokens: what is read of a prompt, [CLS] and [SEP] included.
     """

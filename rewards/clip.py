@@ -63,6 +63,13 @@ class TowerReward:
 class CLIPScore(TowerReward):
     """cos(image, prompt) of any CLIP.
 
+    Example:
+        >>> tower = rewards.load_tower("clip-vit-large-patch14.safetensors")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.CLIPScore(tower)(images, ["a cat", "a dog"])
+        >>> scores.shape
+        torch.Size([2])
+
     Attributes:
         tower: a ClipTower of pictures and texts.
         prompt: for every picture; None takes the prompts the sample map hands over.
@@ -85,6 +92,13 @@ class CLIPScore(TowerReward):
 class HPS(CLIPScore):
     """Human Preference Score v2 or v2.1, as the file is: cos(image, prompt) (Wu et al. 2023).
 
+    Example:
+        >>> tower = rewards.load_tower("HPS_v2.1_compressed.pt")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.HPS(tower, "a cat")(images)
+        >>> scores.shape
+        torch.Size([2])
+
     Attributes: see `CLIPScore`.
     """
 
@@ -96,6 +110,13 @@ class HPS(CLIPScore):
 
 class PickScore(CLIPScore):
     """exp(logit_scale) cos(image, prompt), about 100 times the cosine (Kirstain et al. 2023).
+
+    Example:
+        >>> tower = rewards.load_tower("PickScore_v1.safetensors")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.PickScore(tower, "a cat")(images)
+        >>> scores.shape
+        torch.Size([2])
 
     Attributes: see `CLIPScore`.
     """
@@ -120,6 +141,13 @@ class PickScore(CLIPScore):
 @dataclass(eq=False)
 class Similarity(TowerReward):
     """How like a reference a picture is: cos(image, reference), the mean over the references.
+
+    Example:
+        >>> tower = rewards.load_tower("clip-vit-large-patch14.safetensors")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.Similarity(tower, images[:1])(images)
+        >>> bool(scores[0] > scores[1])
+        True
 
     Attributes:
         tower: a ClipTower; its text tower is not used.
@@ -150,6 +178,13 @@ class Similarity(TowerReward):
 @dataclass(eq=False)
 class Directions(TowerReward):
     """More like one text, less like another: cos(image, more) - cos(image, less).
+
+    Example:
+        >>> tower = rewards.load_tower("clip-vit-large-patch14.safetensors")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.Directions(tower, more="a watercolour", less="a photo")(images)
+        >>> scores.shape
+        torch.Size([2])
 
     Attributes:
         tower: a ClipTower of pictures and texts.

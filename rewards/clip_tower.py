@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 class ClipTower(Tower):
     """The image tower of a CLIP, and its text tower where the weights have one.
 
+    Example:
+        >>> tower = rewards.load_tower("clip-vit-large-patch14.safetensors")
+        >>> type(tower).__name__, tower is rewards.load_tower("clip-vit-large-patch14.safetensors")
+        ('ClipTower', True)
+
     Attributes: Tower's, and
         width: of the embeddings: 768 for ViT-L/14, 1024 for ViT-H/14.
         logit_scale: logarithm of what CLIP multiplies cosines by; None where the weights have none.

@@ -42,6 +42,14 @@ class Combine:
             None alone all of them.
         watch_only: one boolean a part: True records its score and never optimises it; None counts all.
 
+    Example:
+        >>> reward = rewards.Combine([rewards.Brightness(), rewards.Contrast()], weights=[1, 10])
+        >>> white = torch.ones(1, 3, 8, 8)
+        >>> reward(white)
+        tensor([1.])
+        >>> reward.part_scores(white)
+        {'brightness': tensor([1.]), 'contrast': tensor([0.])}
+
     Attributes:
         parts, weights, priors, watch_only: tuples, one entry a part.
         names: what each part's raw score is called in histories; parts of the same name are numbered.

@@ -12,6 +12,13 @@ class Consistency:
     Args:
         prompt: "<colour> <animal>" for every picture; None takes the prompts the sample map hands over.
         device: where the classifier runs.
+
+    Example:
+        >>> sample_map = core.load_embedded("black cat", steps=4)
+        >>> images = sample_map.sample(sample_map.randn(seed=0))
+        >>> judge = rewards.Consistency()
+        >>> bool(judge(images, ["black cat"]) > judge(images, ["white owl"]))
+        True
     """
 
     name = "consistency"

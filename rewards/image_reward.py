@@ -16,6 +16,13 @@ from .prompts import texts_for
 class ImageReward:
     """How well a picture shows its prompt and how good it looks, as people judged.
 
+    Example:
+        >>> tower = rewards.load_tower("ImageReward.pt")  # and vocab.txt beside it
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.ImageReward(tower, "a cat")(images)
+        >>> scores.shape
+        torch.Size([2])
+
     Attributes:
         tower: a BlipTower of ImageReward's file, of `load_tower`.
         prompt: for every picture; None takes the prompts the sample map hands over.
@@ -40,7 +47,17 @@ class ImageReward:
 
 
 class CycleReward(ImageReward):
-    """How well picture and prompt can each be had back from the other. Attributes: ImageReward's."""
+    """How well picture and prompt can each be had back from the other.
+
+    Example:
+        >>> tower = rewards.load_tower("CycleReward-Combo.safetensors")
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> scores = rewards.CycleReward(tower, "a cat")(images)
+        >>> scores.shape
+        torch.Size([2])
+
+    Attributes: ImageReward's.
+    """
 
     name = "CycleReward"
     mean, std = 0.0, 1.0

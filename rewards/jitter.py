@@ -16,6 +16,12 @@ class Jittered:
     one; in a call with gradient, other than by `image_gradient`, it is that of all. Put it around the parts of a
     Combine: of a Combine inside it histories have no parts' scores.
 
+    Example:
+        >>> images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> reward = rewards.Jittered(rewards.Contrast(), crops=3)
+        >>> torch.equal(reward(images), reward(images))
+        True
+
     Attributes:
         reward: whose mean is taken.
         crops, seed, scale: as `preprocess.jittered` takes them.

@@ -18,6 +18,12 @@ QUALITY = 95
 class JPEG:
     """Minus the size in kilobytes of the picture as a JPEG file, quality 95 (Black et al. 2023); not differentiable.
 
+    Example:
+        >>> flat, noise = torch.zeros(3, 64, 64), torch.rand((3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> plain, busy = rewards.JPEG()(torch.stack([flat, noise])).tolist()
+        >>> busy < plain < 0
+        True
+
     Attributes:
         incompressible: True rewards large files instead.
     """
@@ -46,6 +52,12 @@ class JPEGProxy:
 
     The coefficients are those of JPEG itself: YCbCr, 4:2:0, 8 x 8 DCT over the tables of quality 95, DC as differences.
     Scores are in arbitrary units of the same order as kilobytes; their order is that of real sizes.
+
+    Example:
+        >>> flat, noise = torch.zeros(3, 64, 64), torch.rand((3, 64, 64), generator=torch.Generator().manual_seed(0))
+        >>> plain, busy = rewards.JPEGProxy()(torch.stack([flat, noise])).tolist()
+        >>> busy < plain
+        True
 
     Attributes:
         incompressible: True rewards large files instead.

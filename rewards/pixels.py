@@ -19,6 +19,10 @@ LUMA = (0.2126, 0.7152, 0.0722)
 class Brightness:
     """The mean pixel in [-1, 1] of each picture, not clamped: the whiteness reward of the paper's Section 5.1.
 
+    Example:
+        >>> rewards.Brightness()(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]))
+        tensor([-1.,  1.])
+
     Attributes:
         negative: True rewards darkness instead (the paper's blackness).
     """
@@ -41,6 +45,11 @@ class Contrast:
     """RMS contrast: the standard deviation of the luma over the picture, 0 flat, 0.5 half black and half white.
 
     A flat picture has no gradient.
+
+    Example:
+        >>> half = torch.cat([torch.zeros(1, 3, 4, 8), torch.ones(1, 3, 4, 8)], dim=2)
+        >>> round(rewards.Contrast()(half).item(), 3)
+        0.5
 
     Attributes:
         negative: True rewards flat pictures instead.
@@ -66,6 +75,11 @@ class Saturation:
     The chroma, not HSV's saturation, which divides by the largest of the three and is mostly noise in dark pixels. A
     grey pixel has no gradient.
 
+    Example:
+        >>> gray, red = torch.full((3, 8, 8), 0.5), torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 8, 8)
+        >>> rewards.Saturation()(torch.stack([gray, red]))
+        tensor([0., 1.])
+
     Attributes:
         negative: True rewards grey pictures instead.
     """
@@ -90,6 +104,11 @@ class ColorTarget:
 
     RGB as displayed, in [0, 1]: from black to white the squared distance is 3, from red to orange (1, 0.5, 0) it is
     0.25.
+
+    Example:
+        >>> black = torch.zeros(1, 3, 8, 8)
+        >>> rewards.ColorTarget((1.0, 0.0, 0.0))(black)
+        tensor([-1.])
 
     Attributes:
         color: red, green, blue in [0, 1].
@@ -139,6 +158,13 @@ class Sharpness:
     Its square is the usual "variance of Laplacian", times 255^2 where pixels are in [0, 255]. 0 is flat or an even
     slope, 4 a checkerboard of single black and white pixels; one photograph had 0.13 at 512 x 512 pixels and 0.26 at
     128 x 128. Grain scores high too, so watch the pictures. A picture without any edge has no gradient.
+
+    Example:
+        >>> checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 1.0
+        >>> flat = torch.zeros(3, 8, 8)
+        >>> found = rewards.Sharpness()(torch.stack([flat, checks.expand(3, 8, 8)]))
+        >>> bool(found[0] == 0 and found[1] > 1)
+        True
 
     Attributes:
         negative: True rewards blur instead.

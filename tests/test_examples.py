@@ -4,6 +4,8 @@ An example may use the names of its own module, and `torch`, `core` and `rewards
 
     import torch
     from comfyui_dno import core, rewards
+
+The files that examples read are tiny ones of the same names and layouts.
 """
 
 import doctest
@@ -12,6 +14,7 @@ import sys
 
 import pytest
 import torch
+from comfy_server import make_tiny_rewards
 from comfyui_dno import core, rewards
 
 OFFERED = {f"core.{name}": getattr(core, name) for name in core.__all__}
@@ -26,8 +29,17 @@ def examples(offered):
     return [test for test in found if test.examples]
 
 
+@pytest.fixture(scope="module")
+def reward_files(tmp_path_factory):
+    """A folder with a file of each reward model."""
+    folder = tmp_path_factory.mktemp("reward_models")
+    make_tiny_rewards.write_missing(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", CODE)
-def test_the_examples_of_a_public_name_give_what_they_say(name):
+def test_the_examples_of_a_public_name_give_what_they_say(name, reward_files, monkeypatch):
+    monkeypatch.chdir(reward_files)
     for example in examples(CODE[name]):
         said = []
         failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)

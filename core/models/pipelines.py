@@ -117,8 +117,9 @@ def from_pipeline(
     Example:
         >>> from diffusers import StableDiffusionPipeline
         >>> from comfyui_dno.core.models.embedded import networks
-        >>> parts = networks.build_vae(), networks.build_text_encoder(), None, networks.build_unet(), networks.scheduler()
-        >>> pipeline = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
+        >>> vae, text_encoder, unet = networks.build_vae(), networks.build_text_encoder(), networks.build_unet()
+        >>> parts = vae, text_encoder, None, unet, networks.scheduler(), None, None
+        >>> pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
         >>> text = networks.encode_prompts(["black cat", ""])  # the embedded model has no tokenizer of its own
         >>> from_pipeline(pipeline, steps=4, prompt_embeds=text[:1], negative_prompt_embeds=text[1:]).shape
         (1, 4, 16, 16)
@@ -227,7 +228,7 @@ def _vp_sampling(scheduler, steps):
         return Sampling(Schedule(own.sigmas), own.timesteps, prediction, float(own.init_noise_sigma))
     if config.get("clip_sample") or config.get("thresholding"):
         raise ValueError("the scheduler clips its x0 estimate, as pixel models need it; expected clip_sample=False")
-    # For 62 of the possible numbers of steps (61 is the first) float rounding makes diffusers give one timestep too many.
+    # For 62 of the possible numbers of steps (61 is the first) float rounding makes diffusers give one too many.
     timesteps = own.timesteps[:steps]
     alphas = [*own.alphas_cumprod[timesteps].tolist(), 1.0 if name == LCM else float(own.final_alpha_cumprod)]
     schedule = Schedule([((1 - alpha) / alpha) ** 0.5 for alpha in (max(alpha, LEAST_ALPHA) for alpha in alphas)])

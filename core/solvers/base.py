@@ -39,7 +39,7 @@ class Solver:
 
     def stages(self, sample_map):
         """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
-        raise NotImplementedError
+        return 2 * sample_map.stages
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""

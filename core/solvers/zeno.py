@@ -100,7 +100,7 @@ class ZeNO(Solver):
         """
         free = sample_map.active_entries(noise)
         norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
-        most = free.sum(dim=1, keepdim=True).sqrt() + 2
+        most = free.sum(dim=1, keepdim=True, dtype=moved.dtype).sqrt() + 2
         return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
 
     def _mean(self, problem, scores, flat):
