@@ -56,8 +56,10 @@ def test_a_picture_that_is_not_finite_anywhere_never_gets_a_finite_score(reward_
     images = tiny_rewards.pictures()
     expected = score(reward_of(name), images, PROMPTS)
     images[1, 0][place] = value
-    found = score(reward_of(name), images, PROMPTS)
+    with torch.no_grad():
+        found = reward_of(name)(images, PROMPTS)
     assert found[1].isnan() and found[0].isfinite()
+    assert score(reward_of(name), images, PROMPTS)[1] == -torch.inf
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
