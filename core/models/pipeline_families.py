@@ -87,7 +87,8 @@ class StableDiffusion:
         if self.network.config.time_cond_proj_dim is not None:
             # The embedding of cfg - 1 that the network was distilled with.
             told = self.pipeline.get_guidance_scale_embedding(
-                torch.full((len(x),), self.cfg - 1.0, dtype=torch.float32), embedding_dim=self.network.config.time_cond_proj_dim
+                torch.full((len(x),), self.cfg - 1.0, dtype=torch.float32),
+                embedding_dim=self.network.config.time_cond_proj_dim,
             )
             inputs["timestep_cond"] = told.to(x.device, self.network.dtype)
         x_in = x.to(self.network.dtype)
