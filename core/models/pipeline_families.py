@@ -86,9 +86,10 @@ class StableDiffusion:
         inputs = self.extra_inputs(rows)
         if self.network.config.time_cond_proj_dim is not None:
             # The embedding of cfg - 1 that the network was distilled with.
-            scale = torch.full((len(x),), self.cfg - 1.0, dtype=torch.float32)
-            width = self.network.config.time_cond_proj_dim
-            told = self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width)
+            told = self.pipeline.get_guidance_scale_embedding(
+                torch.full((len(x),), self.cfg - 1.0, dtype=torch.float32),
+                embedding_dim=self.network.config.time_cond_proj_dim,
+            )
             inputs["timestep_cond"] = told.to(x.device, self.network.dtype)
         x_in = x.to(self.network.dtype)
         output = self.network(x_in, timesteps, encoder_hidden_states=self.text[rows], return_dict=False, **inputs)[0]
