@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from .noise import Noise
+from .precision import outside_autocast
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
 
 LOST_GRADIENT = (
@@ -395,7 +396,8 @@ def _vjp(output, x, cotangent):
     """
     scale = cotangent.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     scale = scale.reshape(-1, *[1] * (cotangent.ndim - 1))
-    (gradient,) = torch.autograd.grad(output, x, (cotangent / scale).to(output))
+    with outside_autocast(x.device.type):  # it would round the gradients of a float32 graph too
+        (gradient,) = torch.autograd.grad(output, x, (cotangent / scale).to(output))
     return gradient.to(cotangent.dtype) * scale.to(gradient.device)
 
 

@@ -21,7 +21,7 @@ from itertools import count
 import torch
 
 from .memory import is_out_of_memory
-from .precision import wide
+from .precision import outside_autocast, wide
 
 
 class NotFiniteError(ValueError):
@@ -114,7 +114,8 @@ def _gradient_by_autograd(reward, images, prompts):
             f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
             " detach, round or convert them, or enter no_grad or inference_mode"
         )
-    (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
+    with outside_autocast(images.device.type):  # it would round the gradients of a float32 graph too
+        (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
     return scores, d_images
 
 

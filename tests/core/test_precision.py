@@ -6,6 +6,7 @@ import pytest
 import torch
 from comfyui_dno import core
 from comfyui_dno.core.precision import mixed_seed, normal, outside_autocast, wide
+from comfyui_dno.core.scoring import exact
 from tiny_models import sample_map
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -88,3 +89,16 @@ def test_normal_numbers_take_dtype_and_device_from_what_they_are_like_and_nothin
         torch.set_default_dtype(torch.float32)
     assert not torch.equal(normal((4,), like, "a", 2), expected)
     assert normal((4,), like.double(), "a", 1).dtype == torch.float64
+
+
+def test_the_backward_pass_of_a_float32_reward_is_not_rounded_by_an_autocast_around_it():
+    images = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    weight = torch.randn((192, 64), generator=torch.Generator().manual_seed(1))
+
+    def reward(pictures, prompts):
+        with torch.autocast("cpu", enabled=False):
+            return (pictures.flatten(1) @ weight).square().mean(dim=1)
+
+    expected = exact(reward, images)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(exact(reward, images)[1], expected)
