@@ -6,8 +6,7 @@ import time
 import pytest
 import torch
 from comfyui_dno import core
-from test_nodes_optimization import history_of
-from workflows import Workflow, error
+from workflows import Workflow, error, history_of
 
 
 class NoiseWorkflow(Workflow):

@@ -6,8 +6,7 @@ import itertools
 import pytest
 import torch
 from PIL import Image
-from test_nodes_optimization import flags, history_of, stock_picture
-from workflows import Workflow
+from workflows import Workflow, flags, history_of, stock_picture
 
 UPDATE = {"optimizer": "adam", "momentum": 0.9, "clip": 0.0}
 ZEROTH_ORDER = {"lr": 0.05, "q": 8, "mu": 0.0, "seed": 0, **UPDATE}

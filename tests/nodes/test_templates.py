@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from comfy_server.browser import front_end
@@ -9,8 +10,8 @@ from comfy_server.make_template import TEMPLATES, TITLE, names, source
 from comfy_server.make_tiny_rewards import write_missing
 from comfy_server.server import PACK
 from PIL import Image
-from test_nodes_schema import NODES
 
+NODES = json.loads(Path(__file__).with_name("node_schemas.json").read_text())
 SMALL = {"steps": 4, "iterations": 2, "candidates": 2, "q": 2, "samples": 2}
 SHOWN = ("SaveImage", "PreviewImage")
 

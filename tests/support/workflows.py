@@ -1,5 +1,7 @@
 """The workflow that most node tests start from: a tiny model, a reward and a DNO Sampler."""
 
+import time
+
 from comfy_server import Graph
 
 
@@ -54,3 +56,27 @@ class Workflow(Graph):
         witness = self.node("DNOTestWitness", model=self.model, checks=checks)
         ours = self.dno(iterations=1, solver=witness[0], **settings)
         return self.node("DNOTestNotes", witness=witness[0], after=ours[0])
+
+
+def history_of(run):
+    (history,) = [output["history"][0] for output in run.outputs.values() if "history" in output]
+    return history
+
+
+def notes_of(run):
+    (notes,) = [output["notes"][0] for output in run.outputs.values() if "notes" in output]
+    return notes
+
+
+def flags(comfy):
+    graph = Workflow()
+    node = graph.node("DNOTestFlags", nonce=str(time.time_ns()))
+    return comfy.run(graph).outputs[node.id]["flags"][0]
+
+
+def stock_picture(comfy, nonce):
+    """An ordinary KSampler prompt; the nonce is for ComfyUI's cache alone, float32 rounds it away."""
+    graph = Workflow()
+    sampled = graph.node("KSampler", **graph.sampling(cfg=8.0 + nonce * 1e-12), sampler_name="euler_ancestral")
+    graph.keep("latent", sampled[0])
+    return comfy.run(graph).kept["latent"]["samples"]

@@ -7,8 +7,7 @@ import tiny_rewards
 import torch
 from comfyui_dno import rewards
 from PIL import Image
-from test_nodes_optimization import history_of
-from workflows import Workflow, error
+from workflows import Workflow, error, history_of
 
 GREYS = (102, 204, 51)
 BRIGHTNESS = [2 * grey / 255 - 1 for grey in GREYS]

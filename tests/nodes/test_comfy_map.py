@@ -4,33 +4,9 @@ import time
 
 import pytest
 import torch
-from workflows import Workflow, error
+from workflows import Workflow, error, flags, history_of, notes_of, stock_picture
 
 MODELS = [("eps", "float32"), ("v", "float32"), ("flow", "float32")]
-
-
-def history_of(run):
-    (history,) = [output["history"][0] for output in run.outputs.values() if "history" in output]
-    return history
-
-
-def notes_of(run):
-    (notes,) = [output["notes"][0] for output in run.outputs.values() if "notes" in output]
-    return notes
-
-
-def flags(comfy):
-    graph = Workflow()
-    node = graph.node("DNOTestFlags", nonce=str(time.time_ns()))
-    return comfy.run(graph).outputs[node.id]["flags"][0]
-
-
-def stock_picture(comfy, nonce):
-    """An ordinary KSampler prompt; the nonce is for ComfyUI's cache alone, float32 rounds it away."""
-    graph = Workflow()
-    sampled = graph.node("KSampler", **graph.sampling(cfg=8.0 + nonce * 1e-12), sampler_name="euler_ancestral")
-    graph.keep("latent", sampled[0])
-    return comfy.run(graph).kept["latent"]["samples"]
 
 
 @pytest.mark.parametrize("family, dtype", [*MODELS, ("eps", "bfloat16"), ("eps", "float16")])
