@@ -21,11 +21,19 @@ ENDS = (
     "DNONoiseProbability",
 )  # fmt: skip
 """Nodes that a graph is grown from, backwards."""
+FITS = {
+    "DNOHPSReward": "HPS_v2.1_compressed.pt", "DNOPickScoreReward": "PickScore_v1.safetensors",
+    "DNOImageReward": "ImageReward.pt", "DNOCycleReward": "CycleReward-Combo.safetensors",
+    "DNOCLIPScoreReward": "CLIP-ViT-H-14.safetensors", "DNODirectionReward": "CLIP-ViT-H-14.safetensors",
+    "DNOImageSimilarityReward": "CLIP-ViT-H-14.safetensors",
+}  # fmt: skip
+"""The file that a reward's node wants as a rule; now and then it gets another."""
 MOST = {
     "steps": 3, "iterations": 2, "candidates": 3, "samples": 2, "q": 2, "perturbations": 2, "permutations": 5,
-    "crops": 2, "batch_size": 2, "calibrate_on": 2, "seconds": 2.0, "part_count": 3, "columns": 3,
+    "crops": 2, "batch_size": 2, "calibrate_on": 2, "seconds": 2.0, "part_count": 1, "columns": 3,
+    "picture": 1, "index": 1, "count": 2, "number": 1,
 }  # fmt: skip
-WORDS = ["black cat", "red owl", "cat", "", "a dragon in a castle", "\u732b \u043a\u043e\u0442", "x" * 400]
+WORDS = ["black cat"] * 8 + ["red owl", "cat", "", "a dragon in a castle", "\u732b \u043a\u043e\u0442", "x" * 400]
 WRONG = [
     None, "", "nan", -1, 0, 1e308, 2**63, "../../../etc/hostname", "a\\b.safetensors", "\x00", [], {}, ["1", 99],
     True, "\U0001f408" * 50,
@@ -58,7 +66,11 @@ class Generator:
         while True:
             graph, self._shared = Graph(), {}
             try:
-                self._node(graph, self.random.choice([name for name in ENDS if name in self.info]), depth=0)
+                name = self.random.choice(ENDS)
+                node = self._node(graph, name, depth=0)
+                for index, kind in enumerate(self.info[name]["output"]):
+                    if kind == "IMAGE":
+                        graph.node("PreviewImage", images=node[index])
             except LookupError:  # it grew to a type that nothing gives, such as a CLIP_VISION
                 continue
             return graph
@@ -88,8 +100,8 @@ class Generator:
                     if found is None and group == "required":
                         raise LookupError(f"nothing gives what {name} wants as {key}: {spec[0]}")
                     inputs[key] = found
-        if name == "PreviewImage" and depth == 0:
-            inputs["images"] = self._link(graph, "IMAGE", depth)
+        if "file" in inputs and name in FITS and self.random.random() < 0.9:
+            inputs["file"] = FITS[name]
         return graph.node(name, **inputs)
 
     def _value(self, graph, key, spec, depth):
@@ -99,7 +111,7 @@ class Generator:
         if kind == "BOOLEAN":
             return self.random.random() < 0.5
         if kind == "STRING":
-            return self.random.choice(WORDS)
+            return self.random.choice(["#ff8000", "255, 128, 0", "orange"] if key == "color" else WORDS)
         if kind in ("INT", "FLOAT"):
             return self._number(key, kind, options)
         return self._link(graph, kind, depth)
@@ -109,8 +121,9 @@ class Generator:
         most = min(options.get("max", least + 8), MOST.get(key, least + 8))
         if key in ("width", "height"):
             return 128
-        number = self.random.randint if kind == "INT" else self.random.uniform
-        return number(int(least), max(int(most), int(least))) if kind == "INT" else round(number(least, most), 3)
+        if kind == "INT":
+            return self.random.randint(int(least), max(int(most), int(least)))
+        return round(self.random.uniform(least, most), 3)
 
     def _link(self, graph, kind, depth):
         """Return a link to an output of that type: one that is there, or one of a new node."""
