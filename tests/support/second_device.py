@@ -1,4 +1,4 @@
-"""A second device in every test run: a pretend GPU, `pretend:0`, whose memory is the host's and whose kernels the CPU's.
+"""A second device in every test run: a pretend GPU, `pretend:0`, its memory the host's and its kernels the CPU's.
 
     from second_device import PRETEND, counting, jitter, without_float64
 
@@ -27,7 +27,7 @@ try:
     _setup = backend_registration._setup_privateuseone_for_python_backend
     MISSING = ""
 except (ImportError, AttributeError):
-    MISSING = f"torch {torch.__version__} cannot make a device in Python; 2.10 and later can"
+    MISSING = f"torch {torch.__version__} cannot make a device in Python; 2.14 can"
 
 DOUBLE = (torch.float64, torch.complex128)
 
