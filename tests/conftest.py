@@ -6,7 +6,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
+import second_device  # noqa: E402, before autograd's first backward pass, which counts the devices
+import torch  # noqa: E402
 from comfy_server import ComfyServer, find_comfyui  # noqa: E402
+
+DEVICES = ["pretend", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,17 @@ def comfy(tmp_path_factory):
     server = ComfyServer(find_comfyui(), tmp_path_factory.mktemp("comfyui"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def pretend():
+    """The pretend device; see `second_device`."""
+    if second_device.MISSING:
+        pytest.skip(second_device.MISSING)
+    return second_device.PRETEND
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request):
+    """A device that is not the CPU: the pretend one, and CUDA where there is one."""
+    return torch.device("cuda", 0) if request.param == "cuda" else request.getfixturevalue("pretend")

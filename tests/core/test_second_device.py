@@ -1,0 +1,151 @@
+"""The core on a second device: the CPU's numbers, whichever device the decoder and the reward are on.
+
+    everything on the device        as on one GPU
+    decoder and reward on the CPU   as with ComfyUI's --cpu-vae
+    no float64 on the device        as on MPS
+"""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_dno import core
+from second_device import without_float64
+from tiny_models import SIGMAS, TinyDenoiser, decode
+
+MASK = torch.cat([torch.ones(1, 3, 6, 3), torch.zeros(1, 3, 6, 3)], dim=-1)
+PLACES = ["on the device", "decoder on the CPU", "no float64"]
+SEARCHES = {
+    "gradient": {},
+    "sgd": {"solver": core.GradientAscent(lr=0.5, optimizer="sgd", clip=0.1)},
+    "hybrid 1": {"solver": core.GradientAscent(estimator=core.Hybrid1(q=2))},
+    "hybrid 2": {"solver": core.GradientAscent(estimator=core.Hybrid2(q=2))},
+    "zeroth order": {"solver": core.GradientAscent(estimator=core.ZerothOrder(q=2))},
+    "zeno": {"solver": core.ZeNO(candidates=3)},
+    "zeno softmax": {"solver": core.ZeNO(candidates=3, weights="softmax")},
+    "zeno sample": {"solver": core.ZeNO(candidates=3, mode="sample")},
+    "zeno resample": {"solver": core.ZeNO(candidates=3, mode="resample")},
+    "best of n": {"solver": core.Search(candidates=3)},
+    "zero order": {"solver": core.Search.zero_order(candidates=3)},
+    "pcn": {"solver": core.Search.pcn()},
+    "lgd": {"solver": core.LGD(samples=2)},
+    "probability": {"regularizer": core.ProbabilityRegularizer(permutations=5)},
+    "probability of the whole": {"regularizer": core.ProbabilityRegularizer(permutations=5, k=3, apart=False)},
+    "norm": {"regularizer": core.NormRegularizer()},
+    "first part": {"map": {"part": "first 2"}, "regularizer": core.ProbabilityRegularizer(permutations=5)},
+    "initial alone": {"map": {"part": "initial"}},
+    "mask": {"map": {"mask": MASK}, "regularizer": core.ProbabilityRegularizer(permutations=5)},
+    "masked zeno": {"map": {"mask": MASK, "most_rows": 2}, "solver": core.ZeNO(candidates=3)},
+    "ode": {"map": {"eta": 0.0}},
+    "flow": {"map": {"family": "flow"}, "solver": core.Search(candidates=2)},
+    "kept graphs": {"map": {"keep_graphs": True}},
+    "watched": {"watch": (lambda images, prompts: -images.std(dim=(1, 2, 3)),)},
+    "checked and diagnosed": {"check_gradient": True, "diagnose": True},
+    "diagnosed with a regulariser": {"diagnose": True, "regularizer": core.ProbabilityRegularizer(permutations=5)},
+}
+
+
+def mean_pixel(images, prompts):
+    return (images - images.square() / 8).mean(dim=(1, 2, 3))
+
+
+def on_the_cpu(latent):
+    """A decoder that takes the latent to the CPU, as a VAE that was put there."""
+    return decode(latent.cpu())
+
+
+def map_on(device, place="on the device", family="vp", **settings):
+    """A SampleMap of a tiny network in float32, a batch of 2; its mask, if any, is on the CPU."""
+    denoise = TinyDenoiser().to(device, torch.float32)
+    decoder = on_the_cpu if place == "decoder on the CPU" else decode
+    return core.SampleMap(denoise, core.Schedule(SIGMAS[family], family), (2, 3, 6, 6), decode=decoder, **settings)
+
+
+def search(device, place="on the device", noise=None, iterations=2, **settings):
+    settings = dict(settings)
+    noise_map = map_on(device, place, **settings.pop("map", {}))
+    noise = (noise_map.randn(0) if noise is None else noise).to(device)
+    return core.optimize(noise_map, mean_pixel, noise, iterations=iterations, **settings)
+
+
+def allowed(place, device):
+    """Return the context of a place, and skip what only the pretend device can be."""
+    if place == "no float64":
+        if device.type != "pretend":
+            pytest.skip("only the pretend device refuses float64")
+        return without_float64()
+    return contextlib.nullcontext()
+
+
+def assert_same(found, expected):
+    """Both Results have the same best, rows and diagnosis, up to the rounding of a few products."""
+    near = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(found.noise.flat().cpu(), expected.noise.flat(), **near)
+    torch.testing.assert_close(found.images.cpu(), expected.images, **near)
+    for ours, theirs in zip(found.history.rows, expected.history.rows, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"seconds"}:
+            assert (ours[key] is None) == (theirs[key] is None)
+            if ours[key] is not None:
+                torch.testing.assert_close(torch.tensor(ours[key]), torch.tensor(theirs[key]), **near)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
+def test_a_search_finds_what_it_finds_on_the_cpu(device, settings, place):
+    with allowed(place, device):
+        found = search(device, place, **settings)
+    expected = search("cpu", **settings)
+    assert_same(found, expected)
+    assert found.latent.device == found.noise.initial.device == found.noise.injected.device == device
+    if settings.get("diagnose"):
+        assert found.history.diagnosis.types == expected.history.diagnosis.types
+    if settings.get("check_gradient"):
+        assert max(found.history.settings["gradient_error"]) < 0.01
+
+
+@pytest.mark.parametrize("settings", [SEARCHES["diagnosed with a regulariser"], SEARCHES["zeno"]])
+def test_a_history_holds_nothing_on_the_device(device, settings):
+    history = search(device, **settings).history
+    kept = [*history.pictures, history.best_picture, *vars(history.diagnosis or history).values()]
+    assert {tensor.device.type for tensor in kept if torch.is_tensor(tensor)} == {"cpu"}
+    assert history.to_json() and history.summary()
+
+
+@pytest.mark.parametrize("solver", [core.GradientAscent(lr=0.05), core.ZeNO(candidates=3, beta=0.1)], ids=["adam", "zeno"])
+@pytest.mark.parametrize("there", ["to the device", "from the device"])
+def test_a_search_goes_on_on_another_device(device, tmp_path, solver, there):
+    places = ("cpu", device) if there == "to the device" else (device, "cpu")
+    settings = {"solver": solver, "regularizer": core.ProbabilityRegularizer(permutations=5), "floor": 0.0}
+    whole = search("cpu", iterations=4, **settings)
+    search(places[0], iterations=2, **settings).noise.save(tmp_path / "noise.safetensors")
+    rest = search(places[1], noise=core.Noise.load(tmp_path / "noise.safetensors"), **settings)
+    assert [row["iteration"] for row in rest.history.rows] == [2, 3, 4]
+    scores = [torch.tensor([row["score"] for row in run.history.rows[-3:]]) for run in (rest, whole)]
+    torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_seed_draws_the_same_candidates_and_permutations(device):
+    noise = map_on("cpu").randn(3)
+    p, again = (core.noise_probability(each.flat()) for each in (noise, noise.to(device)))
+    assert again.device == device
+    torch.testing.assert_close(again.cpu(), p, rtol=1e-4, atol=1e-6)
+    problems = [core.Problem(map_on(place), mean_pixel) for place in ("cpu", device)]
+    draws = [problem.randn(4, noise.flat().to(place), 1) for problem, place in zip(problems, ("cpu", device), strict=True)]
+    assert torch.equal(draws[0], draws[1].cpu())
+
+
+def test_reno_runs_on_it(device):
+    found, expected = (
+        core.reno(map_on(place), mean_pixel, map_on(place).randn(0).to(place), iterations=2) for place in (device, "cpu")
+    )
+    assert_same(found, expected)
+
+
+def test_networks_in_half_precision_run_on_it(device):
+    noise_map = map_on(device)
+    network = TinyDenoiser().to(device, torch.bfloat16)
+    noise_map = replace(noise_map, denoise=lambda x, sigma: network(x.bfloat16(), sigma.bfloat16()).to(x.dtype))
+    history = core.optimize(noise_map, mean_pixel, noise_map.randn(0).to(device), iterations=2).history
+    assert all(later > first for first, later in zip(history.rows[0]["score"], history.rows[-1]["score"], strict=True))
