@@ -5,7 +5,7 @@ import copy
 import comfy.sample
 import comfy.samplers
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from . import gradients, sockets
 from .comfy_map import Optimization, OptimizedSampler
@@ -206,9 +206,22 @@ def optimization(
 
 
 def found(result, samples, latent_image, vae):
-    """Return the outputs: the best latents in place of the given ones, their pictures, noise and history."""
+    """Return the outputs: the best latents in place of the given ones, their pictures, noise and history.
+
+    What the user should know of the search is shown as text on the node and in the log.
+    """
     kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
-    return io.NodeOutput({**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history)
+    text = remarks(result.history)
+    return io.NodeOutput(
+        {**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history,
+        ui=ui.PreviewText(text) if text else None,
+    )  # fmt: skip
+
+
+def remarks(history):
+    """Return why a search ended early and what it warns of, a line each; '' where there is nothing to say."""
+    early = [] if history.stopped.endswith("iterations done") else [f"The search ended early: {history.stopped}"]
+    return "\n".join(early + history.warnings)
 
 
 def checked_latent(model, vae, latent_image):

@@ -51,6 +51,13 @@ class Witness:
     def flags(self, problem, noise):
         self.notes["flags"] = flags()
 
+    def random(self, problem, noise):
+        """The state of the global generator before and after a sampling run."""
+        states = [torch.get_rng_state()]
+        problem.sample_map.latent(noise)
+        states.append(torch.get_rng_state())
+        self.notes["random"] = [state.tolist() for state in states]
+
     def candidates(self, problem, noise):
         """Two candidates flattened into one batch against each alone: rows are (q, B), candidate-major."""
         other = noise.map(lambda tensor: -tensor)
