@@ -63,6 +63,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
+            patches.refuse_a_cache(model_options)
             model_options = gradients.with_plain_attention(model_options)
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)

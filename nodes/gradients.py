@@ -67,8 +67,9 @@ def explained():
 def keeping_what_is_changed(search):
     """Return search(), where a model may change in place what autograd has saved, as FreeU_V2 and Flux do.
 
-    Copies are then kept of what is changed. To watch for that makes every operation slower, so a search begins without,
-    and begins anew where autograd finds, in its first backward pass, that the model needs it.
+    Copies are then kept of what is changed. To watch for that costs some 0.1 ms an operation (measured on a CPU: a tiny
+    network takes 6 times as long, a middling one 1.3 times), so a search begins without, and begins anew where autograd
+    finds, in its first backward pass, that the model needs it.
     """
     try:
         return search()

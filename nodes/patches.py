@@ -12,6 +12,16 @@ def has_cache(model_options):
     return "easycache" in model_options.get("transformer_options", {})
 
 
+def refuse_a_cache(model_options):
+    """Raise RuntimeError where steps may be skipped: the backward pass runs each again, and would find another."""
+    if has_cache(model_options):
+        name = getattr(model_options["transformer_options"]["easycache"], "name", "EasyCache")
+        raise RuntimeError(
+            f"{name} is in the model, which skips steps by a state that the backward pass does not have; expected none."
+            " Remove it, or use a solver that needs no gradient (ZeNO, Search, Zeroth-Order's zo-sgd)"
+        )
+
+
 def with_empty_cache(model_options, model_sampling):
     """Return the options with EasyCache or LazyCache as before a sampling run; ComfyUI begins one a node, not a run."""
     if not has_cache(model_options):

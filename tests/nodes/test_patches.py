@@ -1,17 +1,20 @@
 """Patches of the model by other nodes that keep a state, draw random numbers or work in place."""
 
 import pytest
-from workflows import NoiseWorkflow, Workflow, error, notes_of
+from workflows import NoiseWorkflow, Workflow, error, history_of, notes_of
 
 CACHE = {"reuse_threshold": 1.0, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-PATCHES = {"EasyCache": CACHE, "LazyCache": CACHE, "TomePatchModel": {"ratio": 0.5}}
+PATCHES = {
+    "EasyCache": CACHE, "LazyCache": CACHE, "TomePatchModel": {"ratio": 0.5},
+    "HyperTile": {"tile_size": 32, "swap_size": 4, "max_depth": 0, "scale_depth": False},
+}  # fmt: skip
 SEARCH = {"method": "zero-order", "candidates": 3, "beta": 0.1, "seed": 0}
 
 
 @pytest.mark.parametrize("patch", PATCHES)
 def test_a_search_finds_a_noise_that_replays_though_the_patch_has_a_state_or_is_random(comfy, record_property, patch):
     graph = NoiseWorkflow()
-    latent = graph.latent()
+    latent = graph.latent(batch=2, size=16)
     graph.keep("without", graph.dno(latent=latent)[0])
     graph.model = graph.node(patch, model=graph.model, **PATCHES[patch])[0]
     search = graph.node("DNOSolverSearch", **SEARCH)[0]
@@ -47,17 +50,37 @@ def test_a_random_patch_leaves_the_global_random_numbers_as_they_were(comfy):
     assert before == after
 
 
-@pytest.mark.parametrize("patch", ["FreeU_V2", "TomePatchModel"])
-def test_the_gradient_is_right_with_patches_that_work_in_place_or_are_random(comfy, record_property, patch):
+def test_the_gradient_is_right_with_a_patch_that_works_in_place(comfy, record_property):
     graph = Workflow(model_seed=8)
-    if patch == "FreeU_V2":
-        # The tiny network has no wide block: told that its channels are twice as many as its base's, one is.
-        model = graph.node("DNOTestObstacle", model=graph.model, kind="wide block")[0]
-        graph.model = graph.node(patch, model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0]
-    else:
-        graph.model = graph.node(patch, model=graph.model, ratio=0.5)[0]
+    # The tiny network has no wide block: told that its channels are twice as many as its base's, one is.
+    model = graph.node("DNOTestObstacle", model=graph.model, kind="wide block")[0]
+    graph.model = graph.node("FreeU_V2", model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0]
     graph.witnessed("gradient", cfg=3.0)
     errors = notes_of(comfy.run(graph))["gradient_error"]
     record_property("gradient_error", errors)
     assert max(errors) < 0.02, errors
-    assert ("changes tensors in place" in comfy.log()) or patch != "FreeU_V2"
+    assert "changes tensors in place" in comfy.log()
+
+
+@pytest.mark.parametrize("patch", ["TomePatchModel", "HyperTile"])
+def test_a_search_by_gradient_takes_random_patches_too(comfy, patch):
+    graph = NoiseWorkflow()
+    latent = graph.latent(batch=1, size=16)
+    graph.model = graph.node(patch, model=graph.model, **PATCHES[patch])[0]
+    ours = graph.dno(iterations=3, solver=graph.gradient(), latent=latent)
+    graph.keep("ours", ours[0])
+    graph.keep("replayed", graph.replay(ours[2], latent)[0])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    history = history_of(run)
+    assert history["best"][0] > history["rows"][0]["score"][0] and ours.id not in run.outputs
+    assert error(run.kept["replayed"]["samples"], run.kept["ours"]["samples"]) < 1e-5
+
+
+@pytest.mark.parametrize("patch", ["EasyCache", "LazyCache"])
+def test_a_step_cache_is_named_where_a_gradient_is_needed(comfy, patch):
+    graph = NoiseWorkflow()
+    graph.model = graph.node(patch, model=graph.model, **CACHE)[0]
+    graph.keep("latent", graph.dno(iterations=1, solver=graph.gradient())[0])
+    found = comfy.fail(graph)
+    assert f"{patch} is in the model" in found and "Search" in found, found
