@@ -42,6 +42,18 @@ def test_a_step_cache_gives_the_stock_samplers_latent_at_0_iterations(comfy, pat
     assert error(kept["ours"]["samples"], kept["stock"]["samples"]) < 1e-5
 
 
+def test_one_call_takes_the_candidates_of_an_iteration_and_one_where_a_step_cache_couples_them(comfy):
+    found = []
+    for patch in (None, "EasyCache"):
+        graph = Workflow()
+        if patch:
+            graph.model = graph.node(patch, model=graph.model, **CACHE)[0]
+        graph.witnessed("rows", differentiates=False)
+        found.append(notes_of(comfy.run(graph))["rows"])
+    # Five candidates and the noise itself, of two pictures each.
+    assert found == [12, 2]
+
+
 def test_a_random_patch_leaves_the_global_random_numbers_as_they_were(comfy):
     graph = Workflow()
     graph.model = graph.node("TomePatchModel", model=graph.model, ratio=0.5)[0]

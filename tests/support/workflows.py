@@ -51,9 +51,9 @@ class Workflow(Graph):
             keep_graphs=keep_graphs, start_noise=start_noise, part=part, part_count=part_count, diagnose=diagnose,
         )  # fmt: skip
 
-    def witnessed(self, checks, **settings):
+    def witnessed(self, checks, differentiates=True, **settings):
         """Run one iteration in which a witness makes `checks`; return the node that has its notes."""
-        witness = self.node("DNOTestWitness", model=self.model, checks=checks)
+        witness = self.node("DNOTestWitness", model=self.model, checks=checks, differentiates=differentiates)
         ours = self.dno(iterations=1, solver=witness[0], **settings)
         return self.node("DNOTestNotes", witness=witness[0], after=ours[0])
 
