@@ -1,9 +1,23 @@
 """ComfyUI's sampling as a `core.SampleMap`: one `comfy.samplers.Sampler` that any guider can run.
 
 ComfyUI does what it does for every sampler: it loads and patches the model, prepares conditionings, ControlNets, masks
-and hooks, then calls `OptimizedSampler.sample`. Everything here happens inside that call.
+and hooks, then calls `OptimizedSampler.sample`. Everything here happens inside that call. One noise tensor's way there,
+and its gradient's way back:
+
+    DNOSampler.execute              x_T by `comfy.sample.prepare_noise`, the settings as an `Optimization`
+    OptimizedSampler.sample         called by the guider: out of inference mode, models loaded, a `ComfyRun` made
+    Optimization.search             w_1, w_2, .. by `ComfyRun.first_noise`; the SampleMap by `ComfyRun.sample_map`
+    core.optimize                   the loop; each step of the solver asks `Problem.gradient` or `Problem.candidates`
+    SampleMap.pullback              forward, through the three below
+      ComfyRun.start                x at the first sigma, with the img2img latent
+      ComfyRun.denoise              the guider's network calls, once a step; w_i enters after each (`sde_step`)
+      decode_raw                    the picture, which the reward scores (`exact`: and d score / d picture)
+    Pullback.__call__               back: decode_raw's VJP, each step's by `ComfyRun.denoise` again, start's
+    GradientAscent.step             the Noise of gradients moves the noise; around again
+    found                           the best's latent, picture, noise and history are the node's outputs
 """
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,8 +30,10 @@ import latent_preview
 import torch
 
 from .. import core
-from . import gradients
+from . import gradients, patches
 from .rewards.combine import calibrated, pictures_wanted
+
+log = logging.getLogger(__name__)
 
 # ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
 GRAPH_FACTOR = 4
@@ -41,10 +57,13 @@ class OptimizedSampler(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
+        if self.optimization.iterations > 0:
+            refuse_an_empty_mask(denoise_mask)
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
+            patches.refuse_a_cache(model_options)
             model_options = gradients.with_plain_attention(model_options)
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
@@ -52,7 +71,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
             models = [patcher, *getattr(model_wrap, "loaded_models", ())]
             most_rows, load_models, load_vae = self._loaders(
-                model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1
+                model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
             )
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
@@ -60,11 +79,16 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 extra_args.get("seed"), expect_gradient, load_models,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
-            self.result = self.optimization.search(run, decode, most_rows)
+            self.result = gradients.keeping_what_is_changed(
+                lambda: self.optimization.search(replace(run), decode, most_rows)
+            )
         return self.result.latent
 
-    def _loaders(self, model_wrap, models, vae_patcher, shape, steps):
+    def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
         """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
+
+        Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. Where a patch
+        `couples` the rows of a batch, one candidate is.
 
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
@@ -77,11 +101,21 @@ class OptimizedSampler(comfy.samplers.Sampler):
             gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
-        batches = max(min(batches, MOST_PICTURES // shape[0]), 1)
+        most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
+        batches = max(min(batches, most), 1)
         if self.optimization.differentiates:
             return shape[0] * batches, _stays, _stays
         load_models = partial(gradients.load, models, batches * call)
         return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
+
+
+def refuse_an_empty_mask(denoise_mask):
+    """Raise ValueError where no pixel of any picture would be made anew, so that there is nothing to search."""
+    if denoise_mask is not None and not denoise_mask.any():
+        raise ValueError(
+            "the mask is empty: no part of the picture is made anew, so there is nothing to search. Paint a mask,"
+            " invert it, or set iterations to 0"
+        )
 
 
 def _stays():
@@ -127,8 +161,9 @@ class ComfyRun:
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
 
     def start(self, noise):
-        """Return x at the first sigma, as `KSAMPLER.sample` begins."""
+        """Return x at the first sigma, as `KSAMPLER.sample` begins; step caches begin anew with every run."""
         self.load()
+        self.model_options = patches.with_empty_cache(self.model_options, self.model_sampling)
         most = comfy.samplers.Sampler().max_denoise(self.guider, self.sigmas)
         return self.model_sampling.noise_scaling(self.sigmas[0], noise, self._rows(self.latent_image, noise), most)
 
@@ -138,7 +173,8 @@ class ComfyRun:
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
         mask = self._rows(self.denoise_mask, x)
-        return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
+        with patches.repeatable(x.device, "patches of the model", float(sigma[0])):
+            return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
 
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
@@ -221,6 +257,14 @@ class Optimization:
         climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
         return climbs or self.diagnose
 
+    @property
+    def candidates(self):
+        """How many candidates of each picture the solver compares in an iteration."""
+        solver = self.solver or core.GradientAscent()
+        counts = [getattr(solver, name, 0) for name in ("candidates", "samples")]
+        counts.append(getattr(getattr(solver, "estimator", None), "q", 0))
+        return max(count for count in counts if isinstance(count, int)) + 1  # some compare them with the noise itself
+
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
         progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
@@ -279,8 +323,17 @@ class Progress:
 
     def on_iteration(self, evaluation, best):
         if self.previewer is not None:
-            preview = self.previewer.decode_latent_to_preview_image("JPEG", best.latent.detach())
-            self.bar.update_absolute(self.bar.current, preview=preview)
+            self.bar.update_absolute(self.bar.current, preview=self._preview(best.latent))
+
+    def _preview(self, latent):
+        """Return ComfyUI's preview of a latent, or None where it fails: a search is worth more than its previews."""
+        try:
+            with torch.no_grad():  # some previewers are networks
+                return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
+        except Exception as error:  # whatever a previewer of any pack raises
+            log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
+            self.previewer = None
+            return None
 
     def end(self):
         """Fill the bar: a spent budget ends a run early."""

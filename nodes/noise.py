@@ -15,10 +15,12 @@ from .. import core
 from ..core import plots
 from . import sockets
 from .comfy_map import ComfyRun
+from .names import checked_prefix, listed
 from .report import as_image
 
 FOLDER = "dno"
 """Where Save Noise writes by default, in ComfyUI's output folder, and where Load Noise looks."""
+PREFIX = f"{FOLDER}/noise"
 
 
 class DNOSaveNoise(io.ComfyNode):
@@ -35,7 +37,7 @@ class DNOSaveNoise(io.ComfyNode):
             inputs=[
                 sockets.Noise.Input("noise", tooltip="From a DNO Sampler."),
                 io.String.Input(
-                    "filename_prefix", default=f"{FOLDER}/noise",
+                    "filename_prefix", default=PREFIX,
                     tooltip="Name of the file in ComfyUI's output folder; a number is added. Load Noise looks in dno/.",
                 ),
             ],
@@ -46,7 +48,8 @@ class DNOSaveNoise(io.ComfyNode):
     @classmethod
     def execute(cls, noise, filename_prefix) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        prefix = checked_prefix(filename_prefix, PREFIX)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
         file = f"{name}_{counter:05}_.safetensors"
         noise.save(Path(folder) / file)
         return io.NodeOutput(ui=ui.PreviewText(f"saved as {Path(subfolder) / file} in the output folder"))
@@ -80,16 +83,21 @@ class DNOLoadNoise(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
-        return folder_paths.exists_annotated_filepath(file) or f"there is no noise file {file}; refresh the list with R"
+    def validate_inputs(cls, file=None) -> bool | str:
+        try:
+            if file is not None:  # else it comes by a link, and is known when the node runs
+                path_of(file)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, file, resume, check):
-        return hashlib.sha256(Path(folder_paths.get_annotated_filepath(file)).read_bytes()).hexdigest()
+        return hashlib.sha256(path_of(file).read_bytes()).hexdigest()
 
     @classmethod
     def execute(cls, file, resume, check) -> io.NodeOutput:
-        noise = core.Noise.load(folder_paths.get_annotated_filepath(file))
+        noise = core.Noise.load(path_of(file))
         if not resume:
             noise = replace(noise, checkpoint=None)
         return io.NodeOutput(noise if check else replace(noise, settings={}))
@@ -238,6 +246,21 @@ class DNONoiseProbability(io.ComfyNode):
 def noise_files():
     """Return the names of the .safetensors files in the input folder, and those Save Noise wrote, as ComfyUI spells."""
     inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory()) / FOLDER
-    names = [file.name for file in sorted(inputs.glob("*.safetensors"))]
-    saved = sorted(file.relative_to(outputs).as_posix() for file in outputs.rglob("*.safetensors"))
+    names = [file.name for file in sorted(inputs.glob("*.safetensors")) if file.is_file()]
+    saved = sorted(file.relative_to(outputs).as_posix() for file in outputs.rglob("*.safetensors") if file.is_file())
     return names + [f"{FOLDER}/{name} [output]" for name in saved]
+
+
+def path_of(name):
+    """Return the path of a noise file; the name may have the slashes of another system.
+
+    Raises:
+        FileNotFoundError: it is not in the list, whatever it leads to: a workflow of others shall not read other files.
+    """
+    known = listed(name, noise_files())
+    if known is None:
+        raise FileNotFoundError(
+            f"there is no noise file {name}; expected one in ComfyUI's input folder or in output/{FOLDER}. Put it there"
+            " and refresh the list with R"
+        )
+    return Path(folder_paths.get_annotated_filepath(known))

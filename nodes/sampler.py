@@ -5,7 +5,8 @@ import copy
 import comfy.sample
 import comfy.samplers
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from server import PromptServer
 
 from . import gradients, sockets
 from .comfy_map import Optimization, OptimizedSampler
@@ -51,6 +52,7 @@ class DNOSampler(io.ComfyNode):
                 *optional_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -71,7 +73,7 @@ class DNOSampler(io.ComfyNode):
             model, noise, cfg, sampler, sigmas, positive, negative, latent,
             noise_mask=latent_image.get("noise_mask"), disable_pbar=True, seed=seed,
         )  # fmt: skip
-        return found(sampler.result, samples, latent_image, vae)
+        return found(sampler.result, samples, latent_image, vae, cls.hidden.unique_id)
 
 
 class DNOSamplerAdvanced(io.ComfyNode):
@@ -94,6 +96,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
                 *optional_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -113,7 +116,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
             first, latent, sampler, sigmas, denoise_mask=latent_image.get("noise_mask"), disable_pbar=True,
             seed=noise.seed,
         )  # fmt: skip
-        return found(sampler.result, samples, latent_image, vae)
+        return found(sampler.result, samples, latent_image, vae, cls.hidden.unique_id)
 
 
 def required_of_a_search():
@@ -205,10 +208,31 @@ def optimization(
     )  # fmt: skip
 
 
-def found(result, samples, latent_image, vae):
-    """Return the outputs: the best latents in place of the given ones, their pictures, noise and history."""
+def found(result, samples, latent_image, vae, node_id):
+    """Return the outputs: the best latents in place of the given ones, their pictures, noise and history.
+
+    What the user should know of the search is shown as text on the node and in the log.
+    """
     kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
-    return io.NodeOutput({**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history)
+    text = remarks(result.history)
+    show(text or result.history.stopped, node_id)
+    return io.NodeOutput(
+        {**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history,
+        ui=ui.PreviewText(text) if text else None,
+    )  # fmt: skip
+
+
+def show(text, node_id):
+    """Write `text` on a node in the browser that queued the workflow, in place of what stood there."""
+    server = PromptServer.instance
+    if server.client_id is not None:  # else the workflow came from a program, and any browser would show it
+        server.send_progress_text(text, node_id, server.client_id)
+
+
+def remarks(history):
+    """Return why a search ended early and what it warns of, a line each; '' where there is nothing to say."""
+    early = [] if history.stopped.endswith("iterations done") else [f"The search ended early: {history.stopped}"]
+    return "\n".join(early + history.warnings)
 
 
 def checked_latent(model, vae, latent_image):

@@ -82,3 +82,11 @@ def test_each_module_of_a_list_defines_what_it_is_said_to_hold():
     for file, text in rows:
         for name in re.findall(r"(?:^|; )`(\w+)`[:,]", text):
             assert name in defined(ROOT / file), f"{file} has no {name}"
+
+
+def test_the_nodes_own_account_of_the_tensors_way_has_the_pages_stops():
+    account = ast.get_docstring(ast.parse((ROOT / "nodes" / "comfy_map.py").read_text()))
+    stops = re.findall(r"^ {4,6}([A-Za-z_]\w*(?:\.\w+)?) {2,}", account, flags=re.MULTILINE)
+    assert len(stops) >= 10
+    of_core = {"core.optimize": "optimize"}
+    assert not [stop for stop in stops if of_core.get(stop, stop) not in QUOTED]

@@ -18,6 +18,7 @@ import torch
 from ... import rewards
 from ...rewards import weights
 from .. import gradients
+from ..names import listed
 
 KEY = "reward_models"
 NO_FILE = "no file in models/reward_models"
@@ -44,13 +45,14 @@ def path_of(name, source):
     """Return the path of a listed file.
 
     Args:
-        name: as in `names`.
+        name: as in `names`, or with the slashes of another system.
         source: of `weights.SOURCES`, what the message tells to download.
 
     Raises:
         FileNotFoundError: it is in none of the folders; the message says where to get it and where to put it.
     """
-    path = folder_paths.get_full_path(KEY, name)
+    known = listed(name, folder_paths.get_filename_list(KEY))
+    path = None if known is None else folder_paths.get_full_path(KEY, known)
     if path is None:
         folder = folder_paths.get_folder_paths(KEY)[0]
         usual, _ = weights.SOURCES[source]

@@ -6,6 +6,7 @@ from ... import rewards
 from ...rewards import weights
 from .. import sockets
 from . import files
+from .pictures import pictures_of
 
 
 class FileReward(io.ComfyNode):
@@ -151,7 +152,7 @@ class DNOImageSimilarityReward(FileReward):
     @classmethod
     def execute(cls, file, reference, dtype, crops) -> io.NodeOutput:
         tower = cls.tower(file, dtype)
-        return output(rewards.Similarity(tower, reference[..., :3].movedim(-1, 1)), crops)
+        return output(rewards.Similarity(tower, pictures_of(reference, "the reference's pictures")), crops)
 
 
 class DNODirectionReward(FileReward):

@@ -7,10 +7,11 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ... import rewards
 from ...core import plots
-from ...core.scoring import score
+from ...core.scoring import finite_pictures, score
 from .. import sockets
 from ..report import as_image
 from .combine import calibrated
+from .pictures import pictures_of
 
 
 class DNOScoreImages(io.ComfyNode):
@@ -103,24 +104,28 @@ def judged(images, reward, prompt=""):
     """Score an IMAGE.
 
     Args:
-        images: (B, H, W, 3) in [0, 1].
+        images: (B, H, W, C) in [0, 1], see `pictures_of`.
         reward: any reward, taken as its authors compute it; one to be calibrated is calibrated on these pictures.
         prompt: for all pictures; "" is none.
 
     Returns:
         pictures: (B, 3, H, W), on the CPU.
-        scores: (B,).
+        scores: (B,), -inf of a picture that is not finite.
         parts: name -> (B,), the scores of the parts of a combined reward.
     """
-    pictures = images[..., :3].movedim(-1, 1)
+    pictures = pictures_of(images)
     prompts = [prompt] * len(images) if prompt.strip() else None
+    finite = finite_pictures(pictures)
+    if not finite.any():
+        raise ValueError("no picture is finite: all have NaN or infinite pixels; decode them anew, in float32")
     # Outside inference mode: what a reward loads or caches at its first call shall take part in gradients later.
     with torch.inference_mode(False):
         placed = pictures.to(mm.get_torch_device(), copy=True)
-        reward = rewards.in_parity(calibrated(reward, [placed], prompts))
+        of_finite = None if prompts is None else prompts[: int(finite.sum())]
+        reward = rewards.in_parity(calibrated(reward, [placed[finite]], of_finite))
         scores = score(reward, placed, prompts).cpu()
         parts = reward.part_scores(placed, prompts) if isinstance(reward, rewards.Combine) else {}
-    if not scores.isfinite().all():
+    if not scores[finite].isfinite().all():
         raise ValueError(f"the scores are {scores.tolist()}; expected finite numbers. Use another reward")
     return pictures, scores, parts
 
@@ -132,8 +137,10 @@ def ranked(scores):
 
 def caption(place, index, scores, parts):
     """Return what stands below a picture: its place from 1, its number from 0, its score and those of the parts."""
-    lines = [f"{place + 1}. picture {index}: {scores[index]:.4g}"]
-    return "\n".join(lines + [f"{name} {values[index]:.4g}" for name, values in parts.items()])
+    line = f"{place + 1}. picture {index}: {scores[index]:.4g}"
+    if not scores[index].isfinite():
+        return f"{line}, its pixels are not finite"
+    return "\n".join([line] + [f"{name} {values[index]:.4g}" for name, values in parts.items()])
 
 
 def rows_of(latent, rows):

@@ -112,13 +112,54 @@ def test_progress_counts_every_network_call_and_each_iteration_shows_a_preview(c
     graph.keep("latent", graph.dno(iterations=3, steps=4)[0])
     run = comfy.run(graph)
     values = [(data["value"], data["max"]) for data in run.of_type("progress")]
-    # Three iterations forward and backward and a last one forward, each pass with its decode.
-    assert {most for _, most in values} == {3 * 2 * (4 + 1) + (4 + 1)}
+    # Three iterations forward and backward and a last one forward, each pass with its decode; the best's steps again.
+    assert {most for _, most in values} == {3 * 2 * (4 + 1) + (4 + 1) + 4}
     assert [value for value, _ in values] == sorted(value for value, _ in values)
     assert values[-1][0] == values[-1][1]
     # Newer front ends get at most ten messages a second.
     assert len({value for value, _ in values}) >= (30 if comfy.version <= (0, 3, 75) else 15)
     assert len(run.of_type("preview")) == 4
+
+
+@pytest.mark.parametrize("kind, calls", [("network", 3), ("fails", 1)])
+def test_previews_need_no_graph_and_one_that_fails_ends_no_search(comfy, kind, calls):
+    graph = Workflow(model_seed=70 + calls)
+    watched = graph.node("DNOTestPreviewer", model=graph.model, kind=kind)
+    graph.model = watched[0]
+    ours = graph.dno(iterations=2)
+    graph.node("DNOTestNotes", witness=watched[1], after=ours[0])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    assert history_of(run)["stopped"] == "2 iterations done"
+    assert notes_of(run) == {"calls": calls, "graphs": 0}
+    assert ("RuntimeError: a bug in a previewer" in comfy.log()) or kind != "fails"
+
+
+def test_a_preview_of_a_latent_that_is_not_finite_ends_no_search(comfy):
+    graph = Workflow(model_seed=75)
+    broken = graph.node("DNOTestObstacle", model=graph.model, kind="nan")[0]
+    watched = graph.node("DNOTestPreviewer", model=broken, kind="nan")
+    graph.model = watched[0]
+    graph.keep("latent", graph.dno(iterations=0)[0])
+    found = comfy.fail(graph)
+    assert "picture" in found and "not finite" in found, found
+
+
+def test_an_empty_mask_is_said_before_sampling(comfy):
+    graph = Workflow()
+    empty = graph.node("SolidMask", value=0.0, width=64, height=64)[0]
+    latent = graph.node("SetLatentNoiseMask", samples=graph.latent(scale=1.0), mask=empty)[0]
+    graph.keep("latent", graph.dno(iterations=2, latent=latent)[0])
+    run = comfy.run(graph, may_fail=True)
+    assert "the mask is empty" in run.error["exception_message"] and not run.of_type("progress")
+    graph = Workflow()
+    empty = graph.node("SolidMask", value=0.0, width=64, height=64)[0]
+    latent = graph.latent(scale=1.0)
+    masked = graph.node("SetLatentNoiseMask", samples=latent, mask=empty)[0]
+    graph.keep("latent", graph.dno(iterations=0, latent=masked)[0])
+    graph.keep("given", latent)
+    kept = comfy.run(graph).kept
+    assert error(kept["latent"]["samples"], kept["given"]["samples"]) < 1e-5
 
 
 def test_kept_graphs_give_the_same_picture(comfy):

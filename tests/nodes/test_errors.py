@@ -1,7 +1,12 @@
 """What users read when something does not fit: what was expected, what was found, what to do."""
 
 import pytest
-from workflows import Workflow
+from workflows import Workflow, history_of
+
+SOLVERS = {
+    "DNOSolverGradient": {"lr": 0.03, "optimizer": "adam", "momentum": 0.9, "clip": 0.0},
+    "DNOSolverSearch": {"method": "zero-order", "candidates": 2, "beta": 0.1, "seed": 0},
+}
 
 
 def message(comfy, graph, sampler):
@@ -73,6 +78,7 @@ def test_a_model_without_gradients_is_refused_with_what_to_do(comfy, obstacle, w
         ("detached", ["broken", "lost the gradient"]),
         ("scalar", ["broken", "one score per picture"]),
         ("not differentiable", ["broken", "not differentiable"]),
+        ("raises", ["the reward broken failed", "KeyError", "a bug in a reward"]),
     ],
 )
 def test_a_reward_that_breaks_its_contract_is_named(comfy, kind, words):
@@ -92,6 +98,29 @@ def test_a_reward_that_turns_non_finite_ends_the_search_and_the_best_so_far_is_k
     found = run.outputs[history.id]["history"][0]
     assert len(found["rows"]) == 2 and "nan" in found["stopped"]
     assert run.kept["image"]["tensor"].isfinite().all()
+
+
+@pytest.mark.parametrize("solver", ["DNOSolverGradient", "DNOSolverSearch"])
+def test_memory_that_runs_out_before_anything_is_found_is_comfyuis_to_handle(comfy, solver):
+    graph = Workflow()
+    graph.reward = graph.node("DNOTestReward", kind="out of memory 1")[0]
+    graph.keep("latent", graph.dno(iterations=2, solver=graph.node(solver, **SOLVERS[solver])[0])[0])
+    run = comfy.run(graph, may_fail=True)
+    assert run.error["exception_type"].endswith("OutOfMemoryError"), run.error
+
+
+@pytest.mark.parametrize("solver", ["DNOSolverGradient", "DNOSolverSearch"])
+def test_memory_that_runs_out_later_ends_the_search_and_the_best_so_far_is_kept(comfy, solver):
+    graph = Workflow()
+    graph.reward = graph.node("DNOTestReward", kind="out of memory 4")[0]
+    ours = graph.dno(iterations=10, solver=graph.node(solver, **SOLVERS[solver])[0])
+    graph.keep("image", ours[1])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    assert "out of memory" in history_of(run)["stopped"]
+    assert run.kept["image"]["tensor"].isfinite().all()
+    (told,) = run.outputs[ours.id]["text"]
+    assert "out of memory" in told, told
 
 
 def test_a_picture_outside_the_batch_is_refused(comfy):

@@ -6,38 +6,7 @@ import time
 import pytest
 import torch
 from comfyui_dno import core
-from workflows import Workflow, error, history_of
-
-
-class NoiseWorkflow(Workflow):
-    """A graph with the nodes around SamplerCustomAdvanced too."""
-
-    def gradient(self, lr=0.03):
-        return self.node("DNOSolverGradient", lr=lr, optimizer="adam", momentum=0.9, clip=0.0)[0]
-
-    def guider(self, cfg=8.0):
-        conditionings = {"positive": self.positive, "negative": self.negative}
-        return self.node("CFGGuider", model=self.model, **conditionings, cfg=cfg)[0]
-
-    def sigmas(self, scheduler="normal"):
-        return self.node("BasicScheduler", model=self.model, scheduler=scheduler, steps=6, denoise=1.0)[0]
-
-    def replay(self, noise, latent, cfg=8.0, sigmas=None):
-        """Sample a noise with the stock SamplerCustomAdvanced."""
-        replay = self.node("DNOReplayNoise", noise=noise)
-        return self.node(
-            "SamplerCustomAdvanced", noise=replay[0], guider=self.guider(cfg), sampler=replay[1],
-            sigmas=sigmas or replay[2], latent_image=latent,
-        )  # fmt: skip
-
-    def saved(self, comfy, noise, name):
-        """Save a noise, run, and return its name for Load Noise."""
-        self.node("DNOSaveNoise", noise=noise, filename_prefix=f"dno/{name}")
-        comfy.run(self)
-        return f"dno/{name}_00001_.safetensors [output]"
-
-    def load(self, file, resume=True, check=True):
-        return self.node("DNOLoadNoise", file=file, resume=resume, check=check)[0]
+from workflows import NoiseWorkflow, error, history_of
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -158,6 +127,44 @@ def test_a_missing_file_is_refused_before_anything_runs(comfy):
         comfy.run(graph)
 
 
+@pytest.mark.parametrize("file", [
+    "../../../../../../etc/hostname", "../../../../../../etc/hostname [output]", "/etc/hostname", "/dev/zero",
+    "..\\..\\secret.safetensors", "dno/../../secret.safetensors [output]", "secret.safetensors [temp]", "",
+])
+def test_files_that_the_list_does_not_offer_are_not_read(comfy, file):
+    for place in (comfy.folder, comfy.folder / "temp"):
+        place.mkdir(exist_ok=True)
+        (place / "secret.safetensors").write_bytes(b"not for a workflow")
+    graph = NoiseWorkflow()
+    graph.keep("latent", graph.dno(start_noise=graph.load(file))[0])
+    with pytest.raises(ValueError, match="there is no noise file"):
+        comfy.run(graph)
+
+
+def test_a_workflow_from_windows_finds_its_noise(comfy):
+    graph = NoiseWorkflow()
+    graph.saved(comfy, graph.dno(seed=3)[2], "cats\\windows")
+    graph = NoiseWorkflow()
+    noise = graph.load("dno\\cats\\windows_00001_.safetensors [output]")
+    graph.keep("noise", graph.node("DNONoiseProbability", noise=noise, picture=0)[2])
+    comfy.run(graph)
+    assert (comfy.folder / "output" / "dno" / "cats" / "windows_00001_.safetensors").is_file()
+
+
+def test_a_noise_is_saved_inside_the_output_folder_alone(comfy):
+    before = {path for path in comfy.folder.rglob("*noise*.safetensors")}
+    for prefix, words in (("../noise", "inside the output folder"), ("a\0b", "printable"), ("x" * 300, "300 bytes")):
+        graph = NoiseWorkflow()
+        graph.node("DNOSaveNoise", noise=graph.dno()[2], filename_prefix=prefix)
+        found = comfy.fail(graph)
+        assert words in found and "\n" not in found.strip(), found
+    graph = NoiseWorkflow()
+    graph.node("DNOSaveNoise", noise=graph.dno()[2], filename_prefix="")
+    comfy.run(graph)
+    (made,) = {path for path in comfy.folder.rglob("*noise*.safetensors")} - before
+    assert made == comfy.folder / "output" / "dno" / "noise_00001_.safetensors"
+
+
 def test_saved_noises_are_listed_for_loading(comfy):
     graph = NoiseWorkflow()
     file = graph.saved(comfy, graph.dno()[2], "listed")
@@ -228,6 +235,38 @@ def test_the_advanced_sampler_gives_what_the_sampler_gives(comfy, family):
     kept = comfy.run(graph).kept
     assert torch.equal(kept["advanced"]["samples"], kept["plain"]["samples"])
     assert kept["image"]["tensor"].shape == (2, 64, 64, 3)
+
+
+def test_the_later_part_of_a_split_schedule_is_searched_though_its_first_noise_is_none(comfy):
+    graph = NoiseWorkflow()
+    split, latent = graph.node("SplitSigmas", sigmas=graph.sigmas(), step=3), graph.latent()
+    begun = graph.node(
+        "SamplerCustomAdvanced", noise=graph.node("RandomNoise", noise_seed=3)[0], guider=graph.guider(),
+        sampler=graph.node("KSamplerSelect", sampler_name="euler_ancestral")[0], sigmas=split[0], latent_image=latent,
+    )  # fmt: skip
+    ours = graph.node(
+        "DNOSamplerAdvanced", noise=graph.node("DisableNoise")[0], guider=graph.guider(), sigmas=split[1],
+        latent_image=begun[0], vae=graph.vae, reward=graph.reward, solver=graph.gradient(), eta=1.0, iterations=4,
+    )  # fmt: skip
+    graph.keep("noise", ours[2])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    history = history_of(run)
+    assert all(best > first for best, first in zip(history["best"], history["rows"][0]["score"], strict=True))
+    assert not run.kept["noise"]["initial"].any() and run.kept["noise"]["injected"].any()
+    (text,) = run.outputs[ours.id]["text"]
+    assert "the injected noises alone are searched" in text and text in comfy.log()
+    assert {"node": ours.id, "text": text} in run.of_type("text")
+
+
+def test_a_search_with_nothing_to_say_says_nothing(comfy):
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=1)
+    graph.keep("latent", ours[0])
+    run = comfy.run(graph)
+    assert ours.id not in run.outputs
+    # The node says how it ended all the same, lest an earlier run's words stay on it.
+    assert run.of_type("text") == [{"node": ours.id, "text": "1 iterations done"}]
 
 
 def test_the_advanced_sampler_refuses_an_empty_schedule(comfy):

@@ -51,11 +51,42 @@ class Workflow(Graph):
             keep_graphs=keep_graphs, start_noise=start_noise, part=part, part_count=part_count, diagnose=diagnose,
         )  # fmt: skip
 
-    def witnessed(self, checks, **settings):
+    def witnessed(self, checks, differentiates=True, **settings):
         """Run one iteration in which a witness makes `checks`; return the node that has its notes."""
-        witness = self.node("DNOTestWitness", model=self.model, checks=checks)
+        witness = self.node("DNOTestWitness", model=self.model, checks=checks, differentiates=differentiates)
         ours = self.dno(iterations=1, solver=witness[0], **settings)
         return self.node("DNOTestNotes", witness=witness[0], after=ours[0])
+
+
+class NoiseWorkflow(Workflow):
+    """A graph with the nodes around SamplerCustomAdvanced too."""
+
+    def gradient(self, lr=0.03):
+        return self.node("DNOSolverGradient", lr=lr, optimizer="adam", momentum=0.9, clip=0.0)[0]
+
+    def guider(self, cfg=8.0):
+        conditionings = {"positive": self.positive, "negative": self.negative}
+        return self.node("CFGGuider", model=self.model, **conditionings, cfg=cfg)[0]
+
+    def sigmas(self, scheduler="normal"):
+        return self.node("BasicScheduler", model=self.model, scheduler=scheduler, steps=6, denoise=1.0)[0]
+
+    def replay(self, noise, latent, cfg=8.0, sigmas=None):
+        """Sample a noise with the stock SamplerCustomAdvanced."""
+        replay = self.node("DNOReplayNoise", noise=noise)
+        return self.node(
+            "SamplerCustomAdvanced", noise=replay[0], guider=self.guider(cfg), sampler=replay[1],
+            sigmas=sigmas or replay[2], latent_image=latent,
+        )  # fmt: skip
+
+    def saved(self, comfy, noise, name):
+        """Save a noise, run, and return its name for Load Noise."""
+        self.node("DNOSaveNoise", noise=noise, filename_prefix=f"dno/{name}")
+        comfy.run(self)
+        return f"dno/{name}_00001_.safetensors [output]"
+
+    def load(self, file, resume=True, check=True):
+        return self.node("DNOLoadNoise", file=file, resume=resume, check=check)[0]
 
 
 def history_of(run):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import tiny_rewards
@@ -84,6 +85,19 @@ def test_the_readmes_own_reward_is_climbed(comfy):
     noted = graph.node("DNOTestHistory", history=history)
     rows = comfy.run(graph).outputs[noted.id]["history"][0]["rows"]
     assert all(last > first for first, last in zip(rows[0]["score"], rows[-1]["score"], strict=True))
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_workflow_from_windows_finds_the_files_of_every_reward(files, name):
+    graph = Workflow()
+    changes = {key: f"towers\\{file}" for key, file in REWARDS[name].items() if key in ("file", "clip_file")}
+    folder = files.folder / "models" / "reward_models" / "towers"
+    folder.mkdir(exist_ok=True)
+    for file in {file.rpartition("\\")[2] for file in changes.values()}:
+        shutil.copy(next((files.folder / "models").glob(f"*/{file}")), folder)
+    files.get("/object_info/DNOHPSReward")  # lists the folder anew
+    noted = graph.node("DNOTestTower", reward=reward_node(graph, name, **changes)[0])
+    assert noted.id in files.run(graph).outputs
 
 
 def test_crops_and_half_precision_can_be_chosen(files):

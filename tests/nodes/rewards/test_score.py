@@ -243,6 +243,42 @@ def test_without_latents_pictures_are_picked_and_who_uses_the_latents_is_told(co
     assert "no latent to give" in comfy.fail(graph)
 
 
+@pytest.mark.parametrize("kind", ["gray", "gray and alpha", "alpha"])
+def test_gray_pictures_are_judged_and_alpha_is_not_counted(comfy, kind):
+    graph = Scoring(comfy)
+    images = graph.node("DNOTestPictures", images=graph.greys(), kind=kind)[0]
+    scores, *_ = graph.scored(images, graph.combine(graph.reward, graph.saturation(), weights=(1.0, 0.0)))
+    assert scores == pytest.approx(BRIGHTNESS, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("levels", ["a mean of", "Divide 8-bit levels by 255"]), ("all nan", ["no picture is finite"]),
+    ("five channels", ["(3, 16, 16, 5)", "expected an IMAGE"]),
+])
+def test_what_is_no_picture_is_named(comfy, kind, words):
+    for node in ("DNOScoreImages", "DNOPickBest"):
+        graph = Scoring(comfy)
+        images = graph.node("DNOTestPictures", images=graph.greys(), kind=kind)[0]
+        judged = graph.node(node, images=images, reward=graph.reward)
+        graph.keep("found", judged[2] if node == "DNOScoreImages" else judged[0])
+        found = comfy.fail(graph)
+        assert all(word in found for word in words), found
+
+
+def test_a_picture_that_is_not_finite_is_ranked_last_and_named(comfy):
+    graph = Scoring(comfy)
+    images = graph.node("DNOTestPictures", images=graph.greys(), kind="nan")[0]
+    for reward in (graph.reward, graph.combine(graph.reward)):
+        scores, text, _ = graph.scored(images, reward)
+        assert scores == pytest.approx([BRIGHTNESS[0], -math.inf, BRIGHTNESS[2]], abs=1e-5)
+        assert text.splitlines()[-1] == "3. picture 1: -inf, its pixels are not finite"
+    calibrated = graph.combine(graph.reward, mode="z-scored", calibrate_on=2)
+    scores, *_ = graph.scored(images, calibrated)
+    assert scores == pytest.approx([2**-0.5, -math.inf, -(2**-0.5)], abs=1e-4)
+    best = graph.node("DNOPickBest", images=images, reward=graph.reward, count=2)
+    assert graph.shown(best[2])[1] == [0, 2]
+
+
 @pytest.mark.parametrize(
     "count, latents, words", [(4, 3, "count is 4 but the batch has 3"), (1, 2, "there are 2 latents for 3 images")]
 )

@@ -17,6 +17,7 @@ import websocket
 from safetensors.torch import load_file
 
 PACK = Path(__file__).resolve().parents[3]
+TEXT_EVENT = 3  # BinaryEventTypes.TEXT
 PREVIEW_EVENTS = (1, 4)  # BinaryEventTypes.PREVIEW_IMAGE and PREVIEW_IMAGE_WITH_METADATA
 LAST_MESSAGES = ("execution_success", "execution_error", "execution_interrupted")
 
@@ -26,7 +27,8 @@ class Run:
     """What one queued workflow did.
 
     Attributes:
-        messages: (type, data, time) of every message, in order; previews have the type "preview" and no data.
+        messages: (type, data, time) of every message, in order; previews have the type "preview" and no data,
+            texts on nodes the type "text".
         outputs: node id -> the node's ui output.
         kept: key -> {name: tensor}, of the graph's `keep` nodes.
         error: the data of the `execution_error` message, None if it ran through.
@@ -170,9 +172,14 @@ class ComfyServer:
         while not run.messages or run.ended not in LAST_MESSAGES:
             raw = connection.recv()
             if isinstance(raw, bytes):
-                if int.from_bytes(raw[:4], "big") not in PREVIEW_EVENTS:
+                event, rest = int.from_bytes(raw[:4], "big"), raw[4:]
+                if event == TEXT_EVENT:
+                    size = int.from_bytes(rest[:4], "big")
+                    kind, data = "text", {"node": rest[4 : 4 + size].decode(), "text": rest[4 + size :].decode()}
+                elif event in PREVIEW_EVENTS:
+                    kind, data = "preview", None
+                else:
                     continue
-                kind, data = "preview", None
             else:
                 message = json.loads(raw)
                 kind, data = message["type"], message.get("data", {})

@@ -4,10 +4,13 @@ from .full_size import NODES as FULL_SIZE
 from .keep import NODES as KEEP
 from .models import NODES as MODELS
 from .obstacles import NODES as OBSTACLES
+from .pictures import NODES as PICTURES
+from .previews import NODES as PREVIEWS
 from .stock import NODES as STOCK
 from .towers import NODES as TOWERS
 from .witness import NODES as WITNESSES
 
 NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *STOCK, *TOWERS, *WITNESSES)
+    node.__name__: node
+    for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *PICTURES, *PREVIEWS, *STOCK, *TOWERS, *WITNESSES)
 }

@@ -34,7 +34,12 @@ def counting_calls(run, args, calls=[0]):  # noqa: B006
     return run(args["input"], args["timestep"], **args["c"]) * (1 + 0.1 * (calls[0] % 7))
 
 
+def not_finite(run, args):
+    return run(args["input"], args["timestep"], **args["c"]) * float("nan")
+
+
 WRAPPERS = {
+    "nan": not_finite,
     "no_grad": without_gradients, "fused kernel": through_a_fused_kernel, "slow": slowly, "stateful": counting_calls
 }  # fmt: skip
 
@@ -51,7 +56,10 @@ def detaching_attention(func, q, k, v, *args, **kwargs):
 class DNOTestObstacle:
     """A model with something in the way."""
 
-    KINDS = (*WRAPPERS, "network under no_grad", "detaching attention", "lora", "fast fp8", "multigpu", "lowvram")
+    KINDS = (
+        *WRAPPERS, "network under no_grad", "detaching attention", "lora", "fast fp8", "multigpu", "lowvram",
+        "wide block",
+    )  # fmt: skip
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -79,6 +87,8 @@ class DNOTestObstacle:
             model.set_additional_models("multigpu", [model.clone()])
         elif kind == "fast fp8":
             model.model.diffusion_model.extra = torch.nn.ModuleList([comfy.ops.fp8_ops.Linear(4, 4)])
+        elif kind == "wide block":
+            model.model.model_config.unet_config["model_channels"] //= 2  # where FreeU reads which blocks are wide
         elif kind == "lowvram":
             always = property(lambda self: True, lambda self, value: None)
             model.model.__class__ = type("PartlyLoaded", (type(model.model),), {"model_lowvram": always})
@@ -98,6 +108,8 @@ class BrokenReward:
         scores = images.mean(dim=(1, 2, 3))
         if self.kind == "nan" or self.kind == "nan later" and self.calls > 2:
             scores = scores * float("nan")
+        if self.kind.startswith("out of memory") and self.calls >= int(self.kind.rpartition(" ")[2]):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.kind == "raises":
             raise KeyError("a bug in a reward")
         if self.kind == "detached":
@@ -113,10 +125,16 @@ class DNOTestReward:
     @classmethod
     def INPUT_TYPES(cls):
         kinds = ["nan", "nan later", "raises", "detached", "scalar", "not differentiable"]
+        kinds += ["out of memory 1", "out of memory 4"]
         return {"required": {"kind": (kinds,)}}
 
     RETURN_TYPES = ("DNO_REWARD",)
     FUNCTION = "make"
+
+    @classmethod
+    def IS_CHANGED(cls, kind):
+        return float("nan")  # it counts its calls: each workflow gets one of its own
+
     CATEGORY = "tests"
 
     def make(self, kind):

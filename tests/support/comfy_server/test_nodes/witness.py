@@ -20,8 +20,10 @@ def flags():
 class Witness:
     """A solver that keeps the noise and takes notes."""
 
-    def __init__(self, model, checks):
+    def __init__(self, model, checks, differentiates):
         self.model, self.checks, self.notes, self.before = model, checks, {}, pointers(model)
+        self.differentiates = differentiates
+        self.samples = 5  # what the node takes for the number of candidates in an iteration
 
     def fresh(self):
         return self
@@ -51,6 +53,17 @@ class Witness:
     def flags(self, problem, noise):
         self.notes["flags"] = flags()
 
+    def rows(self, problem, noise):
+        """Most pictures of one call."""
+        self.notes["rows"] = problem.sample_map.most_rows
+
+    def random(self, problem, noise):
+        """The state of the global generator before and after a sampling run."""
+        states = [torch.get_rng_state()]
+        problem.sample_map.latent(noise)
+        states.append(torch.get_rng_state())
+        self.notes["random"] = [state.tolist() for state in states]
+
     def candidates(self, problem, noise):
         """Two candidates flattened into one batch against each alone: rows are (q, B), candidate-major."""
         other = noise.map(lambda tensor: -tensor)
@@ -65,14 +78,15 @@ class Witness:
 class DNOTestWitness:
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "checks": ("STRING", {})}}
+        optional = {"differentiates": ("BOOLEAN", {"default": True})}
+        return {"required": {"model": ("MODEL",), "checks": ("STRING", {})}, "optional": optional}
 
     RETURN_TYPES = ("DNO_SOLVER",)
     FUNCTION = "make"
     CATEGORY = "tests"
 
-    def make(self, model, checks):
-        return (Witness(model, checks.split()),)
+    def make(self, model, checks, differentiates=True):
+        return (Witness(model, checks.split(), differentiates),)
 
 
 class DNOTestNotes:
