@@ -130,10 +130,10 @@ def diagnose(problem, noise, probes=4, seed=0, reference=None, tolerance=TOLERAN
         unit1, unit2, *_ = _factors(problem, _true_noise(problem.sample_map, noise, seed), probes, seed)
     else:
         unit1, unit2 = reference.g1, reference.g2
-    product, opposed = gradient.norm(dim=1), None
+    product, opposed = gradient.norm(dim=1).cpu(), None
     if problem.regularizer:
         extra = problem.regularizer.gradient(problem.sample_map, noise, problem.iteration)[1].flat()
-        opposed = -(gradient * extra).sum(dim=1) / product.square()
+        opposed = -(gradient * extra).sum(dim=1).cpu() / product.square()
     measures = {
         "alignment": math.sqrt(size) * product / (g1 * g2),
         "g1_relative": _relative(g1, unit1),
@@ -159,7 +159,9 @@ def _factors(problem, noise, probes, seed):
     directions = _directions(problem, images, probes, seed)
     squares = [problem.sample_map.pullback(noise)[1](q).flat().square().sum(dim=1) for q in directions]
     size = images[0].numel()
-    return d_images.to(images).flatten(1).norm(dim=1), (size * torch.stack(squares).mean(dim=0)).sqrt(), gradient, size
+    g1, g2 = d_images.to(images).flatten(1).norm(dim=1), (size * torch.stack(squares).mean(dim=0)).sqrt()
+    # On the CPU, wherever the decoder and the noise are: a diagnosis is kept after the search.
+    return g1.cpu(), g2.cpu(), gradient, size
 
 
 def _directions(problem, images, probes, seed):

@@ -133,7 +133,7 @@ class ZeNO(Solver):
     def _resampled(self, problem, scores, flat):
         """Return for each picture one of its xi, (B, n), drawn by the softmax of its scores (Gumbel's trick)."""
         # On the CPU: in float64, which not every device has.
-        uniform = torch.special.ndtr(problem.draw(self.candidates + 1, scores.double().cpu(), self.seed))
+        uniform = torch.special.ndtr(problem.draw(self.candidates + 1, scores.cpu().double(), self.seed))
         gumbel = -(-uniform.log()).log()
         index = (scores.cpu() / self.tau + gumbel).argmax(dim=0) + 1
         found = torch.zeros_like(flat)

@@ -113,7 +113,9 @@ def test_a_history_holds_nothing_on_the_device(device, settings):
     assert history.to_json() and history.summary()
 
 
-@pytest.mark.parametrize("solver", [core.GradientAscent(lr=0.05), core.ZeNO(candidates=3, beta=0.1)], ids=["adam", "zeno"])
+@pytest.mark.parametrize(
+    "solver", [core.GradientAscent(lr=0.05), core.ZeNO(candidates=3, beta=0.1)], ids=["adam", "zeno"]
+)
 @pytest.mark.parametrize("there", ["to the device", "from the device"])
 def test_a_search_goes_on_on_another_device(device, tmp_path, solver, there):
     places = ("cpu", device) if there == "to the device" else (device, "cpu")
@@ -132,14 +134,15 @@ def test_the_same_seed_draws_the_same_candidates_and_permutations(device):
     assert again.device == device
     torch.testing.assert_close(again.cpu(), p, rtol=1e-4, atol=1e-6)
     problems = [core.Problem(map_on(place), mean_pixel) for place in ("cpu", device)]
-    draws = [problem.randn(4, noise.flat().to(place), 1) for problem, place in zip(problems, ("cpu", device), strict=True)]
+    places = zip(problems, ("cpu", device), strict=True)
+    draws = [problem.draw(4, noise.flat().to(place), 1) for problem, place in places]
     assert torch.equal(draws[0], draws[1].cpu())
 
 
 def test_reno_runs_on_it(device):
-    found, expected = (
-        core.reno(map_on(place), mean_pixel, map_on(place).randn(0).to(place), iterations=2) for place in (device, "cpu")
-    )
+    maps = [map_on(place) for place in (device, "cpu")]
+    noises = [noise_map.randn(0).to(place) for noise_map, place in zip(maps, (device, "cpu"), strict=True)]
+    found, expected = (core.reno(*pair, iterations=2) for pair in zip(maps, [mean_pixel] * 2, noises, strict=True))
     assert_same(found, expected)
 
 
