@@ -5,7 +5,7 @@
 
     pipeline = core.load_pipeline("models/stable-diffusion-v1-5", dtype=torch.float16, device="cuda")
     sample_map = core.from_pipeline(pipeline, "white duck", steps=50, cfg=7.5, eta=1.0)
-    noise = sample_map.randn(seed=0).to("cuda")
+    noise = sample_map.randn(seed=0)
     result = core.optimize(sample_map, rewards.Brightness(), noise, iterations=20)
 
 `noise.initial` is what the pipeline takes as `latents=` (Flux packs those into patches; here they stay a picture). The
@@ -144,6 +144,7 @@ def from_pipeline(
         ValueError: a pipeline or scheduler of another class, or an argument that does not fit the model.
     """
     family_class = family_of(type(pipeline).__name__)
+    _refuse_offloaded(pipeline)
     if device is not None:
         pipeline.to(device)
     _freeze(pipeline)
@@ -161,8 +162,19 @@ def from_pipeline(
     return SampleMap(
         denoise, sampling.schedule, shape, eta, start=sampling.start, finish=sampling.finish,
         decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, model=fingerprint(family.network),
-        **settings,
+        device=family.network.device, **settings,
     )  # fmt: skip
+
+
+def _refuse_offloaded(pipeline):
+    """Raise ValueError for a pipeline that moves its weights in and out: autograd needs them where they were."""
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    if any(hasattr(module, "_hf_hook") for network in networks for module in network.modules()):
+        raise ValueError(
+            "the pipeline offloads its weights, which a backward pass needs in place; expected a pipeline as a whole on"
+            " one device. Call pipeline.remove_all_hooks() and pipeline.to(device), not enable_model_cpu_offload() or"
+            " enable_sequential_cpu_offload()"
+        )
 
 
 @dataclass(frozen=True)

@@ -48,4 +48,6 @@ def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu",
     shape = (len(prompts), configs.LATENT_CHANNELS, configs.IMAGE_SIZE // 8, configs.IMAGE_SIZE // 8)
     schedule = Schedule.ddim(alphas_cumprod, steps)
     model = fingerprint(unet)
-    return SampleMap(denoise, schedule, shape, eta, decode=decode, prompts=prompts, model=model, **settings)
+    return SampleMap(
+        denoise, schedule, shape, eta, decode=decode, prompts=prompts, model=model, device=device, **settings
+    )

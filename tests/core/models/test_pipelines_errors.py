@@ -5,6 +5,7 @@ import json
 import diffusers
 import pytest
 import tiny_pipelines as tiny
+import torch
 from comfyui_dno.core.models.pipelines import from_pipeline, load_pipeline
 
 
@@ -72,3 +73,18 @@ def test_prompts_or_embeddings_must_be_there_and_whole():
         from_pipeline(tiny.stable_diffusion())
     with pytest.raises(ValueError, match="only one of prompt_embeds and pooled_prompt_embeds is given"):
         from_pipeline(tiny.stable_diffusion_xl(), **tiny.embeddings(width=2 * tiny.WIDTH, negative=False))
+
+
+def test_a_pipeline_that_offloads_its_weights_is_refused():
+    hooks = pytest.importorskip("accelerate.hooks")
+    pipeline = tiny.stable_diffusion()
+    hooks.add_hook_to_module(pipeline.unet, hooks.CpuOffload())  # as enable_model_cpu_offload does
+    with pytest.raises(ValueError, match="offloads its weights.*remove_all_hooks"):
+        from_pipeline(pipeline, "a cat", steps=2)
+    pipeline.remove_all_hooks()
+    from_pipeline(pipeline, "a cat", steps=2)
+
+
+def test_a_pipelines_noise_is_drawn_where_its_network_is():
+    sample_map = from_pipeline(tiny.stable_diffusion(), "a cat", steps=2)
+    assert sample_map.device == sample_map.randn(0).initial.device == torch.device("cpu")
