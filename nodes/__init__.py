@@ -3,12 +3,14 @@
     sampler          the DNO Sampler nodes, in KSampler's place
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
     gradients        what makes ComfyUI's models differentiable for the duration of a search
+    patches          what makes patches of other nodes repeatable
     solvers          how the noise is changed
     regularizers     what keeps it probable
     rewards/         what is searched for
     noise            save, load, replay and judge noises
     report           what a search did: curves, trajectory, diagnosis
     embedded_model   the small model that ships with the pack
+    names            names of files in workflows
     sockets          the pack's own types of links
 """
 

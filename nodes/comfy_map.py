@@ -110,8 +110,17 @@ class OptimizedSampler(comfy.samplers.Sampler):
 
 
 def refuse_an_empty_mask(denoise_mask):
-    """Raise ValueError where no pixel of any picture would be made anew, so that there is nothing to search."""
-    if denoise_mask is not None and not denoise_mask.any():
+    """Raise ValueError where no pixel of any picture would be made anew, so that there is nothing to search.
+
+    Where that is so of some pictures, the log says of which.
+    """
+    if denoise_mask is None:
+        return
+    empty = [item for item, mask in enumerate(denoise_mask) if not mask.any()]
+    if len(empty) < len(denoise_mask):
+        for item in empty:
+            log.warning("picture %d: its mask is empty, so it stays as it is and there is nothing to search", item)
+    else:
         raise ValueError(
             "the mask is empty: no part of the picture is made anew, so there is nothing to search. Paint a mask,"
             " invert it, or set iterations to 0"

@@ -1,12 +1,12 @@
 """The DNO Sampler nodes: the stock samplers' inputs, their picture at iteration 0, and a search from there."""
 
 import copy
+import sys
 
 import comfy.sample
 import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from . import gradients, sockets
 from .comfy_map import Optimization, OptimizedSampler
@@ -73,7 +73,7 @@ class DNOSampler(io.ComfyNode):
             model, noise, cfg, sampler, sigmas, positive, negative, latent,
             noise_mask=latent_image.get("noise_mask"), disable_pbar=True, seed=seed,
         )  # fmt: skip
-        return found(sampler.result, samples, latent_image, vae, cls.hidden.unique_id)
+        return found(sampler.result, samples, latent_image, vae, cls.hidden)
 
 
 class DNOSamplerAdvanced(io.ComfyNode):
@@ -116,7 +116,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
             first, latent, sampler, sigmas, denoise_mask=latent_image.get("noise_mask"), disable_pbar=True,
             seed=noise.seed,
         )  # fmt: skip
-        return found(sampler.result, samples, latent_image, vae, cls.hidden.unique_id)
+        return found(sampler.result, samples, latent_image, vae, cls.hidden)
 
 
 def required_of_a_search():
@@ -208,25 +208,31 @@ def optimization(
     )  # fmt: skip
 
 
-def found(result, samples, latent_image, vae, node_id):
+def found(result, samples, latent_image, vae, hidden):
     """Return the outputs: the best latents in place of the given ones, their pictures, noise and history.
 
     What the user should know of the search is shown as text on the node and in the log.
     """
     kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
     text = remarks(result.history)
-    show(text or result.history.stopped, node_id)
+    show(text or result.history.stopped, hidden)
     return io.NodeOutput(
         {**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history,
         ui=ui.PreviewText(text) if text else None,
     )  # fmt: skip
 
 
-def show(text, node_id):
-    """Write `text` on a node in the browser that queued the workflow, in place of what stood there."""
-    server = PromptServer.instance
-    if server.client_id is not None:  # else the workflow came from a program, and any browser would show it
-        server.send_progress_text(text, node_id, server.client_id)
+def show(text, hidden):
+    """Write `text` on a node in the browser that queued the workflow, in place of what stood there.
+
+    Args:
+        text: a line or several.
+        hidden: the node's hidden inputs, with its unique_id; None where it runs without a server.
+    """
+    server = getattr(sys.modules.get("server"), "PromptServer", None)  # programs use ComfyUI without one
+    if hidden is None or server is None or server.instance.client_id is None:  # no client: any browser would show it
+        return
+    server.instance.send_progress_text(text, hidden.unique_id, server.instance.client_id)
 
 
 def remarks(history):

@@ -162,6 +162,21 @@ def test_an_empty_mask_is_said_before_sampling(comfy):
     assert error(kept["latent"]["samples"], kept["given"]["samples"]) < 1e-5
 
 
+def test_of_several_masks_those_that_are_empty_are_named(comfy):
+    graph = Workflow()
+    masks = [graph.node("SolidMask", value=value, width=64, height=64)[0] for value in (1.0, 0.0)]
+    images = [graph.node("MaskToImage", mask=mask)[0] for mask in masks]
+    batch = graph.node("ImageBatch", image1=images[0], image2=images[1])[0]
+    both = graph.node("ImageToMask", image=batch, channel="red")
+    latent = graph.node("SetLatentNoiseMask", samples=graph.latent(batch=2), mask=both[0])[0]
+    for key, iterations in (("before", 0), ("after", 2)):
+        graph.keep(key, graph.dno(iterations=iterations, latent=latent)[2])
+    kept = comfy.run(graph).kept
+    changed = [not torch.equal(*pair) for pair in zip(kept["before"]["initial"], kept["after"]["initial"], strict=True)]
+    assert changed == [True, False]
+    assert "picture 1: its mask is empty" in comfy.log() and "picture 0: its mask is empty" not in comfy.log()
+
+
 def test_kept_graphs_give_the_same_picture(comfy):
     graph = Workflow()
     for key, keep_graphs in (("re-run", False), ("kept", True)):
