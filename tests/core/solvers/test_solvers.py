@@ -111,7 +111,7 @@ def test_sampling_has_the_mean_and_covariance_of_the_tilted_law():
     solver = core.ZeNO(candidates=16, beta=0.05, mode="sample", tau=2 * lam)
     noises = []
     core.optimize(
-        noise_map, reward, noise_map.randn(0), solver, iterations=150, floor=0.0,
+        noise_map, reward, noise_map.randn(0), solver, iterations=100, floor=0.0,
         callback=lambda evaluation, best: noises.append(evaluation.noise.flat()),
     )  # fmt: skip
     z = torch.cat(noises[-20::5])
