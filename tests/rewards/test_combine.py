@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.core.scoring import exact, score
+from comfyui_dno.rewards.combine import TYPICAL, in_parity
 from tiny_models import sample_map
 
 PARTS = [rewards.Contrast(), rewards.Saturation(), rewards.ColorTarget((0.2, 0.4, 0.6)), rewards.Sharpness()]
@@ -72,6 +73,26 @@ def test_typical_scores_are_known_by_class():
     assert rewards.typical(PickScore()) == (21.0, 1.2)
     with pytest.raises(ValueError, match="no typical mean and sd are known of contrast"):
         rewards.typical(rewards.Contrast())
+
+
+@pytest.mark.parametrize("name, least, most", [
+    ("HPS", 0.24, 0.29), ("PickScore", 17, 24), ("CLIPScore", 0.2, 0.4), ("ImageReward", -2, 2), ("Aesthetic", 4.5, 7),
+])
+def test_typical_scores_lie_in_the_range_of_generated_pictures_and_fill_much_of_it(name, least, most):
+    mean, sd = TYPICAL[name]
+    slack = 0.01 * (most - least)  # for rounding: 0.27 + 0.02 is HPS's most
+    assert least - slack < mean - sd < mean + sd < most + slack and 2 * sd > (most - least) / 4
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_reporting_by_8_bit_pixels_leaves_the_optimised_reward_smooth(parts):
+    class Model:
+        name, parity = "model", False
+
+    model = Model()
+    reported = in_parity(rewards.Combine([model]) if parts else model)
+    assert (reported.parts[0] if parts else reported).parity is True
+    assert model.parity is False
 
 
 @pytest.mark.parametrize("priors", [None, [(0.2, 0.01), (0.3, 0.5), None, (1.0, 2.0)]])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import tiny_rewards
 import torch
 from blip_reference import blip, head, pictures, reference
 from comfyui_dno import rewards
@@ -42,6 +43,29 @@ def test_scores_agree_with_a_reference_in_the_files_own_names(reward):
     token = reference(state, pixels_of(images), ids, ids > 0)
     expected = (head(state, token, lambda x: x) - 0.16717362830052426) / 1.0333394966054072
     torch.testing.assert_close(reward(images, PROMPTS), expected, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("faint", "factor"),
+    [
+        (("blip.visual_encoder.",), 1e-2),
+        (("blip.text_encoder.embeddings.word", "blip.text_encoder.embeddings.position"), 1e-3),
+    ],
+    ids=["vision", "text"],
+)
+def test_each_tower_divides_by_its_own_epsilon(blip_files, faint, factor):
+    """Where weights are so small that what is added to a variance, 1e-6 of pictures and 1e-12 of texts, counts."""
+    state, images = image_reward_state(), pictures()
+    norms = [name for name in state if "norm" in name.lower()]
+    small = [name for name in state if name.startswith(faint) and name not in norms]
+    state |= {name: state[name] * factor for name in small if state[name].is_floating_point()}
+    tiny_rewards.save(state, blip_files / "faint.pt")
+    ids = torch.tensor([[101, 104, 105, 107, 102, 0, 0, 0], [101, 106, 111, 109, 112, 104, 108, 102]])
+    token = reference(state, pixels_of(images), ids, ids > 0)
+    expected = (head(state, token, lambda x: x) - 0.16717362830052426) / 1.0333394966054072
+    found = rewards.ImageReward(blip(blip_files / "faint.pt"))(images, PROMPTS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

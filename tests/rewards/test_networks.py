@@ -3,6 +3,7 @@
 import pytest
 import tiny_rewards
 import torch
+from comfyui_dno.rewards import networks
 from comfyui_dno.rewards.clip_tower import ClipTower
 from comfyui_dno.rewards.towers import load_tower
 from torch.nn import functional as F
@@ -22,10 +23,10 @@ def pixels(batch=2, seed=0):
 
 
 def gradient(tower, weight=1.0):
-    """Return the float32 gradient of weight times the cosines by pictures that are no leaf, divided by the weight."""
+    """Return the float32 gradient of weight times the cosines by pictures that are no leaf."""
     x = pixels().requires_grad_()
     scores = F.cosine_similarity(tower.image_embeds(x * 1), tower.text_embeds(TEXTS))
-    return torch.autograd.grad(weight * scores.sum(), x)[0] / weight
+    return torch.autograd.grad((weight * scores).sum(), x)[0]
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)])
@@ -34,9 +35,18 @@ def test_half_precision_changes_the_gradient_little_however_small_it_is(files, d
     tower = load_tower(files["hps"], dtype=dtype)
     assert tower.image_embeds(pixels()).dtype == tower.text_embeds(TEXTS).dtype == torch.float32
     for weight in (1.0, 1e-6):
-        found = gradient(tower, weight)
+        found = gradient(tower, weight) / weight
         assert found.dtype == torch.float32
         assert (found - expected).norm() < error * expected.norm()
+
+
+def test_a_picture_of_small_weight_keeps_its_gradient_beside_one_of_great_weight(files):
+    """The least float16 is 6e-8: scaled by what the whole batch has, the second picture's gradient would be lost."""
+    weights = torch.tensor([1.0, 1e-7])
+    expected = gradient(load_tower(files["hps"]))
+    found = gradient(load_tower(files["hps"], dtype=torch.float16), weights) * (1 / weights).view(-1, 1, 1, 1)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
 
 
 def test_second_derivatives_are_right_or_refused(files):
@@ -60,9 +70,10 @@ def test_second_derivatives_are_right_or_refused(files):
         hessian_times(load_tower(files["clip_l"], dtype=torch.float16), pixels().requires_grad_())
 
 
-def test_no_gradient_is_a_gradient_of_zero(files):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_gradient_is_a_gradient_of_zero(files, dtype):
     x = pixels().requires_grad_()
-    embeds = load_tower(files["clip_l"]).image_embeds(x)
+    embeds = load_tower(files["clip_l"], dtype=dtype).image_embeds(x)
     (found,) = torch.autograd.grad((embeds[:1] * torch.arange(768.0)).sum(), x)
     assert found[0].abs().sum() > 0 and torch.equal(found[1], torch.zeros_like(found[1]))
 
@@ -93,3 +104,9 @@ def test_the_memory_asked_for_is_about_what_a_graph_takes(files, kind):
     assert embeds.requires_grad and 0.6 * asked[0] < size < 1.1 * asked[0]
     tower.image_embeds(pixels())
     assert asked[1] == asked[0] / tower.module["image"].config.num_hidden_layers
+
+
+def test_the_memory_asked_for_counts_every_patch_and_the_class_token(files):
+    network, x = load_tower(files["hps_hf"]).module["image"], pixels(3).requires_grad_()
+    tokens, depth, width = 16 * 16 + 1, 2, 160
+    assert networks.graph_bytes(network, x) == networks.GRAPH_WIDTH * 3 * tokens * depth * width * 4

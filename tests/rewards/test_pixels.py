@@ -102,6 +102,14 @@ def test_a_mask_of_another_size_is_resized_to_the_picture(side):
     assert rewards.ColorTarget((0.0, 0.0, 0.0), mask)(images).item() < (-2.2 if side == 2 else -2.8)
 
 
+def test_no_line_of_a_fine_mask_is_lost_where_it_is_made_smaller():
+    """Two lines of four, between those that a picture of a quarter of the size would look up."""
+    mask = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(16)[:, None].expand(64, 64)
+    images, color = noisy(1, 3, 16, 16), (0.2, 0.4, 0.6)
+    found, everywhere = rewards.ColorTarget(color, mask)(images), rewards.ColorTarget(color)(images)
+    torch.testing.assert_close(found, everywhere, rtol=0.02, atol=0)
+
+
 def test_wrong_masks_and_colours_are_refused():
     with pytest.raises(ValueError, match=r"mask has 2 pictures, the batch 3"):
         rewards.ColorTarget(mask=torch.ones(2, 4, 4))(noisy(3, 3, 4, 4))

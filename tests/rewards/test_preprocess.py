@@ -181,6 +181,18 @@ def test_jittered_crops_lie_inside_and_have_sides_within_the_scale():
         assert starts.max() > 0.015
 
 
+def test_a_seeds_crops_stay_where_they_are():
+    """Three uniform numbers a crop: its side, then its place from the top, then from the left."""
+    height, width = 60, 80
+    places = torch.rand((5, 3), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for crop, (side, down, across) in zip(jittered(ramp(height, width), 5, seed=4), places.tolist(), strict=True):
+        side = 0.8 + 0.2 * side
+        top, left = down * (height - side * height), across * (width - side * width)
+        # The ramps are of 1 / 1000 a pixel; sides and places are whole pixels.
+        assert crop[1, 0, 0].mean().item() * 1000 == pytest.approx(top, abs=1.1)
+        assert crop[0, 0, :, 0].mean().item() * 1000 == pytest.approx(left, abs=1.1)
+
+
 def test_jittered_crops_are_the_seeds_and_the_same_of_every_picture():
     images = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,9 @@ import weakref
 
 import pytest
 import torch
+from blip_reference import blip, pictures
 from comfyui_dno.rewards.towers import load_tower
+from tiny_image_reward import write_vocabulary
 
 
 def test_a_file_has_one_tower_while_anyone_holds_it(files, tmp_path):
@@ -36,6 +38,21 @@ def test_a_file_of_the_same_size_and_time_in_anothers_place_is_another(files, tm
 def test_a_device_under_two_names_is_one_device(files):
     tower = load_tower(files["clip_l"], "cpu")
     assert load_tower(files["clip_l"], torch.device("cpu", 0)) is tower
+
+
+@torch.no_grad()
+def test_the_vocabulary_beside_a_file_comes_before_those_of_other_folders(blip_files, tmp_path):
+    for name in ("beside", "elsewhere"):
+        (tmp_path / name).mkdir()
+    path = tmp_path / "beside" / "ImageReward.pt"
+    path.write_bytes((blip_files / "ImageReward.pt").read_bytes())
+    beside = write_vocabulary(tmp_path / "beside" / "vocab.txt")
+    words = beside.read_text().replace("\ncat\ndog\n", "\ndog\ncat\n")
+    (tmp_path / "elsewhere" / "vocab.txt").write_text(words)
+    tower = load_tower(path, folders=[tmp_path / "elsewhere"])
+    mine, other = (blip(path, tmp_path / name / "vocab.txt") for name in ("beside", "elsewhere"))
+    found, expected, wrong = (each.judge(pictures()[:1], ["cat"]) for each in (tower, mine, other))
+    assert torch.equal(found, expected) and not torch.equal(found, wrong)
 
 
 def test_missing_files_are_named(tmp_path):

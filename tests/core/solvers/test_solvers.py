@@ -121,13 +121,13 @@ def test_sampling_has_the_mean_and_covariance_of_the_tilted_law():
 
 
 def test_resampling_with_beta_one_draws_by_the_softmax_of_the_scores():
-    """One step of importance resampling from N(0, 1) to N(1, 1): r = z, tau = 1."""
+    """One step of importance resampling from N(0, 1) to N(1, 1): r = 2 z, tau = 2."""
     noise_map = identity_map((2, 1, 1), 3000)
 
     def reward(images, prompts):
-        return images[:, 0, 0, 0]
+        return 2 * images[:, 0, 0, 0]
 
-    solver = core.ZeNO(candidates=512, beta=1.0, mode="resample", tau=1.0)
+    solver = core.ZeNO(candidates=512, beta=1.0, mode="resample", tau=2.0)
     noises = []
     core.optimize(
         noise_map, reward, noise_map.randn(0), solver, iterations=1, floor=0.0,
