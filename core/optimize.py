@@ -107,7 +107,9 @@ def optimize(
     """
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}; expected 0 or more")
-    _check_limits(seconds, target, stop_probability, floor)
+    limits = Limits(seconds, target, stop_probability)
+    if math.isnan(floor):
+        raise ValueError(f"floor is {floor}; expected a probability")
     sample_map.check_settings(noise)
     given = noise if sample_map.device is None else noise.to(sample_map.device)
     solver, noise, first = _started(solver or GradientAscent(), given)
@@ -118,34 +120,60 @@ def optimize(
         problem.regularizer = None
     if iterations > 0:
         _leave_out_zeros(problem, noise)
-    done = first  # updates behind `noise`, for the checkpoint
     history = History(reward=name_of(reward), warnings=problem.warnings)
     if isinstance(getattr(reward, "part_settings", None), dict):
         history.settings["parts"] = reward.part_settings
+    if check_gradient:
+        history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
+        problem.started = time.perf_counter()
+    earlier = given if first > 0 and not torch.equal(given.flat(), noise.flat()) else None
+    noise, done = _iterate(problem, solver, noise, first, earlier, history, limits, callback)
+    log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
+    _conclude(problem, history, floor, diagnose)
+    checkpoint = None  # where the reward or its gradient broke, nobody can go on
+    if done is not None:
+        checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
+    settings = {**given.settings, **sample_map.settings}
+    found = replace(best.noise, settings=settings, kept=given.kept, checkpoint=checkpoint)
+    return Result(found, best.images, best.latent, history)
+
+
+def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
+    """Run the iterations, and end them where something breaks after the first is recorded.
+
+    Args:
+        problem, solver, noise: of the run; the solver is fresh.
+        first: number of updates that an earlier search made.
+        earlier: the best Noise of that search, to be evaluated first; or None.
+        history: is written, with the reason why the run ended.
+        limits: the Limits of the run.
+        callback: as `optimize` takes it.
+
+    Returns:
+        the noise of the next iteration, and the number of updates behind it; None where something was not finite.
+    """
+    done, last = first, first + problem.iterations
     try:
-        if check_gradient:
-            history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
-            problem.started = time.perf_counter()
-        if first > 0 and not torch.equal(given.flat(), noise.flat()):
+        if earlier is not None:
             problem.iteration = EARLIER
-            problem.evaluate(given)
-        clock = Clock(problem.started, seconds, _share_after_the_last(problem.sample_map, solver))
-        for iteration in range(first, first + iterations + 1):
+            problem.evaluate(earlier)
+        clock = Clock(problem, solver, limits.seconds)
+        for iteration in range(first, last + 1):
             problem.iteration = iteration
-            if iteration < first + iterations:
+            if iteration < last:
                 noise, evaluation = solver.step(problem, noise)
                 noise, done = problem.held(noise), iteration + 1
             else:
                 evaluation = solver.evaluate(problem, noise) if hasattr(solver, "evaluate") else problem.evaluate(noise)
             history.record(evaluation)
             if callback is not None:
-                callback(evaluation, best)
-            history.stopped = _reason_to_stop(history, best, target, stop_probability)
-            if done > iteration and not history.stopped:  # nothing is cut short after the last evaluation
-                history.stopped = clock.reason_to_stop()
+                callback(evaluation, problem.best)
+            history.stopped = limits.reached(problem.best, evaluation)
+            if iteration < last:  # nothing is cut short after the last evaluation
+                history.stopped = history.stopped or clock.spent()
             if history.stopped:
-                break
-        history.stopped = history.stopped or f"{iterations} iterations done"
+                return noise, done
+        history.stopped = f"{problem.iterations} iterations done"
     except KeyboardInterrupt:
         if not history.rows:
             raise
@@ -155,25 +183,25 @@ def optimize(
             raise
         history.stopped, done = str(error), None
     except RuntimeError as error:
-        if best.noise is None or not history.rows or not is_out_of_memory(error):
+        if not history.rows or not is_out_of_memory(error):
             raise
         history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
-    log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
-    if len(problem.ended) < noise.batch:  # else it is why the run stopped
+    return noise, done
+
+
+def _conclude(problem, history, floor, diagnose):
+    """Record the best, and what the user should know of the run that is over."""
+    best = problem.best
+    if len(problem.ended) < len(best.scores):  # else it is why the run stopped
         for item, reason in problem.ended.items():
             problem.warn(f"picture {item} ended before the others and stayed at its best: {reason}")
-    _warn_of_the_floor(problem, floor)
+    if problem.iterations > 0:
+        _warn_of_the_floor(problem, floor)
     history.conclude(best, problem)
-    if iterations > 0 and history.stopped != "interrupted":
+    if problem.iterations > 0 and history.stopped != "interrupted":
         _unless_it_breaks(problem, "the check of the best noise", verify, problem)
-        if diagnose:
-            history.diagnosis = _unless_it_breaks(problem, "the diagnosis", diagnosis_of, problem, best.noise)
-    checkpoint = None  # where the reward or its gradient broke, nobody can go on
-    if done is not None:
-        checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
-    settings = {**given.settings, **sample_map.settings}
-    found = replace(best.noise, settings=settings, kept=given.kept, checkpoint=checkpoint)
-    return Result(found, best.images, best.latent, history)
+    if diagnose and history.stopped != "interrupted":
+        history.diagnosis = _unless_it_breaks(problem, "the diagnosis", diagnosis_of, problem, best.noise)
 
 
 def verify(problem):
@@ -218,35 +246,55 @@ def _stages_of_a_step(solver, sample_map):
     return solver.stages(sample_map) if hasattr(solver, "stages") else 2 * sample_map.stages
 
 
-@dataclass
+@dataclass(frozen=True)
+class Limits:
+    """What ends a run before its iterations are done; None: nothing.
+
+    Attributes:
+        seconds: time budget.
+        target: of every picture's best score.
+        probability: below which P(z) of every picture falls.
+    """
+
+    seconds: float | None = None
+    target: float | None = None
+    probability: float | None = None
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value is not None and math.isnan(value):  # every comparison would miss it silently
+                raise ValueError(f"{name} is {value}; expected a number")
+
+    def reached(self, best, evaluation):
+        """Return why the run ends with this evaluation, or ''; the time is `Clock`'s."""
+        if self.target is not None and bool((best.scores >= self.target).all()):
+            return f"every picture reached the target score {self.target}"
+        if self.probability is not None and bool((evaluation.log_p < _log(self.probability)).all()):
+            return f"P(z) fell below {self.probability}"
+        return ""
+
+
 class Clock:
     """Tells when the next iteration would outlast the time budget, going by the one before.
 
-    Attributes:
-        started: when the run began.
+    Args:
+        problem: knows when the run began.
+        solver: knows how long an iteration is beside what follows the last one, the check of the best noise.
         seconds: the budget, or None.
-        share: how long what follows the last iteration takes, in iterations.
     """
 
-    started: float
-    seconds: float | None
-    share: float
+    def __init__(self, problem, solver, seconds):
+        sample_map = problem.sample_map
+        self.started, self.seconds, self.before = problem.started, seconds, time.perf_counter()
+        self.share = 1 + sample_map.schedule.steps / max(_stages_of_a_step(solver, sample_map), 1)
 
-    def __post_init__(self):
-        self.before = time.perf_counter()
-
-    def reason_to_stop(self):
+    def spent(self):
         """Return why the run must end after the iteration that is over now, or ''."""
         now = time.perf_counter()
         last, self.before = now - self.before, now
-        if self.seconds is None or now - self.started + last * (1 + self.share) <= self.seconds:
+        if self.seconds is None or now - self.started + last * self.share <= self.seconds:
             return ""
         return f"the time budget of {self.seconds} s is spent"
-
-
-def _share_after_the_last(sample_map, solver):
-    """Return how much of an iteration's time the check of the best noise takes."""
-    return sample_map.schedule.steps / max(_stages_of_a_step(solver, sample_map), 1)
 
 
 def _started(solver, noise):
@@ -259,23 +307,6 @@ def _started(solver, noise):
 
 def _memory(solver):
     return solver.memory() if hasattr(solver, "memory") else {}
-
-
-def _reason_to_stop(history, best, target, stop_probability):
-    if target is not None and bool((best.scores >= target).all()):
-        return f"every picture reached the target score {target}"
-    if stop_probability is not None:
-        if all(value < _log(stop_probability) for value in history.rows[-1]["log_p"]):
-            return f"P(z) fell below {stop_probability}"
-    return ""
-
-
-def _check_limits(seconds, target, stop_probability, floor):
-    """Raise ValueError for a limit that is no number, which every comparison would miss silently."""
-    limits = {"seconds": seconds, "target": target, "stop_probability": stop_probability, "floor": floor}
-    for name, value in limits.items():
-        if value is not None and math.isnan(value):
-            raise ValueError(f"{name} is {value}; expected a number")
 
 
 def _leave_out_zeros(problem, noise):
@@ -297,8 +328,6 @@ def _leave_out_zeros(problem, noise):
 
 def _warn_of_the_floor(problem, floor):
     """Warn of the pictures whose noise was always less probable than the floor: their start is returned."""
-    if problem.iterations == 0:
-        return
     for item, passed in enumerate(problem.best.passed.tolist()):
         if not passed and item not in problem.ended:
             problem.warn(

@@ -465,7 +465,7 @@ def test_a_diagnosis_that_fails_does_not_lose_the_search(error, monkeypatch):
 
 def test_limits_that_are_no_numbers_are_refused():
     for name in ("seconds", "target", "floor", "stop_probability"):
-        with pytest.raises(ValueError, match=f"{name} is nan; expected a number"):
+        with pytest.raises(ValueError, match=f"{name.removeprefix('stop_')} is nan; expected a"):
             run(**{name: float("nan")})
 
 
