@@ -41,10 +41,10 @@ def test_imports_point_down_only(layer):
             assert name != "comfyui_dno" or "training" in path.parts, f"{path}: use relative imports inside the pack"
 
 
-def test_importing_the_core_loads_no_model_library():
+def test_importing_the_core_loads_no_model_library(tmp_path):
     heavy = ("diffusers", "transformers", "matplotlib", "open_clip", "comfy")
     code = f"import sys, comfyui_dno.core, comfyui_dno.rewards; print([n for n in {heavy} if n in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout.strip() == "[]"
 
 

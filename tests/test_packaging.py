@@ -50,17 +50,17 @@ def test_the_embedded_model_is_at_most_16_megabytes():
     assert (ROOT / "core/models/embedded/model.safetensors").stat().st_size <= 16e6
 
 
-def test_importing_the_root_imports_nothing_and_names_no_node_mappings():
+def test_importing_the_root_imports_nothing_and_names_no_node_mappings(tmp_path):
     code = (
         "import sys, comfyui_dno; print(sorted(name for name in sys.modules if name.startswith('comfyui_dno')),"
         "hasattr(comfyui_dno, 'NODE_CLASS_MAPPINGS'), 'torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout.strip() == "['comfyui_dno'] False False"
 
 
-def test_no_top_level_nodes_module_is_exposed():
+def test_no_top_level_nodes_module_is_exposed(tmp_path):
     """Ours would shadow ComfyUI's own nodes.py."""
     code = "import importlib.util; print(importlib.util.find_spec('nodes'))"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout.strip() == "None"
