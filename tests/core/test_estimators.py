@@ -53,6 +53,18 @@ def forward(noise_map, noise):
     return noise_map.decode(x)
 
 
+@pytest.mark.parametrize("estimator", [core.Hybrid1, core.Hybrid2, core.ZerothOrder])
+def test_the_estimate_is_a_mean_so_the_same_perturbation_again_changes_nothing(estimator):
+    found = []
+    for q in (1, 2, 5):
+        problem, noise, _ = problem_of()
+        problem.draw = lambda index, like, seed: core.precision.normal(like.shape, like, "the same")
+        found.append(problem.gradient(noise, estimator(q=q))[1].flat())
+    assert found[0].norm() > 0
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
 @pytest.mark.parametrize("estimator", [core.Hybrid2(q=5), core.ZerothOrder(q=5)])
 def test_candidates_in_small_calls_give_the_same_gradient(estimator):
     together, small = problem_of(estimator)[2], problem_of(estimator, most_rows=4)[2]
