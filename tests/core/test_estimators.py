@@ -1,5 +1,7 @@
 """Gradients of rewards that have none, against the exact ones."""
 
+import math
+
 import pytest
 import torch
 from comfyui_dno import core, rewards
@@ -51,6 +53,36 @@ def forward(noise_map, noise):
         step_noise = noise.injected[index] if index < len(noise.injected) else None
         x = core.sde_step(x, denoised, sigma, sigma_next, 1.0, step_noise)
     return noise_map.decode(x)
+
+
+@pytest.mark.parametrize("estimator", [core.Hybrid1, core.Hybrid2, core.ZerothOrder])
+def test_the_estimate_is_a_mean_so_the_same_perturbation_again_changes_nothing(estimator):
+    found = []
+    for q in (1, 2, 5):
+        problem, noise, _ = problem_of()
+        problem.draw = lambda index, like, seed: core.precision.normal(like.shape, like, "the same")
+        found.append(problem.gradient(noise, estimator(q=q))[1].flat())
+    assert found[0].norm() > 0
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("estimator", [core.Hybrid1(q=3), core.Hybrid2(q=3), core.ZerothOrder(q=3)])
+def test_a_perturbation_whose_score_is_not_finite_does_not_count(estimator, value):
+    """As if it had scored what the noise itself scores: a difference of 0."""
+
+    def reward_with(found):
+        def reward(images, prompts):
+            scores = smooth(images, prompts)
+            scores[2] = scores[0] if found is None else found  # of the first picture the first perturbation
+            return scores
+
+        return reward
+
+    found, expected = (problem_of(estimator, reward_with(score))[2] for score in (value, None))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("estimator", [core.Hybrid2(q=5), core.ZerothOrder(q=5)])

@@ -63,8 +63,8 @@ def test_a_candidate_whose_x_t_is_improbable_does_not_become_the_best():
 
 @pytest.mark.parametrize("as_candidate", [False, True])
 def test_a_start_below_the_floor_gives_way_to_any_noise_above_it_even_of_a_lower_score(as_candidate):
-    problem, noise = problem_of(floor=math.log(0.01), batch=1)
-    problem.evaluate(improbable(noise, whole=True))
+    problem, noise = problem_of(lambda images, prompts: -mean_pixel(images, prompts), floor=math.log(0.01), batch=1)
+    below = problem.evaluate(improbable(noise, whole=True)).scores
     assert not problem.best.passed
     if as_candidate:
         (candidates,) = problem.candidates(noise, 1, lambda index: noise.flat())
@@ -72,6 +72,7 @@ def test_a_start_below_the_floor_gives_way_to_any_noise_above_it_even_of_a_lower
     else:
         scores = problem.evaluate(noise).scores
     assert problem.best.passed and torch.equal(problem.best.noise.flat(), noise.flat())
+    assert scores < below
     problem.best.scores += 1.0
     problem.evaluate(start(problem.sample_map, seed=1))
     assert torch.equal(problem.best.scores, scores + 1.0)

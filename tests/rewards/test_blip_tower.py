@@ -1,6 +1,7 @@
 """The tower of ImageReward: its file, its vocabulary, what it reads of a prompt."""
 
 import pytest
+import tiny_rewards
 import torch
 from blip_reference import blip, pictures
 from comfyui_dno import rewards
@@ -38,7 +39,7 @@ def test_what_is_cut_of_a_long_prompt_is_said_once(blip_files, caplog):
 def test_the_filling_behind_a_prompt_does_not_count(blip_files, reward):
     state = image_reward_state()
     state["blip.text_encoder.embeddings.word_embeddings.weight"][0] *= -1
-    torch.save(state, blip_files / "padding.pt")
+    tiny_rewards.save(state, blip_files / "padding.pt")
     changed = rewards.ImageReward(blip(blip_files / "padding.pt"))
     torch.testing.assert_close(changed(pictures(), PROMPTS), reward(pictures(), PROMPTS))
 
@@ -87,7 +88,7 @@ def test_whoever_manages_the_network_is_asked_before_it_runs(blip_files):
 def test_an_incomplete_or_altered_file_is_refused(blip_files, name, weight, found):
     state = image_reward_state()
     state = {**state, name: weight} if weight is not None else {k: w for k, w in state.items() if k != name}
-    torch.save(state, blip_files / "altered.pt")
+    tiny_rewards.save(state, blip_files / "altered.pt")
     with pytest.raises(ValueError, match=rf"altered.pt is not a whole ImageReward .*{found}"):
         rewards.ImageReward(blip(blip_files / "altered.pt"))
 
@@ -95,7 +96,7 @@ def test_an_incomplete_or_altered_file_is_refused(blip_files, name, weight, foun
 def test_what_blip_was_trained_with_and_no_score_needs_may_be_absent(blip_files, reward):
     unused = ("blip.vision_proj", "blip.text_proj", "blip.text_encoder.embeddings.position_ids")
     state = {name: weight for name, weight in image_reward_state().items() if not name.startswith(unused)}
-    torch.save(state, blip_files / "pruned.pt")
+    tiny_rewards.save(state, blip_files / "pruned.pt")
     pruned = rewards.ImageReward(blip(blip_files / "pruned.pt"))
     torch.testing.assert_close(pruned(pictures(), PROMPTS), reward(pictures(), PROMPTS))
 

@@ -44,7 +44,7 @@ def oracle_scores(name, x, files):
     image = image_of(x)
     if name == "Aesthetic":
         head = tiny_rewards.aesthetic_head()
-        head.load_state_dict(torch.load(files["aesthetic"], weights_only=True))
+        head.load_state_dict(weights.read(files["aesthetic"]))
         return head.layers(image)[:, 0]
     if name == "Similarity":
         references = image_of(by_references_code("CLIPScore L", tiny_rewards.pictures(seed=5)))

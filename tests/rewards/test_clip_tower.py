@@ -31,8 +31,7 @@ def oracle(kind, path):
     size = "L" if kind.startswith("clip_l") else "H"
     if ORACLES[kind] == "open_clip":
         model = tiny_rewards.open_clip_model(size)
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
+        model.load_state_dict(weights.read(path))
         return model.encode_image, model.encode_text
     model = tiny_rewards.hf_model(size)
     model.load_state_dict(weights.read(path), strict=False)  # old files hold position_ids, newer models do not

@@ -129,7 +129,7 @@ def test_prompts_that_are_missing_or_too_few_are_refused(reward):
 
 def test_a_file_of_another_model_is_told_what_it_is(blip_files):
     keys = ("visual.class_embedding", "visual.ln_pre.weight", "token_embedding.weight", "ln_final.weight")
-    torch.save({key: torch.zeros(1) for key in keys}, blip_files / "HPS.pt")
+    tiny_rewards.save({key: torch.zeros(1) for key in keys}, blip_files / "HPS.pt")
     with pytest.raises(ValueError, match=r"HPS.pt is of the kind 'clip \(open_clip\)'; expected 'ImageReward'"):
         rewards.ImageReward(blip(blip_files / "HPS.pt"))
     with pytest.raises(ValueError, match="a tower of kind ImageReward.* found CycleReward.pt, of kind CycleReward."):

@@ -21,6 +21,7 @@ import pytest
 import tiny_rewards
 import torch
 from comfyui_dno import rewards
+from comfyui_dno.rewards import weights
 from PIL import Image
 from tiny_image_reward import image_reward_state, write_vocabulary
 
@@ -74,7 +75,7 @@ def hps(folder):
     sizes = tiny_rewards.SIZES["H"]
     vision = {"image_size": 224, "layers": 2, "width": sizes["image"], "head_width": 80, "patch_size": 14}
     text = {"context_length": 77, "vocab_size": 49408, "width": sizes["text"], "heads": 2, "layers": 2}
-    model = load_strictly(reference.CLIP(1024, vision, text), torch.load(path, weights_only=True)["state_dict"], "")
+    model = load_strictly(reference.CLIP(1024, vision, text), weights.read(path), "")
 
     def score(pixels, prompts):
         images, texts, _ = model(pixels, reference.tokenize(prompts))
@@ -129,7 +130,7 @@ def aesthetic(folder):
     clip = transformers.CLIPVisionModelWithProjection(tiny_rewards.hf_model("L", 4).config.vision_config)
     load_strictly(clip, tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict()), "")
     path = tiny_rewards.write("aesthetic", folder)
-    head = load_strictly(AestheticHead(), torch.load(path, weights_only=True), "")
+    head = load_strictly(AestheticHead(), weights.read(path), "")
 
     def score(pixels, prompts):
         embeds = clip(pixel_values=pixels).image_embeds
@@ -140,20 +141,20 @@ def aesthetic(folder):
 
 def image_reward(folder):
     path = folder / "ImageReward.pt"
-    torch.save(image_reward_state(), path)
+    tiny_rewards.save(image_reward_state(), path)
     score = blip_score(folder, path, 35, ImageRewardHead(128), 0.16717362830052426, 1.0333394966054072)
     return Case(rewards.ImageReward(rewards.load_tower(path)), score)
 
 
 def cycle_reward(folder):
     path = folder / "CycleReward.pt"
-    torch.save(image_reward_state(head=(0, 2, 4, 6, 8)), path)
+    tiny_rewards.save(image_reward_state(head=(0, 2, 4, 6, 8)), path)
     score = blip_score(folder, path, 128, CycleHead(128))
     return Case(rewards.CycleReward(rewards.load_tower(path)), score)
 
 
 def blip_score(folder, path, length, head, mean=0.0, std=1.0):
-    state = torch.load(path, weights_only=True)
+    state = weights.read(path)
     config = transformers.BertConfig(
         vocab_size=30524, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
     )

@@ -32,11 +32,14 @@ def picture(height, width):
 def reference(rule, pillow):
     """What the reward's own code computes, (1, 3, 224, 224), in levels of 0 to 255."""
     if rule == "clip":
+        settings = {"return_tensors": "np", "do_normalize": False, "do_rescale": False}
         try:
             from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
-        except ImportError:  # transformers 4
+        except ImportError:  # transformers 4, which takes 1 x 3 pixels for one row of three channels
             from transformers import CLIPImageProcessor as Processor
-        found = Processor()(pillow, return_tensors="np", do_normalize=False, do_rescale=False)
+
+            settings["input_data_format"] = "channels_last"
+        found = Processor()(pillow, **settings)
         return torch.from_numpy(found["pixel_values"]).float()
     if rule == "laion":
         transform = Compose([Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224)])
