@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
 from .search import Setup, save, say, tell
 
@@ -22,6 +23,8 @@ def add_commands(commands):
 
 def run(options):
     """Optimise one noise, or a batch of --batch, and save the best pictures."""
+    if options.model is None:
+        vocabulary.words_of(options.prompt)  # raises before anything is loaded
     setup = Setup.of(options)
     sample_map = setup.sample_map([options.prompt] * options.batch)
     noise = setup.noise(sample_map, options.seed, options.start)

@@ -15,8 +15,10 @@ import tiny_rewards
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
+from comfyui_dno.cli.search import Setup
 from comfyui_dno.cli.solvers import SOLVERS, solver_of, solver_settings
 from comfyui_dno.core import plots
+from comfyui_dno.core.models.embedded import vocabulary
 from comfyui_dno.experiments import ring
 from PIL import Image, ImageChops
 
@@ -202,6 +204,16 @@ def test_bad_settings_are_one_clear_line(arguments, message, tmp_path, capsys):
     assert main(["run", *arguments, "--iterations", "1", "--out", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("dno: ") and re.search(message, lines[-1])
+
+
+def test_a_prompt_that_the_embedded_model_cannot_draw_is_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Setup, "of", lambda options: pytest.fail("the model was loaded"))
+    assert main(["run", "--prompt", "a dragon in a castle", "--out", str(tmp_path)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("dno: the prompt 'a dragon in a castle' names no animal")
+    assert all(word in line for word in (*vocabulary.ANIMALS, *vocabulary.COLOURS))
 
 
 @pytest.mark.parametrize("option", ["--steps 0", "--iterations -1", "--batch 0", "--reward beauty"])

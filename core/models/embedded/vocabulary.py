@@ -46,7 +46,8 @@ def warn_unknown(words):
 
 def known_words(prompt):
     """Return the words of a prompt that the model knows, in order; logs the unknown ones, but for articles."""
-    words = [word for word in re.findall(r"[a-z0-9']+", prompt.lower()) if word not in ARTICLES]
+    # Letters and digits of every script: an unknown word in Greek is unknown too, and no part of one is a word.
+    words = [word for word in re.findall(r"(?:[^\W_]|')+", prompt.lower()) if word not in ARTICLES]
     warn_unknown(word for word in words if word not in TOKEN_IDS)
     return [word for word in words if word in TOKEN_IDS]
 
@@ -60,7 +61,8 @@ def words_of(prompt):
     words = known_words(prompt)
     animals = [word for word in words if word in ANIMALS]
     if not animals:
-        raise ValueError(f"the prompt {prompt!r} names no animal that the embedded model knows: {', '.join(ANIMALS)}")
+        known = f"{', '.join(ANIMALS)}; and before it a colour: {', '.join(COLOURS)}"
+        raise ValueError(f"the prompt {prompt!r} names no animal that the embedded model knows: {known}")
     return next((word for word in words if word in COLOURS), None), animals[0]
 
 

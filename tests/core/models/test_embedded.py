@@ -40,6 +40,13 @@ def test_unknown_words_are_ignored_and_named_once(caplog):
     assert [record.getMessage().split(";")[0] for record in caplog.records] == ["the embedded model ignores 'flerken'"]
 
 
+def test_unknown_words_of_every_script_are_named_whole(caplog):
+    with caplog.at_level(logging.WARNING):
+        words = vocabulary.known_words("black_cat \u043a\u043e\u0442 caf\u00e9 \u732b")
+    assert words == ["black", "cat"]
+    assert all(repr(word) in caplog.text for word in ("caf\u00e9", "\u043a\u043e\u0442", "\u732b"))
+
+
 def test_weights_fit_into_sixteen_megabytes():
     assert weights.PATH.stat().st_size <= 16_000_000
 
