@@ -130,8 +130,9 @@ def graphs(generator):
 
 
 def idle_size(server):
-    """Return the resident memory in bytes and the open files of a server that has had a moment of rest."""
-    time.sleep(3)
+    """Return the resident memory in bytes and the open files of a server at rest, its models and caches let go."""
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(5)
     process = psutil.Process(server.process.pid)
     return process.memory_info().rss, process.num_fds()
 
