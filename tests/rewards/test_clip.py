@@ -153,16 +153,17 @@ def test_everything_may_happen_in_inference_mode(files, build, name):
     assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.08), (torch.float16, 0.02)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.2), (torch.float16, 0.035)])
 @pytest.mark.parametrize("name", ALL)
 def test_half_precision_towers_give_float32_scores_and_nearly_the_same_gradient(build, name, dtype, error):
+    """A score by the dtype's spacing of numbers at 1 for a cosine; a gradient by 4 times what was measured."""
     images = tiny_rewards.pictures(1, 512, 512)
     expected, expected_gradient = exact(build(name), images, PROMPTS[:1])
     scores, gradient = exact(build(name, dtype), images, PROMPTS[:1])
     assert scores.dtype == gradient.dtype == torch.float32
     assert (gradient - expected_gradient).norm() < error * expected_gradient.norm()
     unit = {"PickScore": 100, "Aesthetic": 5}.get(name, 1)  # what a cosine of 1 counts, about
-    assert (scores - expected).abs() < 1e-3 * unit
+    assert (scores - expected).abs() < torch.finfo(dtype).eps * unit
 
 
 @pytest.mark.parametrize("name", KINDS)

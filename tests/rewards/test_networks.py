@@ -29,7 +29,7 @@ def gradient(tower, weight=1.0):
     return torch.autograd.grad((weight * scores).sum(), x)[0]
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.25), (torch.float16, 0.025)])
 def test_half_precision_changes_the_gradient_little_however_small_it_is(files, dtype, error):
     expected = gradient(load_tower(files["hps"]))
     tower = load_tower(files["hps"], dtype=dtype)
@@ -46,7 +46,7 @@ def test_a_picture_of_small_weight_keeps_its_gradient_beside_one_of_great_weight
     expected = gradient(load_tower(files["hps"]))
     found = gradient(load_tower(files["hps"], dtype=torch.float16), weights) * (1 / weights).view(-1, 1, 1, 1)
     for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() < 0.01 * other.norm()
+        assert (one - other).norm() < 0.025 * other.norm()
 
 
 def test_second_derivatives_are_right_or_refused(files):
