@@ -11,6 +11,7 @@ import logging
 import sys
 
 from .cli import batch, demo, run
+from .cli.output import check_writable, complain
 
 
 def main(arguments=None):
@@ -18,14 +19,14 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        check_writable(options.out)
         return options.command(options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"dno: {error}\n")
+    except (ValueError, OSError) as error:
+        complain(f"dno: {error}")
         return 2
     except KeyboardInterrupt as interrupt:
         message = str(interrupt) or "interrupted before the first picture was scored; nothing to save"
-        sys.stderr.write(f"dno: {message}\n")
+        complain(f"dno: {message}")
         return 130
 
 

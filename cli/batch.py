@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..core.files import whole_file
 from ..core.models.embedded import vocabulary
-from .items import check_finished, read_items, remove_leftovers, summarise, whole
+from .items import check_finished, read_items, summarise
 from .options import add_model, add_output, add_sampling, add_search, at_least
+from .output import remove_leftovers, say, whole
 from .processes import Processes
-from .search import Setup, save, say, state
+from .search import Setup, save, state
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,9 @@ def _work(options, items, processes):
             except Exception as error:
                 # Whatever it is, the other items shall not suffer.
                 log.error("%s failed: %s", item.folder.name, error)
-                item.error.write_text(traceback.format_exc(), encoding="utf-8")
+                reason = traceback.format_exc()
+                with whole_file(item.error) as file:  # where not even this can be written, the batch ends
+                    file.write_text(reason, encoding="utf-8", errors="backslashreplace")
             bar.update(sum(item.finished for item in items) - bar.n)
 
 

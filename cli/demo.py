@@ -5,7 +5,8 @@ from dataclasses import replace
 from .. import core
 from ..core import plots
 from .options import add_ascent, add_output, add_sampling, add_single
-from .search import Setup, save, say, tell
+from .output import say, together
+from .search import Setup, save, tell
 
 
 def add_commands(commands):
@@ -29,23 +30,25 @@ def demo(options):
     plain = replace(setup, settings=setup.settings | {"gamma": 0.0})
     # The plain arm keeps its highest reward, however improbable the noise: that is what it is there to show.
     arms = {"without regulariser": (plain, 0.0), "with regulariser": (setup, core.P_SUSPICIOUS)}
-    sample_map, histories = setup.sample_map(["black cat"]), {}
+    sample_map, found = setup.sample_map(["black cat"]), {}
     for label, (arm, floor) in arms.items():
         noise = arm.noise(sample_map, options.seed)
         try:
-            result, before = arm.search_with_bar(
+            found[label] = result, _ = arm.search_with_bar(
                 sample_map, noise, label, floor=floor, seconds=options.seconds, check_gradient=options.check_gradient
             )
         except KeyboardInterrupt:
-            if not histories:
+            if not found:
                 raise
             break
-        save(result, before, options.out, prefix=label.replace(" ", "_") + "_")
-        histories[label] = result.history
         if result.history.stopped == "interrupted":
             break
-    plots.curves(histories).save(options.out / "curves.png")
-    _before_and_after(histories).save(options.out / "before_after.png")
+    histories = {label: result.history for label, (result, _) in found.items()}
+    with together(options.out) as folder:
+        for label, (result, before) in found.items():
+            save(result, before, folder, prefix=label.replace(" ", "_") + "_")
+        plots.curves(histories).save(folder / "curves.png")
+        _before_and_after(histories).save(folder / "before_after.png")
     for label, history in histories.items():
         tell(label, history)
     say(f"pictures, curves and histories are in {options.out.resolve()}")

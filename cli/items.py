@@ -5,10 +5,7 @@ A folder appears under its own name only when it is complete, so that whatever h
 
 import csv
 import json
-import os
 import re
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -16,10 +13,13 @@ from textwrap import shorten
 from PIL import Image
 
 from ..core import plots
+from ..core.files import to_json, whole_file
 
 MOST_TILES = 400
 """Pictures on the contact sheet; more would make a file that nothing opens."""
 TILE = 160
+RECORDED = {"settings", "rows", "best", "best_row", "reward", "stopped"}
+"""What is read of an item's history."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,47 @@ class Item:
 
     def record(self):
         """Return the history of a finished item."""
-        return json.loads((self.folder / "history.json").read_text())
+        path = self.folder / "history.json"
+        advice = "remove the item's folder, and the same command makes it again"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); {advice}") from error
+        if not isinstance(record, dict) or not record.keys() >= RECORDED or not record["rows"]:
+            raise ValueError(f"{path} is not the history of a search; {advice}")
+        return record
 
 
 def read_items(path, seeds, out):
     """Return the items of a file of prompts, one a line; blank lines and those that begin with # are left out."""
-    lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
+    lines = enumerate(_text(Path(path)).split("\n"), start=1)
     prompts = [(line, text.strip()) for line, text in lines if text.strip() and not text.strip().startswith("#")]
     if not prompts:
         raise ValueError(f"{path} holds no prompt; expected one a line")
     return [Item(line, prompt, seed, out / _name(line, prompt, seed)) for line, prompt in prompts for seed in seeds]
 
 
+def _text(path):
+    """Return the text of a file of prompts, with or without the mark that some editors begin it with, lines end in \\n.
+
+    `str.splitlines` would end a line at characters that no editor counts as an end.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise OSError(f"the file of prompts {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8; save as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not a text file in UTF-8, for it holds NUL characters; save as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def check_finished(items, settings):
     """Raise ValueError where a finished item was made with other settings than `settings` and its prompt and seed."""
     for item in items:
         if item.finished:
-            wanted = json.loads(json.dumps(settings | {"prompt": item.prompt, "seed": item.seed}))
+            wanted = json.loads(to_json(settings | {"prompt": item.prompt, "seed": item.seed}))
             found = item.record()["settings"]
             changed = [name for name, value in wanted.items() if found.get(name) != value]
             if changed:
@@ -77,36 +101,19 @@ def check_finished(items, settings):
                 )
 
 
-@contextmanager
-def whole(folder):
-    """Give a folder to write to, which becomes `folder` at the end of the block, and vanishes if that fails."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def remove_leftovers(out):
-    """Remove what a killed process had begun to write."""
-    for partial in out.glob(".*.partial"):
-        shutil.rmtree(partial)
-
-
 def summarise(items, out):
     """Write summary.json, summary.csv and contact_sheet.png from what is on disk; return the number not finished."""
     rows = [_row(item) for item in items]
     failed = sum(row["status"] != "finished" for row in rows)
-    text = json.dumps({"finished": len(rows) - failed, "not finished": failed, "items": rows}, indent=1)
-    (out / "summary.json").write_text(text)
-    with open(out / "summary.csv", "w", newline="", encoding="utf-8") as file:
+    with whole_file(out / "summary.json") as path:
+        path.write_text(to_json({"finished": len(rows) - failed, "not finished": failed, "items": rows}, indent=1))
+    with whole_file(out / "summary.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     if failed < len(rows):
-        _contact_sheet(items, rows).save(out / "contact_sheet.png")
+        with whole_file(out / "contact_sheet.png") as path:
+            _contact_sheet(items, rows).save(path)
     return failed
 
 
@@ -117,21 +124,23 @@ def _contact_sheet(items, rows):
         if row["status"] == "finished" and len(tiles) < MOST_TILES:
             tiles.append(_tile(item.folder / "after.png"))
             prompt = shorten(item.prompt, 16, placeholder="..")  # what fits under a tile
-            captions.append(f"{prompt}, {item.seed}\n{row['before']:.3g} -> {row['best']:.3g}")
+            before, best = (plots.written(row[name], ".3g") for name in ("before", "best"))
+            captions.append(f"{prompt}, {item.seed}\n{before} -> {best}")
     return plots.contact_sheet(tiles, captions, min(len({item.seed for item in items}), 8), TILE)
 
 
 def _row(item):
     row = {"item": item.folder.name, "prompt": item.prompt, "seed": item.seed}
     if not item.finished:
-        error = item.error.read_text(encoding="utf-8") if item.error.is_file() else "not tried"
-        return row | {"status": "failed", "stopped": error.strip().splitlines()[-1]}
+        error = item.error.read_text(encoding="utf-8", errors="replace") if item.error.is_file() else "not tried"
+        return row | {"status": "failed", "stopped": (error.strip() or "unknown").splitlines()[-1]}
     record = item.record()
     first, best = record["rows"][0], record["best_row"]
     row |= {"status": "finished", "stopped": record["stopped"], "reward": record["reward"]}
     row |= {"before": first["score"][0], "best": best["score"][0]}
     row["iteration"] = record["rows"][record["best"][0]]["iteration"]
     row |= {name: best[name][0] for name in ("log_p", "log_p_initial")}
+    row["warnings"] = " ".join(record.get("warnings", []))
     for name in best:
         if name.startswith("watch/"):
             row |= {f"{name}/before": first[name][0], f"{name}/best": best[name][0]}

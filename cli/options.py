@@ -1,6 +1,7 @@
 """The options that several commands share."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ def add_sampling(parser):
     """Add what makes a picture out of noise."""
     parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--steps", type=at_least(1), help="denoising steps (default 20, or what --model has)")
-    parser.add_argument("--cfg", type=float, help="guidance scale (default 3, or what --model has)")
-    parser.add_argument("--eta", type=float, default=1.0, help="0 the ODE .. 1 the SDE (default %(default)s)")
+    parser.add_argument("--cfg", type=number, help="guidance scale (default 3, or what --model has)")
+    parser.add_argument("--eta", type=number, default=1.0, help="0 the ODE .. 1 the SDE (default %(default)s)")
     parser.add_argument(
         "--keep-graphs", action=argparse.BooleanOptionalAction,
         help="keep every step's graph for the way back instead of re-running it: about a third faster, and memory grows"
@@ -38,8 +39,8 @@ def add_ascent(parser, iterations=None, lr=None):
     """Add the settings of gradient ascent; without defaults here, the solver's are taken."""
     own = "default %(default)s" if lr else "default the solver's"
     parser.add_argument("--iterations", type=at_least(0), default=iterations, help=f"updates of the noise ({own})")
-    parser.add_argument("--lr", type=float, default=lr, help=f"learning rate ({own})")
-    parser.add_argument("--gamma", type=float, help="weight of the regulariser, 0 for none (default 1)")
+    parser.add_argument("--lr", type=number, default=lr, help=f"learning rate ({own})")
+    parser.add_argument("--gamma", type=number, help="weight of the regulariser, 0 for none (default 1)")
 
 
 def add_search(parser):
@@ -53,8 +54,8 @@ def add_search(parser):
         "--most-rows", type=at_least(1),
         help="most pictures in one call when candidates are tried (default all, with --model 1)",
     )
-    parser.add_argument("--beta", type=float, help="in (0, 1], how far zeno, zero-order and pcn try (default theirs)")
-    parser.add_argument("--scale", type=float, help="of the reward in lgd (default 1)")
+    parser.add_argument("--beta", type=number, help="in (0, 1], how far zeno, zero-order and pcn try (default theirs)")
+    parser.add_argument("--scale", type=number, help="of the reward in lgd (default 1)")
     parser.add_argument(
         "--part", help="what is searched: all, initial (x_T), 'first K' or 'last K' of the steps' noises (default all)"
     )
@@ -63,7 +64,7 @@ def add_search(parser):
 def add_single(parser):
     """Add what only a search by itself takes."""
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, help="time budget")
+    parser.add_argument("--seconds", type=number, help="time budget")
     parser.add_argument(
         "--check-gradient", action="store_true",
         help="first compare the gradient with a directional difference; the error goes into the history",
@@ -73,6 +74,14 @@ def add_single(parser):
 def add_output(parser, folder):
     """Add where to write."""
     parser.add_argument("--out", type=Path, default=Path(folder), help="folder to write to (default %(default)s)")
+
+
+def number(text):
+    """Return the finite number that a text names; as an argument type."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text}")
+    return value
 
 
 def at_least(least):

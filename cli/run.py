@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
-from .search import Setup, save, say, tell
+from .output import say, together
+from .search import Setup, save, tell
 
 
 def add_commands(commands):
@@ -31,7 +32,8 @@ def run(options):
     result, before = setup.search_with_bar(
         sample_map, noise, options.reward, seconds=options.seconds, check_gradient=options.check_gradient
     )
-    save(result, before, options.out)
+    with together(options.out) as folder:
+        save(result, before, folder)
     tell(options.reward, result.history)
     say(f"pictures, noise and history are in {options.out.resolve()}")
     return 0

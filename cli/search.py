@@ -1,6 +1,5 @@
 """One search as the options describe it, and the files that it leaves."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from .. import core, rewards
 from ..core import plots
 from .options import DTYPES
+from .output import say
 from .rewards import reward_of
 from .solvers import check_reward, solver_of, solver_settings
 
@@ -135,12 +135,9 @@ def save(result, before, folder, prefix=""):
 
 
 def tell(label, history):
-    """Say what a search did."""
-    say(f"{label}: {history.summary()}")
+    """Say what a search did, and where it ended early how far it came."""
+    made = history.rows[-1]["iteration"] - history.rows[0]["iteration"]
+    early = f"ended early, after {made} of {history.settings['iterations']} iterations: "
+    say(f"{label}: {'' if history.stopped.endswith('iterations done') else early}{history.summary()}")
     if "gradient_error" in history.settings:
         say(f"relative error of the gradient in one direction: {max(history.settings['gradient_error']):.1e}")
-
-
-def say(text):
-    """Write a line of the command's own output."""
-    sys.stdout.write(text + "\n")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import check_positive, check_whole
 from .noise import Noise
 from .scoring import exact
 
@@ -100,6 +101,10 @@ class Hybrid1(ImageGradient):
     mu: float = 0.01
     seed: int = 0
 
+    def __post_init__(self):
+        check_whole(1, q=self.q)
+        check_positive(mu=self.mu)
+
     def by_images(self, problem, noise, images):
         baseline, mean, count = None, torch.zeros_like(images), problem.sample_map.candidates_in_one_call(self.q + 1)
         for first in range(0, self.q + 1, count):
@@ -135,6 +140,10 @@ class Hybrid2(ImageGradient):
     q: int = 4
     mu: float = 0.02
     seed: int = 0
+
+    def __post_init__(self):
+        check_whole(1, q=self.q)
+        check_positive(mu=self.mu)
 
     def passes(self, sample_map):
         return 2 + sample_map.calls(self.q)
@@ -176,6 +185,10 @@ class ZerothOrder:
     mu: float = 0.01
     seed: int = 0
     differentiates = False
+
+    def __post_init__(self):
+        check_whole(1, q=self.q)
+        check_positive(mu=self.mu)
 
     def passes(self, sample_map):
         return sample_map.calls(self.q + 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
 from .history import EARLIER, History
 from .memory import is_out_of_memory
@@ -105,8 +106,7 @@ def optimize(
         ValueError: bad arguments, a noise that was made for another map, or the reward or its gradient is not finite
             at the very first evaluation.
     """
-    if iterations < 0:
-        raise ValueError(f"iterations is {iterations}; expected 0 or more")
+    check_whole(0, iterations=iterations)
     limits = Limits(seconds, target, stop_probability)
     if math.isnan(floor):
         raise ValueError(f"floor is {floor}; expected a probability")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import check_finite, check_whole
 from .precision import exactly, mixed_seed, wide
 
 GROUPS, BLOCKS = 64, 512
@@ -155,6 +156,9 @@ class ProbabilityRegularizer:
                 f"gamma is {self.gamma}, k {self.k}, permutations {self.permutations}; expected gamma >= 0, k >= 1 and"
                 " permutations >= 0"
             )
+        check_finite(gamma=self.gamma)
+        check_whole(1, k=self.k)
+        check_whole(0, permutations=self.permutations)
 
     @exactly
     def gradient(self, sample_map, noise, iteration=0):
@@ -206,6 +210,9 @@ class NormRegularizer:
     """
 
     weight: float = 0.01
+
+    def __post_init__(self):
+        check_finite(weight=self.weight)
 
     @exactly
     def gradient(self, sample_map, noise, iteration=0):

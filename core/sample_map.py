@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import check_finite, check_whole
 from .noise import Noise
 from .precision import outside_autocast
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
@@ -84,6 +85,9 @@ class SampleMap:
 
     def __post_init__(self):
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
+        check_finite(rerun_tolerance=self.rerun_tolerance)
+        if self.most_rows is not None:
+            check_whole(1, most_rows=self.most_rows)
         # dataclasses.replace hands over the default of the map that it copies, which knows that one's schedule.
         if self.start is None or getattr(self.start, "__func__", None) is SampleMap._pure_noise:
             self.start = self._pure_noise

@@ -12,7 +12,6 @@ experiment is one batch through `optimize`, one picture a point; `figures` runs 
 The exact denoisers of the same two distributions tell what the trained network's errors do. [ours, not the paper's]
 """
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.diagnostics import Diagnosis, diagnose
+from ..core.files import to_json, whole_file
 from ..core.optimize import optimize
 from ..core.problem import Problem
 from ..core.regularizer import ProbabilityRegularizer
@@ -251,9 +251,11 @@ def figures(folder, seed=0, progress=True, size=None):
         "figure_13_probability": draw.probabilities(found),
     }
     for name, drawing in drawings.items():
-        drawing.savefig(folder / f"{name}.png")
+        with whole_file(folder / f"{name}.png") as path:
+            drawing.savefig(path)
     numbers = _numbers(run, means, found, stopped)
-    (folder / "toy.json").write_text(json.dumps(numbers, indent=1))
+    with whole_file(folder / "toy.json") as path:
+        path.write_text(to_json(numbers, indent=1))
     return numbers
 
 

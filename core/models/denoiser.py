@@ -5,6 +5,8 @@ The same split as k-diffusion's `external.py`: what a network predicts is settle
 
 import torch
 
+from ..checks import check_finite
+
 
 class DiscreteDenoiser:
     """A network trained on discrete timesteps in VP coordinates, seen in sigma space.
@@ -68,6 +70,7 @@ class Guided:
     """
 
     def __init__(self, denoise, condition, negative, cfg):
+        check_finite(cfg=cfg)
         self.denoise, self.condition, self.negative, self.cfg = denoise, condition, negative, cfg
 
     def __call__(self, x, sigma):

@@ -16,6 +16,8 @@ from functools import partial
 
 import torch
 
+from ..checks import check_finite
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -42,6 +44,7 @@ class StableDiffusion:
     flow, pooled, upcasts_vae, patch = False, False, False, 1
 
     def __init__(self, pipeline, cfg):
+        check_finite(cfg=cfg)
         self.pipeline, self.cfg = pipeline, cfg
 
     @property

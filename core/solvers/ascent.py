@@ -1,9 +1,11 @@
 """Gradient ascent on the noise: the paper's own solver, and ReNO's."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..checks import check_positive
 from ..estimators import Exact
 from ..noise import Noise
 from ..precision import wide
@@ -41,10 +43,9 @@ class GradientAscent(Solver):
     def __post_init__(self):
         if self.optimizer not in ("adam", "sgd"):
             raise ValueError(f"unknown optimizer {self.optimizer!r}; expected 'adam' or 'sgd'")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; expected a number > 0")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; expected a number > 0, or None for no clipping")
+        check_positive(lr=self.lr)
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip}; expected a finite number > 0, or None for no clipping")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; expected a number in [0, 1)")
 

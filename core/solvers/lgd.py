@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..checks import check_finite, check_whole
 from ..noise import Noise
 from ..precision import outside_autocast
 from ..schedule import signal_level, step_coefficients
@@ -51,6 +52,8 @@ class LGD(Solver):
     def __post_init__(self):
         if self.samples < 1 or not self.scale > 0:
             raise ValueError(f"samples is {self.samples} and scale {self.scale}; expected 1 or more, and more than 0")
+        check_whole(1, samples=self.samples)
+        check_finite(scale=self.scale)
 
     def stages(self, sample_map):
         return sample_map.stages + sample_map.injected

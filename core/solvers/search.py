@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..checks import check_whole
 from ..problem import taken, where
 from .base import Solver, neighbour
 
@@ -34,8 +35,7 @@ class Search(Solver):
     _leader: "Leader | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if self.candidates < 1:
-            raise ValueError(f"candidates is {self.candidates}; expected 1 or more")
+        check_whole(1, candidates=self.candidates)
         if not 0 < self.beta <= 1:
             raise ValueError(f"beta is {self.beta}; expected a number in (0, 1]")
 

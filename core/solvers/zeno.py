@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..checks import check_positive, check_whole
 from .base import Solver, neighbour
 
 
@@ -56,12 +57,10 @@ class ZeNO(Solver):
             raise ValueError(f"unknown mode {self.mode!r}; expected 'optimise', 'sample' or 'resample'")
         if self.weights not in ("linear", "softmax"):
             raise ValueError(f"unknown weights {self.weights!r}; expected 'linear' or 'softmax'")
-        if self.candidates < 2:
-            raise ValueError(f"candidates is {self.candidates}; expected 2 or more, to compare them")
+        check_whole(2, candidates=self.candidates)  # they are compared
         if self.beta is not None and not 0 < self.beta <= 1:
             raise ValueError(f"beta is {self.beta}; expected a number in (0, 1]")
-        if not self.tau > 0:
-            raise ValueError(f"tau is {self.tau}; expected a number > 0")
+        check_positive(tau=self.tau)
 
     def stages(self, sample_map):
         return sample_map.calls(self.candidates + 1) * sample_map.stages
