@@ -185,7 +185,7 @@ def test_an_item_that_was_not_written_whole_is_not_finished(tmp_path, monkeypatc
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "0001_black-cat_0000.error.txt", "summary.csv", "summary.json",
     }  # fmt: skip
-    assert "OSError: no space left" in (tmp_path / "out" / "summary.csv").read_text()
+    assert "0001_black-cat_0000 could not be written: no space left" in (tmp_path / "out" / "summary.csv").read_text()
 
 
 def test_bad_prompts_are_found_before_any_work(tmp_path, capsys):
