@@ -483,3 +483,17 @@ def test_pictures_with_masks_of_different_area_are_regularised_in_every_part(par
         one, its_gradient = regularizer.gradient(alone, noise.item(item))
         torch.testing.assert_close(value[item], one[0])
         torch.testing.assert_close(gradient.item(item).flat(), its_gradient.flat())
+
+
+def test_a_limit_stops_the_run_only_where_every_picture_is_past_it():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    shifted = torch.tensor([3.0, 0.0], dtype=torch.float64)[:, None]  # the first picture's noise is improbable
+
+    def reward(images, prompts):
+        return images.mean(dim=(1, 2, 3)) * 0 + torch.tensor([0.0, 1.0])
+
+    far = noise.with_flat(noise.flat() + shifted)
+    for start, limit in ((noise, {"target": 0.5}), (far, {"stop_probability": 0.01})):
+        history = core.optimize(noise_map, reward, start, core.Search.pcn(1e-4), iterations=2, **limit).history
+        assert history.stopped == "2 iterations done"

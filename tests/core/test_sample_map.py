@@ -240,3 +240,16 @@ def test_steps_report_forward_decode_and_backward():
 def test_a_copy_with_another_schedule_starts_by_its_own():
     copy = dataclasses.replace(sample_map(), schedule=core.Schedule((100.0, 1.0, 0.0)))
     torch.testing.assert_close(copy.start(torch.ones(1)), torch.tensor([10001.0]).sqrt())
+
+
+def test_every_entry_of_a_mask_above_0_is_optimised():
+    noise_map = sample_map(mask=torch.tensor([0.0, 0.01, 1.0]).repeat(2).expand(1, 1, 6, 6))
+    active = noise_map.active_entries(noise_map.randn(0)).view(-1, 6)
+    assert torch.equal(active, torch.tensor([False, True, True] * 2).expand_as(active))
+
+
+def test_noise_of_sigmas_a_hundredth_off_is_of_another_schedule():
+    noise_map = sample_map()
+    sigmas = [1.01 * sigma for sigma in noise_map.settings["sigmas"]]
+    with pytest.raises(ValueError, match="the noise was made with sigmas"):
+        noise_map.check_settings(dataclasses.replace(noise_map.randn(0), settings={"sigmas": sigmas}))

@@ -234,6 +234,15 @@ def test_renos_step_is_a_clipped_nesterov_step():
     torch.testing.assert_close(moved.flat(), noise.flat() + 5 * 1.9 * 0.1 * direction)
 
 
+def test_a_gradient_that_is_shorter_than_the_clip_stays_as_it_is():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    problem = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)))
+    _, gradient = problem.gradient(noise)
+    moved, _ = core.GradientAscent(lr=1.0, optimizer="sgd", momentum=0.0, clip=1e3).step(problem, noise)
+    torch.testing.assert_close(moved.flat(), noise.flat() + gradient.flat())
+
+
 @pytest.mark.parametrize("most_rows", [None, 3, 5])
 @pytest.mark.parametrize("solver", [
     core.GradientAscent(),
