@@ -141,7 +141,7 @@ class Combine:
         priors = list(self.priors)
         for index in self._counted:
             name = self.names[index]
-            values = torch.as_tensor(raw[name], dtype=torch.float64)
+            values = torch.as_tensor(raw[name]).cpu().double()  # not every device has float64
             if len(values) < 2 or not values.isfinite().all() or values.std() == 0:
                 raise ValueError(
                     f"{name} scored {values.tolist()}; calibration needs two or more finite scores that differ. Give"

@@ -36,11 +36,14 @@ class DiscreteDenoiser:
             raise ValueError(f"unknown prediction {prediction!r}; expected 'eps' or 'v'")
         self.network, self.prediction = network, prediction
         alphas_cumprod = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
-        self.log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().log()
+        # Kept in float32, as not every device has float64: neighbours differ by 0.001 or more, rounding by 1e-6.
+        self.log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().log().float()
 
     def timestep(self, sigma):
         """Return the training timestep nearest to each sigma in log sigma, (B,) int64."""
-        distance = sigma.double().log()[:, None] - self.log_sigmas.to(sigma.device)
+        if self.log_sigmas.device != sigma.device:
+            self.log_sigmas = self.log_sigmas.to(sigma.device)
+        distance = sigma.float().log()[:, None] - self.log_sigmas
         return distance.abs().argmin(dim=1)
 
     def __call__(self, x, sigma, condition):

@@ -1,0 +1,98 @@
+"""Every reward on a second device: the CPU's scores and gradients, in every precision of its networks."""
+
+import contextlib
+
+import pytest
+import tiny_rewards
+import torch
+from comfyui_dno import rewards
+from comfyui_dno.core.scoring import exact, score
+from comfyui_dno.rewards.towers import load_tower
+from second_device import without_float64
+
+PROMPTS = ["a black cat", "white owls, a dog"]
+PIXEL_REWARDS = {
+    "brightness": rewards.Brightness(),
+    "contrast": rewards.Contrast(),
+    "saturation": rewards.Saturation(),
+    "sharpness": rewards.Sharpness(negative=True),
+    "colour": rewards.ColorTarget((0.2, 0.4, 0.9)),
+    "colour of a part": rewards.ColorTarget((1.0, 0.0, 0.0), torch.eye(8)),
+    "jpeg": rewards.JPEG(),
+    "jpeg proxy": rewards.JPEGProxy(),
+    "of crops": rewards.Jittered(rewards.Contrast(), crops=2),
+    "combined": rewards.Combine([rewards.Brightness(), rewards.Contrast()], weights=[1, 2]),
+}
+TOWERS = ("HPS", "PickScore", "CLIPScore L", "CLIPScore H", "Aesthetic", "Similarity", "Directions")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def allowed(device):
+    """Return a context in which the pretend device has no float64, as MPS."""
+    return without_float64() if device.type == "pretend" else contextlib.nullcontext()
+
+
+def pictures(device="cpu"):
+    return tiny_rewards.pictures(height=48, width=40).to(device)
+
+
+def assert_scores_as_on_the_cpu(reward_on, device, rtol=1e-3, atol=1e-4):
+    """`reward_on(device)` scores and, if it can be, is differentiated on the pictures' device as the CPU's is there."""
+    ours, theirs = reward_on(device), reward_on("cpu")
+    with allowed(device):
+        found = score(ours, pictures(device), PROMPTS)
+        assert found.device == device
+        torch.testing.assert_close(found.cpu(), score(theirs, pictures(), PROMPTS), rtol=rtol, atol=atol)
+        if not getattr(ours, "differentiable", True):
+            return
+        gradient = exact(ours, pictures(device), PROMPTS)[1]
+    expected = exact(theirs, pictures(), PROMPTS)[1]
+    assert gradient.device == device
+    assert (gradient.cpu() - expected).norm() <= rtol * expected.norm()
+
+
+@pytest.mark.parametrize("reward", PIXEL_REWARDS.values(), ids=PIXEL_REWARDS)
+def test_rewards_of_pixels_score_as_on_the_cpu(device, reward):
+    assert_scores_as_on_the_cpu(lambda place: reward, device)
+
+
+@pytest.mark.parametrize("place", ["cpu", "the device"])
+def test_consistency_scores_as_on_the_cpu_wherever_its_classifier_is(device, place):
+    there = rewards.Consistency("black cat", device="cpu" if place == "cpu" else device)
+    here = rewards.Consistency("black cat")
+    assert_scores_as_on_the_cpu(lambda wanted: there if wanted == device else here, device)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_score_as_on_the_cpu(device, name, files, build):
+    kind = {"HPS": "hps", "PickScore": "pickscore", "CLIPScore H": "clip_h_open_clip"}.get(name, "clip_l")
+
+    def reward_on(place):
+        return build(name, tower=load_tower(files[kind], device=place))
+
+    assert_scores_as_on_the_cpu(reward_on, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tower_of_every_precision_scores_as_on_the_cpu(device, dtype, files, build):
+    def reward_on(place):
+        return build("CLIPScore L", tower=load_tower(files["clip_l"], place, dtype))
+
+    assert_scores_as_on_the_cpu(reward_on, device, rtol=1e-3 if dtype == torch.float32 else 5e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ImageReward", "CycleReward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_blip_towers_score_as_on_the_cpu(device, name, dtype, blip_files):
+    def reward_on(place):
+        return getattr(rewards, name)(load_tower(blip_files / f"{name}.pt", place, dtype))
+
+    assert_scores_as_on_the_cpu(reward_on, device, rtol=1e-3 if dtype == torch.float32 else 0.1, atol=1e-3)
+
+
+def test_a_combination_is_calibrated_by_scores_on_the_device(device):
+    combined = rewards.Combine([rewards.Brightness(), rewards.Contrast()])
+    with allowed(device):
+        found = combined.calibrate(combined.part_scores(pictures(device)))
+    expected = combined.calibrate(combined.part_scores(pictures()))
+    torch.testing.assert_close(torch.tensor(found.priors), torch.tensor(expected.priors), rtol=1e-4, atol=1e-6)
