@@ -3,6 +3,7 @@
 import copy
 import sys
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import torch
@@ -116,6 +117,8 @@ class DNOSamplerAdvanced(io.ComfyNode):
             first, latent, sampler, sigmas, denoise_mask=latent_image.get("noise_mask"), disable_pbar=True,
             seed=noise.seed,
         )  # fmt: skip
+        # Where stock nodes leave a latent, and where those after them expect it.
+        samples = samples.to(comfy.model_management.intermediate_device())
         return found(sampler.result, samples, latent_image, vae, cls.hidden)
 
 
