@@ -137,12 +137,10 @@ def idle_size(server):
     return process.memory_info().rss, process.num_fds()
 
 
-def test_no_workflow_hangs_or_ends_without_a_sentence_and_the_server_stays_as_it_was(server):
-    bits, files, wrong, ends, waiting = stock_latent(server), files_beside(server), {}, Counter(), None
-    sizes = []
+def soak(server, ends, wrong):
+    """Run all graphs, some interrupted, some in pairs, some left alone by their clients; count ends, collect faults."""
+    waiting = None
     for number, (name, graph) in enumerate(graphs(Generator(server.get("/object_info"), seed=0))):
-        if number % (max(VALID + WRONG, 6) // 6) == 0:
-            sizes.append(idle_size(server))
         if number % 20 == 7:
             waiting = graph
             continue
@@ -156,8 +154,14 @@ def test_no_workflow_hangs_or_ends_without_a_sentence_and_the_server_stays_as_it
         if fault:
             wrong[name] = {"fault": fault, "graph": graph.prompt}
         assert server.process.poll() is None, f"the server died of {name}: {graph.prompt}\n{server.log()[-3000:]}"
-    sizes.append(idle_size(server))
-    before, after = sizes[-3], sizes[-1]
+
+
+def test_no_workflow_hangs_or_ends_without_a_sentence_and_the_server_stays_as_it_was(server):
+    """All graphs are run twice: what the first round has left in memory, the second must not add to."""
+    bits, files, wrong, ends, sizes = stock_latent(server), files_beside(server), {}, Counter(), []
+    for _ in range(2):
+        soak(server, ends, wrong)
+        sizes.append(idle_size(server))
     report = server.folder / "soak.json"
     report.write_text(json.dumps({"ends": ends, "wrong": wrong, "sizes": sizes}, indent=1))
     print(report.read_text())  # noqa: T201, shown with -s
@@ -165,6 +169,7 @@ def test_no_workflow_hangs_or_ends_without_a_sentence_and_the_server_stays_as_it
     new = {path: size for path, size in files_beside(server).items() if files.get(path) != size}
     assert new.keys() <= {str(report)}, f"written outside of output: {sorted(new)}"
     assert not wrong, "\n".join(f"{name}: {it['fault']}" for name, it in wrong.items()) + f"\n(graphs in {report})"
-    assert ends["valid: execution_success"] >= VALID / 5, f"too few graphs ran through to tell anything: {ends}"
+    assert ends["valid: execution_success"] >= VALID * 2 / 5, f"too few graphs ran through to tell anything: {ends}"
+    before, after = sizes
     assert after[0] <= 1.02 * before[0], f"resident memory grew from {before[0]} to {after[0]}"
     assert after[1] <= 1.02 * before[1] + 1, f"open files grew from {before[1]} to {after[1]}"
