@@ -108,3 +108,27 @@ def test_the_trajectory_of_a_long_search_shows_first_best_and_last():
     assert shown[0] == 0 and 1001 % 256 in shown and shown[-1] == 1999 % 256 and len(shown) == 8
     # Before the run has ended, no best is known.
     assert plots.trajectory(recorded(600), count=3, size=20).width == 3 * 26 + 6
+
+
+def test_the_norm_is_in_units_of_the_square_root_of_the_number_of_entries():
+    """True noise is near 1; all ones are at 1, all twos at 2, whatever their number."""
+    noise_map = sample_map(batch=1)
+    for value in (1.0, 2.0):
+        noise = noise_map.randn(0).to(torch.float64).map(lambda z, value=value: torch.full_like(z, value))
+        history = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, iterations=0).history
+        assert history.column("norm") == pytest.approx([value], rel=1e-6)
+
+
+def test_the_best_of_a_search_that_goes_on_is_found_in_its_own_rows():
+    noise_map = sample_map(batch=1)
+
+    def reward(images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
+    solver = core.GradientAscent(lr=0.05)
+    start = noise_map.randn(0).to(torch.float64)
+    first = core.optimize(noise_map, reward, start, solver, iterations=3, floor=0.0)
+    history = core.optimize(noise_map, reward, first.noise, solver, iterations=3, floor=0.0).history
+    scores = history.column("score")
+    assert [row["iteration"] for row in history.rows] == [3, 4, 5, 6]
+    assert history.best == [max(range(4), key=scores.__getitem__)] == [3]

@@ -497,3 +497,16 @@ def test_a_limit_stops_the_run_only_where_every_picture_is_past_it():
     for start, limit in ((noise, {"target": 0.5}), (far, {"stop_probability": 0.01})):
         history = core.optimize(noise_map, reward, start, core.Search.pcn(1e-4), iterations=2, **limit).history
         assert history.stopped == "2 iterations done"
+
+
+def test_the_time_budget_leaves_room_for_the_check_of_the_best(monkeypatch):
+    """4 steps; an iteration of 10 stages that took 10 s, and a check of 4: there must be 14 s left."""
+    clock_of = sys.modules["comfyui_dno.core.optimize"]
+    now = [0.0]
+    monkeypatch.setattr(clock_of.time, "perf_counter", lambda: now[0])
+    problem = core.Problem(sample_map(), mean_pixel, started=0.0)
+    for seconds, spent in ((24.1, False), (23.9, True)):
+        now[0] = 0.0
+        clock = clock_of.Clock(problem, core.GradientAscent(), seconds)
+        now[0] = 10.0
+        assert bool(clock.spent()) == spent

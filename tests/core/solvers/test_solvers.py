@@ -285,3 +285,21 @@ def test_the_norm_regulariser_has_its_closed_forms_gradient():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("solver", [
+    core.ZeNO(3), core.ZeNO(3, weights="softmax", tau=1.0), core.ZeNO(3, mode="sample", tau=1.0),
+])
+def test_a_score_of_minus_infinity_weighs_as_the_lowest_that_is_finite(solver):
+    scores = torch.tensor([[-math.inf, 1.0], [-5.0, 2.0], [-3.0, 3.0]])
+    expected = torch.tensor([[-5.0, 1.0], [-5.0, 2.0], [-3.0, 3.0]])
+    torch.testing.assert_close(solver._weights(scores), solver._weights(expected))
+
+
+@pytest.mark.parametrize("solver", [core.Search.best_of_n(4), core.Search.pcn(0.5)])
+def test_a_candidate_that_scores_the_same_does_not_replace_the_pivot(solver):
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    result = core.optimize(noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, noise, solver, iterations=3, floor=0.0)
+    assert torch.equal(result.noise.flat(), noise.flat())
+    assert torch.equal(result.noise.checkpoint.noise.flat(), noise.flat())
