@@ -64,11 +64,11 @@ class Search(Solver):
         """Evaluate `noise` and N candidates; return (the best of them all, the Evaluation of `noise`)."""
         evaluation = self.evaluate(problem, noise)
         leader = Leader(noise.flat(), evaluation.latent, evaluation.images, evaluation.scores, evaluation.watched)
+        pivot = leader.flat
 
         def propose(index):
             return neighbour(problem, noise, pivot, index, self.beta, self.seed)
 
-        pivot = leader.flat
         for candidates in problem.candidates(noise, self.candidates, propose):
             leader = leader.or_better(candidates, problem.judge(noise, candidates))
         self._leader = leader
