@@ -1,0 +1,90 @@
+"""ZeNO against what theory says of it."""
+
+import math
+
+import pytest
+import torch
+from comfyui_dno import core
+from linear_rewards import identity_map, linear_reward
+from tiny_models import sample_map
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_zeno_gains_what_theory_says_on_a_linear_reward(seed):
+    """N = 16, K = 50 (800 evaluations), n = 3072: 0.90 sqrt(N K) = 25.5 standard deviations."""
+    noise_map = identity_map((3, 32, 32))
+    noise = noise_map.randn(seed)
+    solver = core.ZeNO(candidates=16, seed=seed)
+    result = core.optimize(noise_map, linear_reward(3072, seed), noise, solver, iterations=50, floor=0.0)
+    scores = result.history.column("score")
+    assert scores[-1] - scores[0] > 22
+    assert abs(scores[-1] - scores[0] - 0.90 * math.sqrt(16 * 50)) < 4
+    assert all(0.95 < norm[0] < 1.05 for norm in (row["norm"] for row in result.history.rows))
+
+
+def test_softmax_weights_climb_too_but_less():
+    noise_map = identity_map((3, 32, 32))
+    gains = {}
+    for weights in ("linear", "softmax"):
+        solver = core.ZeNO(16, weights=weights, tau=0.3)
+        noise = noise_map.randn(0)
+        scores = core.optimize(noise_map, linear_reward(3072), noise, solver, iterations=50).history.column("score")
+        gains[weights] = scores[-1] - scores[0]
+    assert 5 < gains["softmax"] < gains["linear"]
+
+
+def test_sampling_has_the_mean_and_covariance_of_the_tilted_law():
+    """p(z) exp(r / lambda) with r quadratic is a Gaussian in closed form; 1500 chains in two dimensions."""
+    lam, batch = 1.0, 1500
+    slope, curvature = torch.tensor([0.8, -0.4]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])
+    noise_map = identity_map((2, 1, 1), batch)
+
+    def reward(images, prompts):
+        z = images.flatten(1)
+        return z @ slope - ((z @ curvature) * z).sum(dim=1) / 2
+
+    solver = core.ZeNO(candidates=16, beta=0.05, mode="sample", tau=2 * lam)
+    noises = []
+    core.optimize(
+        noise_map, reward, noise_map.randn(0), solver, iterations=100, floor=0.0,
+        callback=lambda evaluation, best: noises.append(evaluation.noise.flat()),
+    )  # fmt: skip
+    z = torch.cat(noises[-20::5])
+    precision = torch.eye(2) + curvature / lam
+    torch.testing.assert_close(z.mean(dim=0), torch.linalg.solve(precision, slope / lam), rtol=0, atol=0.06)
+    torch.testing.assert_close(z.T.cov(), torch.linalg.inv(precision), rtol=0, atol=0.06)
+
+
+def test_resampling_with_beta_one_draws_by_the_softmax_of_the_scores():
+    """One step of importance resampling from N(0, 1) to N(1, 1): r = 2 z, tau = 2."""
+    noise_map = identity_map((2, 1, 1), 3000)
+
+    def reward(images, prompts):
+        return 2 * images[:, 0, 0, 0]
+
+    solver = core.ZeNO(candidates=512, beta=1.0, mode="resample", tau=2.0)
+    noises = []
+    core.optimize(
+        noise_map, reward, noise_map.randn(0), solver, iterations=1, floor=0.0,
+        callback=lambda evaluation, best: noises.append(evaluation.noise.flat()),
+    )  # fmt: skip
+    tilted, free = noises[1].T
+    assert abs(tilted.mean().item() - 1) < 0.08 and abs(tilted.std().item() - 1) < 0.08
+    assert abs(free.mean().item()) < 0.08 and abs(free.std().item() - 1) < 0.08
+
+
+def test_equal_rewards_make_zeno_a_plain_step_of_the_reference_process():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    solver = core.ZeNO(beta=0.3)
+    history = core.optimize(noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, noise, solver, iterations=20).history
+    assert all(0.85 < norm < 1.1 for row in history.rows for norm in row["norm"])
+
+
+@pytest.mark.parametrize("solver", [
+    core.ZeNO(3), core.ZeNO(3, weights="softmax", tau=1.0), core.ZeNO(3, mode="sample", tau=1.0),
+])
+def test_a_score_of_minus_infinity_weighs_as_the_lowest_that_is_finite(solver):
+    scores = torch.tensor([[-math.inf, 1.0], [-5.0, 2.0], [-3.0, 3.0]])
+    expected = torch.tensor([[-5.0, 1.0], [-5.0, 2.0], [-3.0, 3.0]])
+    torch.testing.assert_close(solver._weights(scores), solver._weights(expected))
