@@ -339,6 +339,8 @@ class Progress:
         try:
             with torch.no_grad():  # some previewers are networks
                 return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
+        except mm.InterruptProcessingException:  # an Exception in ComfyUI 0.3.75
+            raise
         except Exception as error:  # whatever a previewer of any pack raises
             log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
             self.previewer = None
