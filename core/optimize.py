@@ -150,7 +150,8 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
         callback: as `optimize` takes it.
 
     Returns:
-        the noise of the next iteration, and the number of updates behind it; None where something was not finite.
+        noise, done: the next iteration's noise, and the number of updates that made it; `done` alone is None where all
+            pictures turned non-finite.
     """
     done, last = first, first + problem.iterations
     try:

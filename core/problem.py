@@ -3,8 +3,8 @@
 Whatever a solver evaluates, as the noise of an iteration or as one of a search's candidates, goes through a `Problem`,
 which keeps each picture's best. (The tiny perturbations of an estimator are not candidates.)
 
-Everything that is known of a picture as a number (scores, probabilities, norms) is on the noise's device, wherever the
-decoder and the rewards run: they meet here, and nowhere else.
+Scores, probabilities and norms are moved to the noise's device (`_on_noise`), wherever the decoder and the rewards run.
+Watched scores stay where the reward gave them: they are only recorded.
 """
 
 import logging
@@ -199,7 +199,9 @@ class Problem:
         return torch.cat(found)
 
     def judge(self, noise, candidates, scores=None):
-        """Let each picture's highest-scoring candidate compete for the best, the next where its noise is improbable.
+        """Score candidates, and offer each picture's highest to the best.
+
+        If its noise is too improbable, the next highest is offered, until none beats the best.
 
         Args:
             noise: a Noise of the shape.

@@ -2,10 +2,10 @@
 
 One tensor's way through this file:
 
-    noise.initial --start--> x_T --step, step, ..--> x_0 --finish--> latent --decode--> images        (`sample`)
+    x_T = noise.initial --start--> x --step, step, ..--> last x --finish--> latent --decode--> images  (`sample`)
     noise.injected[i] enters at its step
 
-    d_images --decode's VJP--> d_latent --steps backwards--> d_x_T --start's VJP--> Noise of gradients (`Pullback`)
+    d_images --decode's VJP--> d_latent --steps backwards--> d_x --start's VJP--> Noise of gradients (`Pullback`)
 
 The backward pass is not one autograd graph. Every stage is re-run with grad from what the forward pass stored (one
 x per step), differentiated, and freed, so that the peak memory is one network call's graph whatever the number of

@@ -6,7 +6,7 @@ Symbols (Tang et al. 2024, Song et al. 2020, k-diffusion):
     denoised   D, the model's x0 estimate at (x, sigma), classifier-free guidance applied
     sigma_next noise level of x_s, the next sample
     eta        0 is the ODE (DDIM), 1 the paper's SDE
-    noise      z_t ~ N(0, I), the step's injected noise (w_t in the paper)
+    noise      w_t ~ N(0, I), the step's injected noise
 
 Families differ in the signal level alpha(sigma) of x = alpha * x0 + sigma * eps:
 

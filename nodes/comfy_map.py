@@ -6,7 +6,7 @@ and its gradient's way back:
 
     DNOSampler.execute              x_T by `comfy.sample.prepare_noise`, the settings as an `Optimization`
     OptimizedSampler.sample         called by the guider: out of inference mode, models loaded, a `ComfyRun` made
-    Optimization.search             w_1, w_2, .. by `ComfyRun.first_noise`; the SampleMap by `ComfyRun.sample_map`
+    Optimization.search             the SampleMap by `ComfyRun.sample_map`; w_1, w_2, .. by `ComfyRun.first_noise`
     core.optimize                   the loop; each step of the solver asks `Problem.gradient` or `Problem.candidates`
     SampleMap.pullback              forward, through the three below
       ComfyRun.start                x at the first sigma, with the img2img latent
@@ -79,6 +79,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 extra_args.get("seed"), expect_gradient, load_models,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
+            # Of a copy: a search changes its run's noise and options, and may begin anew.
             self.result = gradients.keeping_what_is_changed(
                 lambda: self.optimization.search(replace(run), decode, most_rows)
             )

@@ -103,7 +103,10 @@ class ZeNO(Solver):
         return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
 
     def _mean(self, problem, scores, flat):
-        """Return what replaces the proposal's noise: the weighted mean of the xi, (B, n), as long as true noise.
+        """Return the direction that takes the place of xi in the update, (B, n).
+
+        It is the weighted mean of the candidates' xi, rescaled ("optimise") or filled up with fresh noise ("sample") to
+        the length of true noise.
 
         The xi are drawn anew, one after another, by the seeds that drew them for the candidates.
         """
