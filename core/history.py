@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from .files import to_json
+from .precision import wide
 
 EARLIER = -1
 """The iteration of a best that an earlier search had found."""
@@ -188,7 +189,7 @@ def _listed(row):
 
 def _norm(noise):
     """Return each picture's norm of z in units of sqrt(n), which true noise is near."""
-    flat = noise.flat().float()
+    flat = wide(noise.flat())
     return flat.norm(dim=1) / flat.shape[1] ** 0.5
 
 

@@ -76,7 +76,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
                 model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient, load_models,
+                extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
             # Of a copy: a search changes its run's noise and options, and may begin anew.
@@ -139,13 +139,16 @@ class ComfyRun:
     Attributes:
         guider: the comfy guider, callable as (x, sigma, model_options=, seed=) -> denoised.
         sigmas: (T + 1,).
-        noise: (B, C, H, W), unit variance, x_T of the seed; in inpainting also what the kept part is noised with.
+        noise: (B, C, H, W), unit variance, x_T of the seed, until `Optimization.search` sets it to what the kept part
+            of an inpainting is noised with.
         latent_image: (B, C, H, W) in the model's own scale.
         denoise_mask: (B, C, H, W), 1 where the picture is made anew; or None.
         model_options: for the guider.
         seed: for the guider.
         expect_gradient: told before each call whether its result must have a gradient.
         load: called before each run, to load the guider's models.
+        repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
+            not, and gives what KSampler gives.
     """
 
     guider: object
@@ -157,6 +160,7 @@ class ComfyRun:
     seed: int
     expect_gradient: object = staticmethod(lambda expect: None)
     load: object = staticmethod(_stays)
+    repeats: bool = True
 
     @property
     def model_sampling(self):
@@ -183,7 +187,9 @@ class ComfyRun:
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
         mask = self._rows(self.denoise_mask, x)
-        with patches.repeatable(x.device, "patches of the model", float(sigma[0])):
+        # Only then is sigma read, which makes the host wait for the device.
+        key = ("patches of the model", float(sigma[0])) if self.repeats else None
+        with patches.repeatable(x.device, key):
             return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
 
     def finish(self, x):
@@ -260,6 +266,11 @@ class Optimization:
     start: core.Noise | None = None
     part: str = "all"
     diagnose: bool = False
+
+    @property
+    def searches(self):
+        """Whether noises are sampled more than once."""
+        return self.iterations > 0 or self.diagnose
 
     @property
     def differentiates(self):

@@ -32,11 +32,15 @@ def with_empty_cache(model_options, model_sampling):
 
 
 @contextlib.contextmanager
-def repeatable(device, *key):
+def repeatable(device, key):
     """Let random numbers of the global generators be those that `key` decides, and leave the generators as found.
 
-    ToMe and HyperTile draw some in every call of the model: a noise would sample to another latent each time.
+    ToMe and HyperTile draw some in every call of the model: a noise would sample to another latent each time. With None
+    as the key they draw on, as under KSampler.
     """
+    if key is None:
+        yield
+        return
     generators = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

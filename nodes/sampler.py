@@ -262,6 +262,9 @@ def checked_latent(model, vae, latent_image):
             f"the latent has {latent.shape[1]} channels but the model works on {channels}; encode the image with this"
             " model's VAE, or use an empty latent"
         )
+    if len(latent) == 0 or not latent.isfinite().all():
+        found = "holds NaN or infinity" if len(latent) else "is of no picture at all"
+        raise ValueError(f"the latent {found}; expected finite numbers of one picture or more")
     vae.throw_exception_if_invalid()
     if vae.latent_channels != channels or vae.output_channels != 3:
         raise ValueError(

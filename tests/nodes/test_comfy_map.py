@@ -135,6 +135,13 @@ def test_previews_need_no_graph_and_one_that_fails_ends_no_search(comfy, kind, c
     assert ("RuntimeError: a bug in a previewer" in comfy.log()) or kind != "fails"
 
 
+def test_an_interruption_that_a_preview_notices_ends_the_search(comfy):
+    graph = Workflow()
+    graph.model = graph.node("DNOTestPreviewer", model=graph.model, kind="interrupted")[0]
+    graph.keep("latent", graph.dno(iterations=1)[0])
+    assert comfy.run(graph, may_fail=True).ended == "execution_interrupted"
+
+
 def test_a_preview_of_a_latent_that_is_not_finite_ends_no_search(comfy):
     graph = Workflow(model_seed=75)
     broken = graph.node("DNOTestObstacle", model=graph.model, kind="nan")[0]

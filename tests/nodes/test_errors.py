@@ -19,9 +19,11 @@ def message(comfy, graph, sampler):
     [
         ({"channels": 16}, ["16 channels", "works on 4", "empty latent"]),
         ({"dims": 5}, ["expected (B, C, H, W)", "video"]),
+        ({"batch": 0}, ["of no picture at all", "one picture or more"]),
+        ({"scale": float("inf")}, ["holds NaN or infinity", "finite numbers"]),
     ],
 )
-def test_a_latent_of_another_model_is_refused(comfy, settings, words):
+def test_a_latent_that_does_not_fit_is_refused(comfy, settings, words):
     graph = Workflow()
     found = message(comfy, graph, graph.dno(latent=graph.latent(**settings)))
     assert all(word in found for word in words), found

@@ -31,11 +31,11 @@ def test_a_search_finds_a_noise_that_replays_though_the_patch_has_a_state_or_is_
     assert error(found["start"], found["ours"]) > 1e-3
 
 
-@pytest.mark.parametrize("patch", ["EasyCache", "LazyCache"])
-def test_a_step_cache_gives_the_stock_samplers_latent_at_0_iterations(comfy, patch):
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_patch_gives_the_stock_samplers_latent_at_0_iterations(comfy, patch):
     graph = Workflow()
-    graph.model = graph.node(patch, model=graph.model, **CACHE)[0]
-    latent = graph.latent(scale=1.0)
+    graph.model = graph.node(patch, model=graph.model, **PATCHES[patch])[0]
+    latent = graph.latent(size=16)
     graph.keep("ours", graph.dno(eta=0.0, latent=latent)[0])
     graph.keep("stock", graph.node("KSampler", **graph.sampling(latent=latent), sampler_name="euler")[0])
     kept = comfy.run(graph).kept

@@ -1,5 +1,6 @@
 """A previewer that is a network, as TAESD's is, or that fails."""
 
+import comfy.model_management as mm
 import latent_preview
 import torch
 from PIL import Image
@@ -21,6 +22,8 @@ class Previewer:
         self.notes["calls"] += 1
         if self.kind == "fails":
             raise RuntimeError("a bug in a previewer")
+        if self.kind == "interrupted":
+            raise mm.InterruptProcessingException
         if self.kind == "nan":
             assert x0.isfinite().all(), "a previewer would make a warning of it, or an error"
         self.notes["graphs"] += self.network(x0).requires_grad
@@ -32,7 +35,7 @@ class DNOTestPreviewer:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "kind": (["network", "fails", "nan"],)}}
+        return {"required": {"model": ("MODEL",), "kind": (["network", "fails", "nan", "interrupted"],)}}
 
     RETURN_TYPES = ("MODEL", "DNO_SOLVER")
     FUNCTION = "put"
