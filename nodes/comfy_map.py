@@ -30,6 +30,7 @@ import latent_preview
 import torch
 
 from .. import core
+from ..core.memory import is_out_of_memory
 from . import gradients, patches
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -40,6 +41,10 @@ GRAPH_FACTOR = 4
 
 # Of the free memory, the part that one call's candidates may take; and the most pictures worth one call.
 CANDIDATES_SHARE, MOST_PICTURES = 0.5, 64
+
+# Relative difference of a result from that in a larger batch above which its rows are mixed: above the rounding of
+# kernels that differ with the batch, in float32 and in half precision.
+MIXED, MIXED_HALF = 3e-5, 1e-2
 
 
 class OptimizedSampler(comfy.samplers.Sampler):
@@ -192,6 +197,27 @@ class ComfyRun:
         with patches.repeatable(x.device, key):
             return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
 
+    def mixes_rows(self):
+        """Whether a picture depends on what else is in its call, or no more than a batch may be in one.
+
+        Some patches of the guidance weigh or compare a batch's rows. The model is asked by two calls in the middle of
+        the schedule, where it has such a patch.
+        """
+        if not patches.changes_guidance(self.model_options):
+            return False
+        with torch.no_grad():
+            sigma = self.sigmas[len(self.sigmas) // 2 - 1].to(self.noise)
+            x = self.start(self.noise) * (sigma / self.sigmas[0])
+            alone = self.denoise(x, sigma.expand(len(x)))
+            try:
+                together = self.denoise(torch.cat([x, x.flip(-1) + sigma]), sigma.expand(2 * len(x)))[: len(x)]
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                return True
+        same = MIXED_HALF if self.guider.inner_model.get_dtype().itemsize < 4 else MIXED
+        return bool((together - alone).norm() > same * alone.norm())
+
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
 
@@ -299,6 +325,12 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
+        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
+            log.warning(
+                "a patch of the model mixes the pictures of one call: candidates are sampled one at a time. In a batch"
+                " each picture's best is found beside others than its end; search one picture at a time for it to replay"
+            )
+            sample_map.most_rows = sample_map.shape[0]
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)

@@ -12,6 +12,11 @@ def has_cache(model_options):
     return "easycache" in model_options.get("transformer_options", {})
 
 
+def changes_guidance(model_options):
+    """Whether a patch works on the guided result, such as VideoLinearCFGGuidance: it may mix the rows of a batch."""
+    return any(model_options.get(f"sampler_{name}_function") for name in ("pre_cfg", "cfg", "post_cfg"))
+
+
 def refuse_a_cache(model_options):
     """Raise RuntimeError where steps may be skipped: the backward pass runs each again, and would find another."""
     if has_cache(model_options):

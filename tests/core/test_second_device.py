@@ -6,11 +6,13 @@
 """
 
 import contextlib
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core import precision
 from second_device import counting, jitter, without_float64
 from tiny_models import SIGMAS, TinyDenoiser, decode, guided
 
@@ -44,6 +46,16 @@ SEARCHES = {
     "checked and diagnosed": {"check_gradient": True, "diagnose": True},
     "diagnosed with a regulariser": {"diagnose": True, "regularizer": core.ProbabilityRegularizer(permutations=5)},
 }
+
+
+@pytest.fixture(autouse=True)
+def drawn_on_the_cpu(monkeypatch):
+    """CUDA draws candidates of its own; here it is to find what the CPU finds."""
+
+    def normal(shape, like, *key):
+        return precision.normal(shape, like.cpu(), *key).to(like.device)
+
+    monkeypatch.setattr(sys.modules["comfyui_dno.core.problem"], "normal", normal)
 
 
 def mean_pixel(images, prompts):

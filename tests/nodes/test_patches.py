@@ -31,6 +31,27 @@ def test_a_search_finds_a_noise_that_replays_though_the_patch_has_a_state_or_is_
     assert error(found["start"], found["ours"]) > 1e-3
 
 
+@pytest.mark.parametrize("patch, settings, batch", [
+    ("VideoLinearCFGGuidance", {"min_cfg": 1.0}, 2), ("Mahiro", {}, 1),
+    ("RenormCFG", {"cfg_trunc": 100.0, "renorm_cfg": 1.0}, 1),
+    ("TemporalScoreRescaling", {"tsr_k": 0.95, "tsr_sigma": 1.0}, 1),
+])
+def test_candidates_are_sampled_one_at_a_time_where_a_patch_mixes_a_calls_pictures(comfy, patch, settings, batch):
+    """Or where it takes no more than one: RenormCFG and TemporalScoreRescaling compare tensors as if of one picture."""
+    graph = NoiseWorkflow()
+    graph.model = graph.node(patch, model=graph.model, **settings)[0]
+    latent = graph.latent(batch=batch)
+    search = graph.node("DNOSolverSearch", **{**SEARCH, "candidates": 8})[0]
+    ours = graph.dno(iterations=3, solver=search, latent=latent)
+    graph.keep("ours", ours[0])
+    graph.keep("start", graph.dno(latent=latent)[0])
+    graph.keep("replayed", graph.replay(ours[2], latent)[0])
+    run = comfy.run(graph)
+    assert error(run.kept["start"]["samples"], run.kept["ours"]["samples"]) > 1e-2, "nothing was found"
+    assert ours.id not in run.outputs, run.outputs[ours.id]
+    assert error(run.kept["replayed"]["samples"], run.kept["ours"]["samples"]) < 1e-5
+
+
 @pytest.mark.parametrize("patch", PATCHES)
 def test_a_patch_gives_the_stock_samplers_latent_at_0_iterations(comfy, patch):
     graph = Workflow()
