@@ -327,8 +327,8 @@ class Optimization:
             sample_map.check(noise)
         if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
             log.warning(
-                "a patch of the model mixes the pictures of one call: candidates are sampled one at a time. In a batch"
-                " each picture's best is found beside others than its end; search one picture at a time for it to replay"
+                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. The pictures"
+                " of a batch depend on each other too; search one at a time for noises that replay"
             )
             sample_map.most_rows = sample_map.shape[0]
         extra = self._calibration_batches(sample_map) * sample_map.stages
