@@ -230,7 +230,7 @@ class Problem:
         if finite.all():
             return scores
         at_fault = f"the reward {name_of(self.reward)}" if images.isfinite().all() else "the picture"
-        self.warn(f"{at_fault} of a candidate is not finite at iteration {self.iteration}; it does not count")
+        self.warn(f"{at_fault} of some candidates is not finite; those do not count")
         return torch.where(finite, scores, -torch.inf)
 
     def draw(self, index, like, seed=0):
