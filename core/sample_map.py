@@ -424,8 +424,11 @@ def _vjp(output, x, cotangent):
 
 
 def _size(tensor):
-    """Return the root mean square of a tensor's numbers, 0-dim, float32 or wider."""
-    return wide(tensor).square().mean().sqrt()
+    """Return the root mean square of a tensor's numbers, 0-dim, float32 or wider.
+
+    What is not finite counts as 0: a picture that breaks is ended elsewhere, and must not hide what others have.
+    """
+    return wide(tensor).square().nan_to_num(0.0, 0.0, 0.0).mean().sqrt()
 
 
 def _same(value):

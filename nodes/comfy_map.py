@@ -327,8 +327,8 @@ class Optimization:
             sample_map.check(noise)
         if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
             log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures of"
-                " a batch depend on each other too; search one at a time for noises that replay"
+                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
+                " of a batch depend on each other too; search one at a time for noises that replay"
             )
             sample_map.most_rows = sample_map.shape[0]
         extra = self._calibration_batches(sample_map) * sample_map.stages

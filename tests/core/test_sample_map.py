@@ -180,6 +180,20 @@ def test_a_model_that_keeps_state_between_calls_is_named():
         vjp(torch.ones(1, 1, 4, 4))
 
 
+def test_a_model_that_keeps_state_is_named_although_one_picture_is_not_finite():
+    calls = []
+
+    def cached(x, sigma):
+        calls.append(1)
+        broken = torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1)
+        return (x * 0.5 + (0.2 if len(calls) > 4 else 0.0)) * broken
+
+    noise_map = core.SampleMap(cached, core.Schedule((4.0, 2.0, 1.0, 0.5, 0.0)), (2, 1, 4, 4))
+    _, vjp = noise_map.pullback(noise_map.randn(0))
+    with pytest.raises(RuntimeError, match="keeps a state between calls"):
+        vjp(torch.ones(2, 1, 4, 4))
+
+
 def test_lost_gradients_and_inference_mode_are_named():
     noise_map = core.SampleMap(lambda x, sigma: (x * 0.5).detach(), core.Schedule((2.0, 1.0, 0.0)), (1, 1, 4, 4))
     _, vjp = noise_map.pullback(noise_map.randn(0))
