@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from .checks import check_finite, check_whole
-from .precision import exactly, mixed_seed, wide
+from .precision import exactly, wide
 
 GROUPS, BLOCKS = 64, 512
 P_SUSPICIOUS = 0.01
@@ -54,7 +54,7 @@ def log_probabilities(z, k=2):
 
 
 @exactly
-def permuted_log_probabilities(z, k=2, permutations=100, seed=0, keep=False):
+def permuted_log_probabilities(z, k=2, permutations=100, source=0):
     """Return ln p1 and ln p2 of the identity layout and of `permutations` random ones, the same for every row of z.
 
     Differentiable by z; the time hardly depends on `permutations`.
@@ -63,8 +63,7 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, keep=False):
         z: (..., n) noise.
         k: length of a sub-vector.
         permutations: b, at least 0.
-        seed: of the permutations.
-        keep: keep the permutations for the next call with this seed.
+        source: of the permutations: a CPU torch.Generator, or a seed, whose permutations are kept for the next call.
 
     Returns:
         ln p1 and ln p2, each (..., 1 + b), the identity first.
@@ -76,7 +75,8 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, keep=False):
     n = z.shape[-1]
     groups, size = _blocks(n, k)
     count = k * groups
-    shuffle, order = (_kept_layouts if keep else _layouts)(n, count, size, permutations, seed, z.device)
+    draw = _kept_layouts if isinstance(source, int) else _layouts
+    shuffle, order = draw(n, count, size, permutations, source, z.device)
     blocks = z.index_select(-1, shuffle).unflatten(-1, (count, size))
     gram, sums = blocks @ blocks.mT, blocks.sum(dim=-1)
     order = order.view(permutations, k, groups)
@@ -117,7 +117,7 @@ def log_noise_probability(z, k=2, permutations=100, seed=0):
         if rows.numel() == 0:  # nothing of it is optimised, so nothing can have become improbable
             values.append(wide(rows.new_zeros(len(rows))))
             continue
-        bounds = permuted_log_probabilities(rows, k, permutations, seed, keep=True)
+        bounds = permuted_log_probabilities(rows, k, permutations, seed)
         values.append(torch.cat(bounds, dim=-1).amin(dim=-1))
     return torch.cat(values)
 
@@ -186,8 +186,8 @@ class ProbabilityRegularizer:
     def _term(self, z, initial_size, iteration):
         """Return E[ln p1 + ln p2] of each row of z (B, n), the first `initial_size` numbers apart if so set."""
         parts = [part for part in z.tensor_split([initial_size if self.apart else 0], dim=1) if part.numel()]
-        seed = mixed_seed("layouts", self.seed, iteration)
-        bounds = [permuted_log_probabilities(part, self.k, self.permutations, seed) for part in parts]
+        generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
+        bounds = [permuted_log_probabilities(part, self.k, self.permutations, generator) for part in parts]
         nothing = wide(z).sum(dim=1) * 0  # the term of a picture that is masked altogether
         return sum((log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds), nothing)
 
@@ -253,9 +253,9 @@ def _blocks(n, k):
     return groups, n // (k * groups)
 
 
-def _layouts(n, count, size, permutations, seed, device):
+def _layouts(n, count, size, permutations, source, device):
     """Return the shuffle of z that cuts it into blocks, (count * size,) int32, and the blocks' orders, (b, count)."""
-    generator = torch.Generator("cpu").manual_seed(seed % 2**63)
+    generator = torch.Generator().manual_seed(source % 2**63) if isinstance(source, int) else source
     shuffle = torch.randperm(n, generator=generator, device="cpu")[: count * size].to(torch.int32)
     order = torch.rand((permutations, count), generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
     return shuffle.to(device), order.to(device)
