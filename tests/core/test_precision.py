@@ -28,13 +28,13 @@ def test_wide_is_float32_or_wider():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_autocast_around_it_changes_no_bit_of_a_probability(dtype):
-    """Inside, float16 once gave NaN, and bfloat16 a ln P of -5.75 for true noise of -1.1."""
-    z = torch.randn((2, 20480), generator=torch.Generator().manual_seed(0))
-    expected = core.noise_probability(z), core.log_probabilities(z, k=4)
+    """At the size of Stable Diffusion with 50 steps, float16 once gave NaN: a block's sum of squares overflows."""
+    z = torch.randn((1, 835584), generator=torch.Generator().manual_seed(0))
+    expected = core.noise_probability(z), core.log_probabilities(z, k=4), core.log_probabilities(2 * z)
     with torch.autocast("cpu", dtype):
-        found = core.noise_probability(z), core.log_probabilities(z, k=4)
+        found = core.noise_probability(z), core.log_probabilities(z, k=4), core.log_probabilities(2 * z)
     assert torch.equal(found[0], expected[0]) and (expected[0] > 0.01).all()
-    assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+    assert all(torch.equal(*pair) for ours in (1, 2) for pair in zip(found[ours], expected[ours], strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,19 +49,16 @@ def test_an_autocast_around_it_changes_no_bit_of_a_regulariser(regularizer, dtyp
     assert (gradient.flat() != 0).any()
 
 
-@pytest.mark.parametrize("solver", [core.GradientAscent(lr=0.1), core.ZeNO(4), core.Search(4)])
-def test_an_autocast_around_a_search_does_not_change_what_passes_the_floor(solver):
-    noise_map = sample_map()
+@pytest.mark.parametrize("solver", [core.GradientAscent(lr=0.001), core.ZeNO(2, beta=0.01), core.Search(2)])
+def test_an_autocast_around_a_search_does_not_keep_noise_from_passing_the_floor(solver):
+    schedule = core.Schedule(tuple(float(sigma) for sigma in range(51, 0, -1)))
+    noise_map = core.SampleMap(
+        lambda x, sigma: 0.3 * x, schedule, (1, 4, 64, 64), decode=lambda latent: latent[:, :3], keep_graphs=True
+    )
     noise = noise_map.randn(0)
-
-    def denoise(x, sigma):
-        return 0.3 * x
-
-    noise_map.denoise = denoise
     with torch.autocast("cpu", torch.float16):
-        result = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=3)
-    assert all(value > -20 for row in result.history.rows for value in row["log_p"])
-    assert result.history.warnings == []
+        result = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=1)
+    assert result.history.warnings == [] and all(row["log_p"][0] > -4 for row in result.history.rows)
 
 
 def test_keys_give_seeds_that_differ_in_what_generators_look_at():
