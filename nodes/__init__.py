@@ -1,6 +1,7 @@
 """ComfyUI nodes: the only part of the pack that imports comfy.
 
     sampler          the DNO Sampler nodes, in KSampler's place
+    search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
     gradients        what makes ComfyUI's models differentiable for the duration of a search
     patches          what makes patches of other nodes repeatable

@@ -1,8 +1,8 @@
-"""ComfyUI's sampling as a `core.SampleMap`: one `comfy.samplers.Sampler` that any guider can run.
+"""ComfyUI's sampling as a `core.SampleMap`: what a guider hands to a sampler, put together as core wants it.
 
 ComfyUI does what it does for every sampler: it loads and patches the model, prepares conditionings, ControlNets, masks
-and hooks, then calls `OptimizedSampler.sample`. Everything here happens inside that call. One noise tensor's way there,
-and its gradient's way back:
+and hooks, then calls `OptimizedSampler.sample` (`search.py`). Everything here happens inside that call. One noise
+tensor's way there, and its gradient's way back:
 
     DNOSampler.execute              x_T by `comfy.sample.prepare_noise`, the settings as an `Optimization`
     OptimizedSampler.sample         called by the guider: out of inference mode, models loaded, a `ComfyRun` made
@@ -17,123 +17,23 @@ and its gradient's way back:
     found                           the best's latent, picture, noise and history are the node's outputs
 """
 
-import logging
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 
-import comfy.model_management as mm
 import comfy.model_sampling
-import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 
 from .. import core
 from ..core.memory import is_out_of_memory
-from . import gradients, patches
-from .rewards.combine import calibrated, pictures_wanted
-
-log = logging.getLogger(__name__)
-
-# ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
-GRAPH_FACTOR = 4
-
-# Of the free memory, the part that one call's candidates may take; and the most pictures worth one call.
-CANDIDATES_SHARE, MOST_PICTURES = 0.5, 64
+from . import patches
 
 # Relative difference of a result from that in a larger batch above which its rows are mixed: above the rounding of
 # kernels that differ with the batch, in float32 and in half precision.
 MIXED, MIXED_HALF = 3e-5, 1e-2
 
 
-class OptimizedSampler(comfy.samplers.Sampler):
-    """Search the noise of one sampling run for a higher reward.
-
-    Attributes:
-        vae: the comfy VAE that turns latents into the pictures the reward sees.
-        optimization: the rest of the settings.
-        result: after `sample`, the `core.Result`; its latent is what `sample` returned.
-    """
-
-    def __init__(self, vae, optimization):
-        self.vae, self.optimization, self.result = vae, optimization, None
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        if self.optimization.iterations > 0:
-            refuse_an_empty_mask(denoise_mask)
-        patcher = model_wrap.model_patcher
-        vae_patcher = gradients.with_resident_weights(self.vae.patcher)
-        model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
-        if differentiates:
-            patches.refuse_a_cache(model_options)
-            model_options = gradients.with_plain_attention(model_options)
-            for each in (patcher, vae_patcher):
-                gradients.refuse_undifferentiable(each)
-        watched = gradients.watched_for_gradients(model_wrap.inner_model)
-        with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
-            models = [patcher, *getattr(model_wrap, "loaded_models", ())]
-            most_rows, load_models, load_vae = self._loaders(
-                model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
-            )
-            model_wrap.conds = gradients.thaw(model_wrap.conds)
-            run = ComfyRun(
-                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
-            )  # fmt: skip
-            decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
-            # Of a copy: a search changes its run's noise and options, and may begin anew.
-            self.result = gradients.keeping_what_is_changed(
-                lambda: self.optimization.search(replace(run), decode, most_rows)
-            )
-        return self.result.latent
-
-    def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
-        """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
-
-        Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. Where a patch
-        `couples` the rows of a batch, one candidate is.
-
-        What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
-        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
-        """
-        call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
-        decode = self.vae.memory_used_decode(shape, self.vae.vae_dtype)
-        if self.optimization.differentiates:
-            graphs = steps if self.optimization.keep_graphs else 1
-            # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
-        free = mm.get_free_memory(model_wrap.model_patcher.load_device)
-        batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
-        most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
-        batches = max(min(batches, most), 1)
-        if self.optimization.differentiates:
-            return shape[0] * batches, _stays, _stays
-        load_models = partial(gradients.load, models, batches * call)
-        return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
-
-
-def refuse_an_empty_mask(denoise_mask):
-    """Raise ValueError where no pixel of any picture would be made anew, so that there is nothing to search.
-
-    Where that is so of some pictures, the log says of which.
-    """
-    if denoise_mask is None:
-        return
-    empty = [item for item, mask in enumerate(denoise_mask) if not mask.any()]
-    if len(empty) < len(denoise_mask):
-        for item in empty:
-            log.warning("picture %d: its mask is empty, so it stays as it is and there is nothing to search", item)
-    else:
-        raise ValueError(
-            "the mask is empty: no part of the picture is made anew, so there is nothing to search. Paint a mask,"
-            " invert it, or set iterations to 0"
-        )
-
-
-def _stays():
+def stays():
     """Load nothing: it is in memory."""
 
 
@@ -164,7 +64,7 @@ class ComfyRun:
     model_options: dict
     seed: int
     expect_gradient: object = staticmethod(lambda expect: None)
-    load: object = staticmethod(_stays)
+    load: object = staticmethod(stays)
     repeats: bool = True
 
     @property
@@ -260,136 +160,3 @@ def decode_raw(vae, autoencoder, model, load, latent):
 def _clamps(process_output, raw):
     probe = torch.tensor([-3.0, 0.5, 3.0], device=raw.device)
     return torch.equal(process_output(probe.clone()), ((probe + 1) / 2).clamp(0, 1))
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """The settings of one optimisation.
-
-    Attributes:
-        reward: reward(images, prompts) -> scores.
-        eta: in [0, 1].
-        iterations: updates of the noise; 0 only samples.
-        solver, regularizer: of `core`, or None for the default and for none.
-        seconds: time budget, or None.
-        keep_graphs: keep the steps' graphs for the backward pass instead of running the steps again.
-        watch: rewards that are recorded, not optimised.
-        settings: what else made the noise, kept with it and with the history.
-        start: the noise to start from, of an earlier search; None draws that of the seed.
-        part: which noises are searched, as `core.SampleMap.part`.
-        diagnose: find out at the end why the search stopped improving.
-    """
-
-    reward: object
-    eta: float = 1.0
-    iterations: int = 20
-    solver: object = None
-    regularizer: object = None
-    seconds: float | None = None
-    keep_graphs: bool = False
-    watch: tuple = ()
-    settings: dict = field(default_factory=dict)
-    start: core.Noise | None = None
-    part: str = "all"
-    diagnose: bool = False
-
-    @property
-    def searches(self):
-        """Whether noises are sampled more than once."""
-        return self.iterations > 0 or self.diagnose
-
-    @property
-    def differentiates(self):
-        """Whether model and VAE are differentiated, and not only run."""
-        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-        return climbs or self.diagnose
-
-    @property
-    def candidates(self):
-        """How many candidates of each picture the solver compares in an iteration."""
-        solver = self.solver or core.GradientAscent()
-        counts = [getattr(solver, name, 0) for name in ("candidates", "samples")]
-        counts.append(getattr(getattr(solver, "estimator", None), "q", 0))
-        return max(count for count in counts if isinstance(count, int)) + 1  # some compare them with the noise itself
-
-    def search(self, run, decode, most_rows):
-        """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
-        sample_map = run.sample_map(
-            self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
-            on_step=progress.on_step,
-        )  # fmt: skip
-        if self.start is None:
-            noise = run.first_noise(sample_map.injected, self.settings)
-        else:
-            # Copied: what a node loaded is an inference tensor.
-            noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
-            sample_map.check(noise)
-        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
-            log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
-                " of a batch depend on each other too; search one at a time for noises that replay"
-            )
-            sample_map.most_rows = sample_map.shape[0]
-        extra = self._calibration_batches(sample_map) * sample_map.stages
-        progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
-        reward, *watch = self._calibrated(run, sample_map)
-        # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
-        run.noise = noise.initial if noise.kept is None else noise.kept
-        noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
-        result = core.optimize(
-            sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
-            seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
-        )  # fmt: skip
-        progress.end()
-        result.history.settings |= result.noise.settings
-        return result
-
-    def _calibrated(self, run, sample_map):
-        """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.
-
-        The noises are those of the seeds 0, 1, .. whatever the run's: scores of runs with different seeds compare.
-        """
-        judges, images = (self.reward, *self.watch), []
-        for seed in range(self._calibration_batches(sample_map)):
-            noise = sample_map.randn(seed).to(run.noise.device)
-            run.noise = noise.initial
-            images.append(sample_map.sample(noise))
-        return [calibrated(judge, images) for judge in judges] if images else judges
-
-    def _calibration_batches(self, sample_map):
-        return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
-
-
-class Progress:
-    """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
-
-    def __init__(self, patcher):
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def begin(self, stages):
-        self.bar = comfy.utils.ProgressBar(stages)
-
-    def on_step(self, phase, index, total):
-        mm.throw_exception_if_processing_interrupted()
-        self.bar.update(1)
-
-    def on_iteration(self, evaluation, best):
-        if self.previewer is not None:
-            self.bar.update_absolute(self.bar.current, preview=self._preview(best.latent))
-
-    def _preview(self, latent):
-        """Return ComfyUI's preview of a latent, or None where it fails: a search is worth more than its previews."""
-        try:
-            with torch.no_grad():  # some previewers are networks
-                return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
-        except mm.InterruptProcessingException:  # an Exception in ComfyUI 0.3.75
-            raise
-        except Exception as error:  # whatever a previewer of any pack raises
-            log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
-            self.previewer = None
-            return None
-
-    def end(self):
-        """Fill the bar: a spent budget ends a run early."""
-        self.bar.update_absolute(self.bar.total)

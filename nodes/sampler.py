@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from . import gradients, sockets
-from .comfy_map import Optimization, OptimizedSampler
+from .search import Optimization, OptimizedSampler
 
 
 class DNOSampler(io.ComfyNode):
