@@ -3,6 +3,7 @@
 `comfy_map` tells the way of one noise tensor through here.
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,11 +12,10 @@ import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 
 from .. import core
-from . import gradients, patches
+from . import gradients, page, patches
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -173,7 +173,11 @@ class Optimization:
 
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
+        with contextlib.closing(page.Progress(self.iterations)) as progress:
+            return self._search(run, decode, most_rows, progress)
+
+    def _search(self, run, decode, most_rows, progress):
+        solver = self.solver or core.GradientAscent()
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
             on_step=progress.on_step,
@@ -218,37 +222,3 @@ class Optimization:
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
-
-
-class Progress:
-    """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
-
-    def __init__(self, patcher):
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def begin(self, stages):
-        self.bar = comfy.utils.ProgressBar(stages)
-
-    def on_step(self, phase, index, total):
-        mm.throw_exception_if_processing_interrupted()
-        self.bar.update(1)
-
-    def on_iteration(self, evaluation, best):
-        if self.previewer is not None:
-            self.bar.update_absolute(self.bar.current, preview=self._preview(best.latent))
-
-    def _preview(self, latent):
-        """Return ComfyUI's preview of a latent, or None where it fails: a search is worth more than its previews."""
-        try:
-            with torch.no_grad():  # some previewers are networks
-                return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
-        except mm.InterruptProcessingException:  # an Exception in ComfyUI 0.3.75
-            raise
-        except Exception as error:  # whatever a previewer of any pack raises
-            log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
-            self.previewer = None
-            return None
-
-    def end(self):
-        """Fill the bar: a spent budget ends a run early."""
-        self.bar.update_absolute(self.bar.total)
