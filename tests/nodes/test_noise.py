@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,24 @@ def test_files_that_the_list_does_not_offer_are_not_read(comfy, file):
     graph.keep("latent", graph.dno(start_noise=graph.load(file))[0])
     with pytest.raises(ValueError, match="there is no noise file"):
         comfy.run(graph)
+
+
+def test_a_file_that_is_named_by_a_link_is_read_anew_each_time(comfy):
+    graph = NoiseWorkflow()
+    graph.keep("saved", graph.dno(seed=3)[2])
+    graph.node("DNOSaveNoise", noise=graph.dno(seed=3)[2], filename_prefix="dno/linked")
+    saved = comfy.run(graph).kept["saved"]["initial"]
+    path, before = comfy.folder / "output" / "dno" / "linked_00001_.safetensors", len(comfy.log())
+    found = []
+    for scale in (1, 2):
+        noise = core.Noise.load(path)
+        replace(noise, initial=scale * saved).save(path)
+        graph = NoiseWorkflow()
+        name = graph.node("DNOTestText", text="dno/linked_00001_.safetensors [output]")[0]
+        graph.keep("noise", graph.load(name))
+        found.append(comfy.run(graph).kept["noise"]["initial"])
+    assert torch.equal(found[0], saved) and torch.equal(found[1], 2 * saved)
+    assert "WARNING" not in comfy.log()[before:], comfy.log()[before:]
 
 
 def test_a_workflow_from_windows_finds_its_noise(comfy):
