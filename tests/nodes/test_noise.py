@@ -206,40 +206,6 @@ def test_probability_tells_true_noise_from_a_runaway(comfy):
     assert 0 <= runaway <= 1
 
 
-@pytest.mark.parametrize("part, changed", [
-    ("initial", [True, *[False] * 5]), ("first", [False, True, True, *[False] * 3]),
-    ("last", [False, *[False] * 3, True, True]), ("all", [True] * 6),
-])
-def test_a_part_of_the_noise_is_searched_alone(comfy, part, changed):
-    graph = NoiseWorkflow()
-    graph.keep("before", graph.dno()[2])
-    graph.keep("after", graph.dno(iterations=1, solver=graph.gradient(), part=part, part_count=2)[2])
-    before, after = (comfy.run(graph).kept[key] for key in ("before", "after"))
-    found = [not torch.equal(before["initial"], after["initial"])]
-    found += [not torch.equal(a, b) for a, b in zip(before["injected"], after["injected"], strict=True)]
-    assert found == changed
-
-
-def test_too_many_noises_for_a_part_are_refused(comfy):
-    graph = NoiseWorkflow()
-    graph.keep("latent", graph.dno(part="last", part_count=6)[0])
-    assert "with K in 1 .. 5" in comfy.fail(graph)
-
-
-def test_diagnostics_say_why_it_stopped_and_need_to_be_asked_for(comfy):
-    graph = NoiseWorkflow()
-    ours = graph.dno(iterations=1, diagnose=True, steps=3)
-    told = graph.node("DNODiagnostics", history=ours[3])
-    graph.keep("image", told[1])
-    run = comfy.run(graph)
-    (text,) = run.outputs[told.id]["text"]
-    assert "picture 0: still improving" in text and "brightness" in text
-    assert run.kept["image"]["tensor"].ndim == 4
-    graph = NoiseWorkflow()
-    graph.keep("image", graph.node("DNODiagnostics", history=graph.dno()[3])[1])
-    assert "switch on `diagnose`" in comfy.fail(graph)
-
-
 @pytest.mark.parametrize("family", ["eps", "flow"])
 def test_the_advanced_sampler_gives_what_the_sampler_gives(comfy, family):
     graph = NoiseWorkflow(family)
