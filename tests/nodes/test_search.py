@@ -182,3 +182,16 @@ def test_an_interruption_takes_effect_within_one_network_call_and_leaves_no_trac
 def test_the_stock_pictures_above_are_sampled_anew_each_time(comfy):
     pictures = [stock_picture(comfy, nonce) for nonce in (5, 5e6)]
     assert 0 < error(*pictures) < 1e-3
+
+
+def test_a_search_without_gradients_is_diagnosed_with_a_patch_that_works_in_place(comfy):
+    graph = Workflow(model_seed=9)
+    model = graph.node("DNOTestObstacle", model=graph.model, kind="wide block")[0]
+    graph.model = graph.node("FreeU_V2", model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0]
+    search = graph.node("DNOSolverSearch", method="zero-order", candidates=2, beta=0.1, seed=0)[0]
+    ours = graph.dno(iterations=1, steps=3, solver=search, diagnose=True)
+    told = graph.node("DNODiagnostics", history=ours[3])
+    graph.keep("image", told[1])
+    run = comfy.run(graph)
+    assert ours.id not in run.outputs, run.outputs[ours.id]
+    assert "picture 1: still improving" in run.outputs[told.id]["text"][0]
