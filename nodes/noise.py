@@ -93,6 +93,8 @@ class DNOLoadNoise(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, resume, check):
+        if file is None:  # it comes by a link: what it names may have changed, so it is read anew each time
+            return float("nan")  # not math.nan, which is one object and so equal to itself for ComfyUI
         return hashlib.sha256(path_of(file).read_bytes()).hexdigest()
 
     @classmethod

@@ -158,10 +158,14 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
+    def climbs(self):
+        """Whether the solver differentiates model and VAE."""
+        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+
+    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-        return climbs or self.diagnose
+        return self.climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -200,6 +204,8 @@ class Optimization:
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
         run.noise = noise.initial if noise.kept is None else noise.kept
         noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
+        if self.diagnose and not self.climbs:
+            _rehearse_the_diagnosis(sample_map, noise)
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
@@ -222,3 +228,13 @@ class Optimization:
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
+
+
+def _rehearse_the_diagnosis(sample_map, noise):
+    """Take one gradient and forget it, before a search that takes none: the diagnosis after it will take several.
+
+    So a model that changes tensors in place, or has no gradient, is noticed before the search, where that can be mended
+    or said, and not after it.
+    """
+    images, vjp = sample_map.pullback(noise)
+    vjp(torch.ones_like(images))

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,24 @@ def test_files_that_the_list_does_not_offer_are_not_read(comfy, file):
         comfy.run(graph)
 
 
+def test_a_file_that_is_named_by_a_link_is_read_anew_each_time(comfy):
+    graph = NoiseWorkflow()
+    graph.keep("saved", graph.dno(seed=3)[2])
+    graph.node("DNOSaveNoise", noise=graph.dno(seed=3)[2], filename_prefix="dno/linked")
+    saved = comfy.run(graph).kept["saved"]["initial"]
+    path, before = comfy.folder / "output" / "dno" / "linked_00001_.safetensors", len(comfy.log())
+    found = []
+    for scale in (1, 2):
+        noise = core.Noise.load(path)
+        replace(noise, initial=scale * saved).save(path)
+        graph = NoiseWorkflow()
+        name = graph.node("DNOTestText", text="dno/linked_00001_.safetensors [output]")[0]
+        graph.keep("noise", graph.load(name))
+        found.append(comfy.run(graph).kept["noise"]["initial"])
+    assert torch.equal(found[0], saved) and torch.equal(found[1], 2 * saved)
+    assert "WARNING" not in comfy.log()[before:], comfy.log()[before:]
+
+
 def test_a_workflow_from_windows_finds_its_noise(comfy):
     graph = NoiseWorkflow()
     graph.saved(comfy, graph.dno(seed=3)[2], "cats\\windows")
@@ -185,40 +204,6 @@ def test_probability_tells_true_noise_from_a_runaway(comfy):
     assert run.kept["true"]["tensor"].shape == run.kept["runaway"]["tensor"].shape
     assert not torch.equal(run.kept["true"]["tensor"], run.kept["runaway"]["tensor"])
     assert 0 <= runaway <= 1
-
-
-@pytest.mark.parametrize("part, changed", [
-    ("initial", [True, *[False] * 5]), ("first", [False, True, True, *[False] * 3]),
-    ("last", [False, *[False] * 3, True, True]), ("all", [True] * 6),
-])
-def test_a_part_of_the_noise_is_searched_alone(comfy, part, changed):
-    graph = NoiseWorkflow()
-    graph.keep("before", graph.dno()[2])
-    graph.keep("after", graph.dno(iterations=1, solver=graph.gradient(), part=part, part_count=2)[2])
-    before, after = (comfy.run(graph).kept[key] for key in ("before", "after"))
-    found = [not torch.equal(before["initial"], after["initial"])]
-    found += [not torch.equal(a, b) for a, b in zip(before["injected"], after["injected"], strict=True)]
-    assert found == changed
-
-
-def test_too_many_noises_for_a_part_are_refused(comfy):
-    graph = NoiseWorkflow()
-    graph.keep("latent", graph.dno(part="last", part_count=6)[0])
-    assert "with K in 1 .. 5" in comfy.fail(graph)
-
-
-def test_diagnostics_say_why_it_stopped_and_need_to_be_asked_for(comfy):
-    graph = NoiseWorkflow()
-    ours = graph.dno(iterations=1, diagnose=True, steps=3)
-    told = graph.node("DNODiagnostics", history=ours[3])
-    graph.keep("image", told[1])
-    run = comfy.run(graph)
-    (text,) = run.outputs[told.id]["text"]
-    assert "picture 0: still improving" in text and "brightness" in text
-    assert run.kept["image"]["tensor"].ndim == 4
-    graph = NoiseWorkflow()
-    graph.keep("image", graph.node("DNODiagnostics", history=graph.dno()[3])[1])
-    assert "switch on `diagnose`" in comfy.fail(graph)
 
 
 @pytest.mark.parametrize("family", ["eps", "flow"])
