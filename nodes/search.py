@@ -65,10 +65,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
-            # Of a copy: a search changes its run's noise and options, and may begin anew.
-            self.result = gradients.keeping_what_is_changed(
-                lambda: self.optimization.search(replace(run), decode, most_rows)
-            )
+            self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
     def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
