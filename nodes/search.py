@@ -67,10 +67,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             decode = partial(
                 decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae, self.optimization.every
             )
-            # Of a copy: a search changes its run's noise and options, and may begin anew.
-            self.result = gradients.keeping_what_is_changed(
-                lambda: self.optimization.search(replace(run), decode, most_rows)
-            )
+            self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
     def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
@@ -204,8 +201,6 @@ class Optimization:
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
         run.noise = noise.initial if noise.kept is None else noise.kept
         noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
-        if self.diagnose and not self.climbs:
-            _rehearse_the_diagnosis(sample_map, noise)
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
@@ -228,13 +223,3 @@ class Optimization:
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
-
-
-def _rehearse_the_diagnosis(sample_map, noise):
-    """Take one gradient and forget it, before a search that takes none: the diagnosis after it will take several.
-
-    So a model that changes tensors in place, or has no gradient, is noticed before the search, where that can be mended
-    or said, and not after it.
-    """
-    images, vjp = sample_map.pullback(noise)
-    vjp(torch.ones_like(images))
