@@ -3,6 +3,7 @@
 `comfy_map` tells the way of one noise tensor through here.
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ import latent_preview
 import torch
 
 from .. import core
-from . import gradients, patches
+from . import gradients, hooks, patches
 from .comfy_map import ComfyRun, decode_raw, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -62,13 +63,15 @@ class OptimizedSampler(comfy.samplers.Sampler):
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
                 model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
+                extra_args.get("seed"), expect_gradient, load_models,
+                hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
             )  # fmt: skip
             decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
-            # Of a copy: a search changes its run's noise and options, and may begin anew.
-            self.result = gradients.keeping_what_is_changed(
-                lambda: self.optimization.search(replace(run), decode, most_rows)
-            )
+            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+                # Of a copy: a search changes its run's noise and options, and may begin anew.
+                self.result = gradients.keeping_what_is_changed(
+                    lambda: self.optimization.search(replace(run), decode, most_rows)
+                )
         return self.result.latent
 
     def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
@@ -85,7 +88,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
         if self.optimization.differentiates:
             graphs = steps if self.optimization.keep_graphs else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
+            weights = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
+            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * weights)
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
