@@ -15,7 +15,7 @@ import latent_preview
 import torch
 
 from .. import core
-from . import gradients, patches
+from . import gradients, patches, weights
 from .comfy_map import ComfyRun, decode_raw, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -50,7 +50,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
             patches.refuse_a_cache(model_options)
-            model_options = gradients.with_plain_attention(model_options)
+            model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
@@ -59,12 +59,14 @@ class OptimizedSampler(comfy.samplers.Sampler):
             most_rows, load_models, load_vae = self._loaders(
                 model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
             )
-            model_wrap.conds = gradients.thaw(model_wrap.conds)
+            model_wrap.conds = weights.thaw(model_wrap.conds)
             run = ComfyRun(
-                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
+                model_wrap, *weights.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
                 extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
             )  # fmt: skip
-            decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
+            decode = partial(
+                weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae
+            )
             self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 

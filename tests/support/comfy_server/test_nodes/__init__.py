@@ -3,6 +3,7 @@
 from .full_size import NODES as FULL_SIZE
 from .keep import NODES as KEEP
 from .models import NODES as MODELS
+from .networks import NODES as NETWORKS
 from .obstacles import NODES as OBSTACLES
 from .pictures import NODES as PICTURES
 from .previews import NODES as PREVIEWS
@@ -12,5 +13,7 @@ from .witness import NODES as WITNESSES
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *PICTURES, *PREVIEWS, *STOCK, *TOWERS, *WITNESSES)
+    for node in (
+        *FULL_SIZE, *KEEP, *MODELS, *NETWORKS, *OBSTACLES, *PICTURES, *PREVIEWS, *STOCK, *TOWERS, *WITNESSES,
+    )  # fmt: skip
 }
