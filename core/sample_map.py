@@ -117,6 +117,8 @@ class SampleMap:
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
         known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
+        if schedule.s_noise != 1.0:
+            known["s_noise"] = schedule.s_noise
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
@@ -242,7 +244,7 @@ class SampleMap:
     def _step(self, x, denoised, index, noise):
         sigma, sigma_next = self.schedule.intervals[index]
         injected = noise.injected[index] if index < len(noise.injected) else None
-        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family)
+        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
 
     def _denoise(self, x, index):
         return self.denoise(x, x.new_full((x.shape[0],), self.schedule.sigmas[index]))
@@ -377,7 +379,7 @@ class Pullback:
 
     def _coefficients(self, index):
         schedule = self._map.schedule
-        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family)
+        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)
 
     def _check_reruns(self):
         """Raise RuntimeError where a step that was run again gave another result than in the forward pass."""
