@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .files import to_json
 from .precision import wide
+from .scoring import is_video
 
 EARLIER = -1
 """The iteration of a best that an earlier search had found."""
@@ -33,7 +34,7 @@ class Evaluation:
     Attributes:
         noise: what was evaluated.
         latent: (B, C, H, W).
-        images: (B, 3, H, W), not clamped.
+        images: (B, 3, H, W), of videos (B, F, 3, H, W), not clamped.
         scores: (B,), the reward's.
         watched: name -> (B,), what is recorded beside the score: watched rewards, and each part of combined ones.
         log_p: (B,), ln P of the whole z.
@@ -194,6 +195,8 @@ def _norm(noise):
 
 
 def _thumbnail(images):
+    """Return small pictures, (B, 3, h, w) of 8 bits; of a video its middle frame."""
+    images = images[:, images.shape[1] // 2] if is_video(images) else images
     images = images.detach().float().nan_to_num(nan=0.0).clamp(0, 1)
     longest = max(images.shape[-2:])
     if images.ndim == 4 and longest > THUMBNAIL:

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from . import gradients, sockets
+from .comfy_map import seen_by
 from .search import Optimization, OptimizedSampler
 
 
@@ -183,6 +184,11 @@ def optional_of_a_search():
             tooltip="Find out at the end why the search stopped improving, for DNO Diagnostics: costs about ten more"
             " iterations.",
         ),
+        io.Int.Input(
+            "judge_every", default=1, min=1, max=10000, optional=True,
+            tooltip="Of a video: the reward judges each how many frames one, and their mean counts. Pictures do not use"
+            " it.",
+        ),
     ]  # fmt: skip
 
 
@@ -198,7 +204,7 @@ def outputs_of_a_search():
 
 def optimization(
     reward, eta, iterations, start_noise, seed, settings, solver=None, regularizer=None, watch=None, seconds=0.0,
-    keep_graphs=False, part="all", part_count=1, diagnose=False,
+    keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1,
 ):  # fmt: skip
     """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
     return Optimization(
@@ -208,6 +214,7 @@ def optimization(
         start=start_noise,
         part=f"{part} {part_count}" if part in ("first", "last") else part,
         diagnose=diagnose,
+        every=judge_every,
     )  # fmt: skip
 
 
@@ -220,9 +227,15 @@ def found(result, samples, latent_image, vae, hidden):
     text = remarks(result.history)
     show(text or result.history.stopped, hidden)
     return io.NodeOutput(
-        {**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history,
+        {**kept, "samples": samples}, decoded(vae, samples), result.noise.to("cpu"), result.history,
         ui=ui.PreviewText(text) if text else None,
     )  # fmt: skip
+
+
+def decoded(vae, samples):
+    """Return the IMAGE (N, H, W, C) of a latent, as the stock node VAE Decode does: frames of videos in one row."""
+    images = vae.decode(seen_by(vae, samples))
+    return images.flatten(0, 1) if images.ndim == 5 else images
 
 
 def show(text, hidden):
@@ -252,11 +265,17 @@ def checked_latent(model, vae, latent_image):
     """
     ratios = {name: value for name, value in latent_image.items() if name.startswith("downscale_ratio")}
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
-    if getattr(latent, "is_nested", False) or latent.ndim != 4:
+    if getattr(latent, "is_nested", False):
+        raise ValueError("the latent is of a video with its sound; expected one of a picture or of a video alone")
+    latent_format = model.get_model_object("latent_format")
+    channels, form = latent_format.latent_channels, {2: "(B, C, H, W)", 3: "(B, C, F, H, W)"}
+    if latent_format.latent_dimensions not in form:
+        raise ValueError("the model is for sound or shapes; expected one for pictures or videos")
+    if latent.ndim - 2 != latent_format.latent_dimensions:
         raise ValueError(
-            "the latent is not a picture's; expected (B, C, H, W). Models for video and audio are not supported"
+            f"the latent is {tuple(latent.shape)}; expected {form[latent_format.latent_dimensions]}, from this model's"
+            " VAE or an empty latent of its kind"
         )
-    channels = model.get_model_object("latent_format").latent_channels
     if latent.shape[1] != channels:
         raise ValueError(
             f"the latent has {latent.shape[1]} channels but the model works on {channels}; encode the image with this"
@@ -270,5 +289,9 @@ def checked_latent(model, vae, latent_image):
         raise ValueError(
             f"the VAE decodes latents of {vae.latent_channels} channels to {vae.output_channels} but the model makes"
             f" {channels}; expected a picture VAE of {channels} channels: connect the one that belongs to this model"
+        )
+    if latent.ndim == 5 and latent.shape[2] > 1 and seen_by(vae, latent).ndim == 4:
+        raise ValueError(
+            f"the latent is of {latent.shape[2]} frames but the VAE decodes pictures; connect this model's video VAE"
         )
     return latent.to(torch.float32)

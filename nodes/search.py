@@ -16,7 +16,7 @@ import torch
 
 from .. import core
 from . import gradients, patches
-from .comfy_map import ComfyRun, decode_raw, stays
+from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
                 extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
             )  # fmt: skip
-            decode = partial(decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae)
+            decode = partial(
+                decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae, self.optimization.every
+            )
             # Of a copy: a search changes its run's noise and options, and may begin anew.
             self.result = gradients.keeping_what_is_changed(
                 lambda: self.optimization.search(replace(run), decode, most_rows)
@@ -81,9 +83,12 @@ class OptimizedSampler(comfy.samplers.Sampler):
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
         """
         call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
-        decode = self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+        seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
+        decode = self.vae.memory_used_decode(seen, self.vae.vae_dtype)
         if self.optimization.differentiates:
             graphs = steps if self.optimization.keep_graphs else 1
+            # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
+            decode *= seen[2] if len(seen) == 5 else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
             gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
@@ -130,6 +135,7 @@ class Optimization:
         start: the noise to start from, of an earlier search; None draws that of the seed.
         part: which noises are searched, as `core.SampleMap.part`.
         diagnose: find out at the end why the search stopped improving.
+        every: of a video, each how many frames one is judged.
     """
 
     reward: object
@@ -144,6 +150,7 @@ class Optimization:
     start: core.Noise | None = None
     part: str = "all"
     diagnose: bool = False
+    every: int = 1
 
     @property
     def searches(self):
