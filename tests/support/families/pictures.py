@@ -4,6 +4,7 @@ from .family import Family, mask_of_the_prompt
 
 LATENT = (16, 8, 8)
 PIXELS = (3, 32, 32)
+LAST = "final_layer.linear"
 LARGE = (4, 40, 40)  # PixArt counts its positions in parts of 64
 
 SD3 = {
@@ -26,13 +27,13 @@ FLUX = {
     "context_in_dim": 32, "vec_in_dim": 32, "txt_ids_dims": [],
 }  # fmt: skip
 FLUX2 = {
-    **FLUX, "in_channels": 128, "out_channels": 128, "patch_size": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000,
+    "in_channels": 128, "out_channels": 128, "patch_size": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000,
     "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False, "vec_in_dim": None,
     "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3], "guidance_embed": True,
 }  # fmt: skip
-LONGCAT = {**FLUX, "context_in_dim": 3584, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
+LONGCAT = {"context_in_dim": 3584, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
 CHROMA = {
-    **FLUX, "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 1,
+    "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 1,
     "vec_in_dim": None,
 }  # fmt: skip
 RADIANCE = {
@@ -128,38 +129,41 @@ def token_ids(random):
     return {"text_input_ids": (random(1, 7).abs() * 10).long()}
 
 
-FLUX_LAST = "final_layer.linear"
-NEWER = ("txt_ids_dims",)
+def flux(name, model="Flux", sizes=(), **row):
+    """Return a family of Flux's kin, `sizes` beside those of Flux."""
+    usual = {"latent": LATENT, "last": LAST, "pooled": 32, "newer": ("txt_ids_dims",)}
+    return Family(name, model, {**FLUX, **dict(sizes)}, **{**usual, **row})
+
+
 FAMILIES = [
-    Family("Stable Diffusion 3", "SD3", SD3, LATENT, FLUX_LAST, pooled=32),
+    Family("Stable Diffusion 3", "SD3", SD3, LATENT, LAST, pooled=32),
     Family("AuraFlow", "AuraFlow", AURAFLOW, (4, 8, 8), "final_linear"),
-    Family("PixArt alpha", "PixArtAlpha", {**PIXART, "micro_condition": True}, LARGE, FLUX_LAST,
+    Family("PixArt alpha", "PixArtAlpha", {**PIXART, "micro_condition": True}, LARGE, LAST,
            extras=lambda random: {"width": 64, "height": 64}),
-    Family("PixArt sigma", "PixArtSigma", {**PIXART, "micro_condition": False}, LARGE, FLUX_LAST),
-    Family("HunyuanDiT", "HunyuanDiT", HUNYUAN_DIT, (4, 8, 8), FLUX_LAST, extras=t5_and_its_mask),
+    Family("PixArt sigma", "PixArtSigma", {**PIXART, "micro_condition": False}, LARGE, LAST),
+    Family("HunyuanDiT", "HunyuanDiT", HUNYUAN_DIT, (4, 8, 8), LAST, extras=t5_and_its_mask),
     Family("HunyuanDiT 1.0", "HunyuanDiT1", {**HUNYUAN_DIT, "size_cond": True, "use_style_cond": True}, (4, 8, 8),
-           FLUX_LAST, extras=t5_and_its_mask),
-    Family("Flux dev", "Flux", {**FLUX, "guidance_embed": True}, LATENT, FLUX_LAST, pooled=32, newer=NEWER),
-    Family("Flux Kontext", "Flux", {**FLUX, "guidance_embed": True}, LATENT, FLUX_LAST, pooled=32, extras=reference, newer=NEWER),
-    Family("Flux schnell", "FluxSchnell", {**FLUX, "guidance_embed": False}, LATENT, FLUX_LAST, pooled=32, newer=NEWER),
-    Family("Flux Fill", "FluxInpaint", {**FLUX, "guidance_embed": True, "in_channels": 96}, LATENT, FLUX_LAST,
-           pooled=32, newer=NEWER),
-    Family("Flux 2", "Flux2", FLUX2, (128, 4, 4), FLUX_LAST, newer=NEWER),
-    Family("LongCat Image", "LongCatImage", LONGCAT, LATENT, FLUX_LAST, prompt=(7, 3584), newer=NEWER),
-    Family("Chroma", "Chroma", CHROMA, LATENT, FLUX_LAST, newer=(*NEWER, "vec_in_dim")),
-    Family("Chroma Radiance", "ChromaRadiance", RADIANCE, PIXELS, "nerf_final_layer_conv.conv",
-           newer=(*NEWER, "vec_in_dim")),
-    Family("Lumina 2", "Lumina2", LUMINA, LATENT, FLUX_LAST),
-    Family("Z-Image", "ZImage", Z_IMAGE, LATENT, FLUX_LAST),
+           LAST, extras=t5_and_its_mask),
+    flux("Flux dev", sizes={"guidance_embed": True}),
+    flux("Flux Kontext", sizes={"guidance_embed": True}, extras=reference),
+    flux("Flux schnell", "FluxSchnell", {"guidance_embed": False}),
+    flux("Flux Fill", "FluxInpaint", {"guidance_embed": True, "in_channels": 96}),
+    flux("Flux 2", "Flux2", FLUX2, latent=(128, 4, 4), pooled=None),
+    flux("LongCat Image", "LongCatImage", LONGCAT, prompt=(7, 3584), pooled=None),
+    flux("Chroma", "Chroma", CHROMA, pooled=None, newer=("txt_ids_dims", "vec_in_dim")),
+    flux("Chroma Radiance", "ChromaRadiance", RADIANCE, latent=PIXELS, last="nerf_final_layer_conv.conv", pooled=None,
+         newer=("txt_ids_dims", "vec_in_dim")),
+    Family("Lumina 2", "Lumina2", LUMINA, LATENT, LAST),
+    Family("Z-Image", "ZImage", Z_IMAGE, LATENT, LAST),
     Family("Z-Image, pixels", "ZImagePixelSpace", Z_IMAGE_PIXELS, PIXELS, "dec_net.final_layer.linear"),
     Family("OmniGen 2", "Omnigen2", OMNIGEN, LATENT, "norm_out.linear_2", extras=mask_of_the_prompt),
     Family("Boogu", "Boogu", BOOGU, LATENT, "norm_out.linear_2", extras=mask_of_the_prompt),
-    Family("HiDream I1", "HiDream", HIDREAM, LATENT, FLUX_LAST, pooled=32, extras=llama),
+    Family("HiDream I1", "HiDream", HIDREAM, LATENT, LAST, pooled=32, extras=llama),
     Family("HiDream O1", "HiDreamO1", HIDREAM_O1, (3, 64, 64), "final_layer2.linear", extras=token_ids),
-    Family("Hunyuan Image 2.1", "HunyuanImage21", HUNYUAN_IMAGE, (64, 4, 4), FLUX_LAST),
-    Family("Hunyuan Image 2.1 distilled", "HunyuanImage21", {**HUNYUAN_IMAGE, "meanflow": True}, (64, 4, 4), FLUX_LAST),
-    Family("PixelDiT", "PixelDiTT2I", PIXEL_DIT, PIXELS, FLUX_LAST),
-    Family("PiD", "PiD", {**PIXEL_DIT, "lq_hidden_dim": 32, "lq_num_res_blocks": 1}, (3, 64, 64), FLUX_LAST,
+    Family("Hunyuan Image 2.1", "HunyuanImage21", HUNYUAN_IMAGE, (64, 4, 4), LAST),
+    Family("Hunyuan Image 2.1 distilled", "HunyuanImage21", {**HUNYUAN_IMAGE, "meanflow": True}, (64, 4, 4), LAST),
+    Family("PixelDiT", "PixelDiTT2I", PIXEL_DIT, PIXELS, LAST),
+    Family("PiD", "PiD", {**PIXEL_DIT, "lq_hidden_dim": 32, "lq_num_res_blocks": 1}, (3, 64, 64), LAST,
            extras=small_picture),
     Family("Kandinsky 5 image", "Kandinsky5Image", KANDINSKY, LATENT, "out_layer.out_layer", pooled=32),
     Family("Lens", "Lens", LENS, (128, 4, 4), "proj_out", prompt=(7, 64)),

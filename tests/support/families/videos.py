@@ -5,6 +5,7 @@ from dataclasses import replace
 from .family import Family, mask_of_the_prompt
 
 PICTURE = (16, 1, 8, 8)
+HEAD, FINAL = "head.head", "final_layer.linear"
 CLIP_FRAMES = 5
 
 QWEN = {"in_channels": 64, "num_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 32}
@@ -32,9 +33,9 @@ HUNYUAN = {
     "theta": 256, "qkv_bias": True, "guidance_embed": True, "byt5": False, "meanflow": False,
     "use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False,
 }  # fmt: skip
-REFINER = {**HUNYUAN, "in_channels": 128, "out_channels": 64, "patch_size": [1, 1, 1], "vec_in_dim": None}
+REFINER = {"in_channels": 128, "out_channels": 64, "patch_size": [1, 1, 1], "vec_in_dim": None}
 HUNYUAN_15 = {
-    **HUNYUAN, "in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1], "vec_in_dim": None,
+    "in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1], "vec_in_dim": None,
     "guidance_embed": False, "use_cond_type_embedding": True, "vision_in_dim": 32, "meanflow_sum": True,
 }  # fmt: skip
 WAN = {
@@ -73,14 +74,18 @@ def clip(family):
     return replace(family, name=f"{family.name}, {CLIP_FRAMES} frames", latent=(channels, CLIP_FRAMES, height, width))
 
 
+def hunyuan(name, model, sizes=(), **row):
+    """Return a family of Hunyuan Video's kin, `sizes` beside its own."""
+    usual = {"latent": PICTURE, "last": FINAL, "pooled": 32, "newer": ("meanflow_sum",)}
+    return Family(name, model, {**HUNYUAN, **dict(sizes)}, **{**usual, **row})
+
+
 def degraded(frames):
     """Return the extras of SeedVR2, which restores a clip of so many frames."""
     return lambda random: {"condition": random(1, 17, frames, 8, 8)}
 
 
-NEWER = ("meanflow_sum",)
-HEAD, FINAL = "head.head", "final_layer.linear"
-HUNYUAN_VIDEO = Family("Hunyuan Video", "HunyuanVideo", HUNYUAN, PICTURE, FINAL, pooled=32, newer=NEWER)
+HUNYUAN_VIDEO = hunyuan("Hunyuan Video", "HunyuanVideo")
 WAN_21 = Family("Wan 2.1", "WAN21_T2V", WAN, PICTURE, HEAD)
 WAN_22 = Family("Wan 2.2, 5B", "WAN22_T2V", WAN_5B, (48, 1, 8, 8), HEAD)
 LTX_VIDEO = Family("LTX-Video", "LTXV", LTX, (128, 1, 4, 4), "proj_out", extras=mask_of_the_prompt)
@@ -98,13 +103,14 @@ FAMILIES = [
     Family("JoyImage", "JoyImage", JOY, PICTURE, "proj_out"),
     Family("Anima", "Anima", {**PREDICT, "crossattn_emb_channels": 1024}, PICTURE, FINAL, prompt=(7, 1024)),
     Family("Cosmos Predict 2, pictures", "CosmosT2IPredict2", PREDICT, PICTURE, FINAL),
-    Family("Hunyuan Image 2.1 refiner", "HunyuanImage21Refiner", REFINER, (64, 1, 4, 4), FINAL, decoded=32, newer=NEWER),
+    hunyuan("Hunyuan Image 2.1 refiner", "HunyuanImage21Refiner", REFINER, latent=(64, 1, 4, 4), decoded=32,
+            pooled=None),
     HUNYUAN_VIDEO, clip(HUNYUAN_VIDEO),
-    Family("Hunyuan Video I2V", "HunyuanVideoI2V", {**HUNYUAN, "in_channels": 33}, PICTURE, FINAL, pooled=32, newer=NEWER),
-    Family("SkyReels I2V", "HunyuanVideoSkyreelsI2V", {**HUNYUAN, "in_channels": 32}, PICTURE, FINAL, pooled=32, newer=NEWER),
-    Family("Hunyuan Video 1.5", "HunyuanVideo15", HUNYUAN_15, (32, 1, 4, 4), FINAL, pooled=32, newer=NEWER),
-    Family("Hunyuan Video 1.5 SR", "HunyuanVideo15_SR_Distilled", {**HUNYUAN_15, "in_channels": 98}, (32, 1, 4, 4),
-           FINAL, pooled=32, newer=NEWER),
+    hunyuan("Hunyuan Video I2V", "HunyuanVideoI2V", {"in_channels": 33}),
+    hunyuan("SkyReels I2V", "HunyuanVideoSkyreelsI2V", {"in_channels": 32}),
+    hunyuan("Hunyuan Video 1.5", "HunyuanVideo15", HUNYUAN_15, latent=(32, 1, 4, 4)),
+    hunyuan("Hunyuan Video 1.5 SR", "HunyuanVideo15_SR_Distilled", {**HUNYUAN_15, "in_channels": 98},
+            latent=(32, 1, 4, 4)),
     WAN_21, clip(WAN_21), WAN_22, clip(WAN_22),
     Family("Wan 2.1 I2V", "WAN21_I2V", {**WAN, "in_dim": 36}, PICTURE, HEAD),
     Family("Wan 2.1 Fun Control", "WAN21_FunControl2V", {**WAN, "in_dim": 48}, PICTURE, HEAD),
