@@ -52,6 +52,7 @@ class ComfyRun:
         seed: for the guider.
         expect_gradient: told before each call whether its result must have a gradient.
         load: called before each run, to load the guider's models.
+        to_keyframes: told each call's sigma first, to set the keyframes of the prompts' hooks.
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
     """
@@ -65,6 +66,7 @@ class ComfyRun:
     seed: int
     expect_gradient: object = staticmethod(lambda expect: None)
     load: object = staticmethod(stays)
+    to_keyframes: object = staticmethod(lambda sigma: None)
     repeats: bool = True
 
     @property
@@ -89,6 +91,7 @@ class ComfyRun:
     def denoise(self, x, sigma):
         """Return the guider's denoised, with the kept part of an inpainting put in as `KSamplerX0Inpaint` does."""
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.to_keyframes(sigma)
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
         mask = self._rows(self.denoise_mask, x)

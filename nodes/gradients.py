@@ -9,14 +9,11 @@ and `explained`.
 """
 
 import contextlib
-import logging
 
 import comfy.model_management as mm
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-
-log = logging.getLogger(__name__)
 
 _searching = []
 """The models that the search now running differentiates: they stay in memory whole until its last backward pass."""
@@ -25,7 +22,6 @@ NO_FORMULA = (
     "no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved",
     "inplace update to inference tensor", "is a view and is being modified inplace", "leaf variable that requires grad",
 )  # fmt: skip
-CHANGED_IN_PLACE = "modified by an inplace operation"
 
 
 @contextlib.contextmanager
@@ -62,24 +58,6 @@ def explained():
             " patch the model (attention, quantisation, caches), try another checkpoint format, or use another model or"
             " reward"
         ) from error
-
-
-def keeping_what_is_changed(search):
-    """Return search(), where a model may change in place what autograd has saved, as FreeU_V2 and Flux do.
-
-    Copies are then kept of what is changed. To watch for that costs some 0.1 ms an operation (measured on a CPU: a tiny
-    network takes 6 times as long, a middling one 1.3 times), so a search begins without, and begins anew where autograd
-    finds, in its first backward pass, that the model needs it.
-    """
-    try:
-        return search()
-    except RuntimeError as error:
-        if CHANGED_IN_PLACE not in str(error):
-            raise
-    # Out here the error no longer holds on to the first try's graphs.
-    log.info("the model changes tensors in place that its gradient needs: the search begins anew and keeps copies")
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():
-        return search()
 
 
 def load_together(patchers, memory_required):

@@ -3,6 +3,7 @@
 `comfy_map` tells the way of one noise tensor through here.
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,11 +12,10 @@ import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 
 from .. import core
-from . import gradients, patches
+from . import gradients, hooks, page, patches
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -62,15 +62,14 @@ class OptimizedSampler(comfy.samplers.Sampler):
             model_wrap.conds = gradients.thaw(model_wrap.conds)
             run = ComfyRun(
                 model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
+                extra_args.get("seed"), expect_gradient, load_models,
+                hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
             )  # fmt: skip
             decode = partial(
                 decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae, self.optimization.every
             )
-            # Of a copy: a search changes its run's noise and options, and may begin anew.
-            self.result = gradients.keeping_what_is_changed(
-                lambda: self.optimization.search(replace(run), decode, most_rows)
-            )
+            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+                self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
     def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
@@ -90,7 +89,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
             decode *= seen[2] if len(seen) == 5 else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
+            weights = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
+            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * weights)
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
@@ -158,10 +158,14 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
+    def climbs(self):
+        """Whether the solver differentiates model and VAE."""
+        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+
+    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-        return climbs or self.diagnose
+        return self.climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -173,7 +177,11 @@ class Optimization:
 
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
+        with contextlib.closing(page.Progress(self.iterations)) as progress:
+            return self._search(run, decode, most_rows, progress)
+
+    def _search(self, run, decode, most_rows, progress):
+        solver = self.solver or core.GradientAscent()
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
             on_step=progress.on_step,
@@ -218,37 +226,3 @@ class Optimization:
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
-
-
-class Progress:
-    """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
-
-    def __init__(self, patcher):
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def begin(self, stages):
-        self.bar = comfy.utils.ProgressBar(stages)
-
-    def on_step(self, phase, index, total):
-        mm.throw_exception_if_processing_interrupted()
-        self.bar.update(1)
-
-    def on_iteration(self, evaluation, best):
-        if self.previewer is not None:
-            self.bar.update_absolute(self.bar.current, preview=self._preview(best.latent))
-
-    def _preview(self, latent):
-        """Return ComfyUI's preview of a latent, or None where it fails: a search is worth more than its previews."""
-        try:
-            with torch.no_grad():  # some previewers are networks
-                return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
-        except mm.InterruptProcessingException:  # an Exception in ComfyUI 0.3.75
-            raise
-        except Exception as error:  # whatever a previewer of any pack raises
-            log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
-            self.previewer = None
-            return None
-
-    def end(self):
-        """Fill the bar: a spent budget ends a run early."""
-        self.bar.update_absolute(self.bar.total)

@@ -15,6 +15,7 @@ not guided.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -76,7 +77,8 @@ class LGD(Solver):
             family = sample_map.schedule.family
             c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family)
             alpha = signal_level(sigma, family)
-            denoised, gradient = self._guidance(problem, x, index, sigma / math.hypot(alpha, sigma))
+            guidance = partial(self._guidance, problem, x, index, sigma / math.hypot(alpha, sigma))
+            denoised, gradient = sample_map.in_place.differentiate("guided step", guidance)
             if c_noise > 0 and alpha > 0:
                 injected[index] += free[index] * (c_denoised * sigma**2 / alpha / c_noise * gradient).to(injected)
             x = c_x * x + c_denoised * denoised + c_noise * injected[index]

@@ -1,6 +1,7 @@
 """Nodes for the tests only: tiny models, stock sampling with given noises, nodes that keep or break things."""
 
 from .full_size import NODES as FULL_SIZE
+from .hooks import NODES as HOOKS
 from .keep import NODES as KEEP
 from .models import NODES as MODELS
 from .obstacles import NODES as OBSTACLES
@@ -12,5 +13,5 @@ from .witness import NODES as WITNESSES
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (*FULL_SIZE, *KEEP, *MODELS, *OBSTACLES, *PICTURES, *PREVIEWS, *STOCK, *TOWERS, *WITNESSES)
+    for node in (*FULL_SIZE, *HOOKS, *KEEP, *MODELS, *OBSTACLES, *PICTURES, *PREVIEWS, *STOCK, *TOWERS, *WITNESSES)
 }

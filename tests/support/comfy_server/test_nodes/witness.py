@@ -44,6 +44,18 @@ class Witness:
         high, low = (problem.evaluate(noise.with_flat(noise.flat() + end * direction)).scores for end in (1, -1))
         self.notes["gradient_error"] = ((high - low) / (2 * rise) - 1).abs().tolist()
 
+    def cosine(self, problem, noise):
+        """The gradient's cosine with the true one, as central differences along random directions tell it."""
+        _, gradient = problem.gradient(noise)
+        generator = torch.Generator().manual_seed(0)
+        slopes, step = [], 1e-2
+        for _ in range(16):
+            direction = torch.randn(noise.flat().shape, generator=generator)
+            high, low = (problem.evaluate(noise.with_flat(noise.flat() + end * direction)) for end in (step, -step))
+            difference = (high.scores - low.scores).sum() / (2 * step)
+            slopes.append(torch.stack([difference, (gradient.flat() * direction).sum()]))
+        self.notes["cosine"] = torch.cosine_similarity(*torch.stack(slopes).double().unbind(1), dim=0).item()
+
     def storage(self, problem, noise):
         parameters = list(self.model.model.parameters())
         self.notes["same_storage"] = pointers(self.model) == self.before
