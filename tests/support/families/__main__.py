@@ -1,7 +1,7 @@
 """Measure families inside ComfyUI: python -m families NAME.., with ComfyUI's folder as the working directory.
 
-Prints a JSON line for each family as soon as it is measured; without names, one with all of this version's families
-and with its classes. `tests/benchmarks/families.py` runs this and writes the table.
+Prints a JSON line for each family as soon as it is measured; without names, one that tells of this version.
+`tests/benchmarks/model_families.py` runs this and writes the table.
 """
 
 import json
@@ -19,6 +19,7 @@ comfy.options.enable_args_parsing()
 
 import comfy.model_management  # noqa: E402
 import comfy.supported_models  # noqa: E402
+import comfyui_version  # noqa: E402
 import torch  # noqa: E402
 
 from . import FAMILIES, measures  # noqa: E402
@@ -33,7 +34,10 @@ def main():
     logging.getLogger().setLevel(logging.ERROR)
     if not names:
         classes = [model.__name__ for model in comfy.supported_models.models]
-        tell({"classes": classes, "families": [family.name for family in FAMILIES if family.model in classes]})
+        known = [family.name for family in FAMILIES if family.model in classes]
+        tell(
+            {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "classes": classes, "families": known}
+        )
     for name in names:
         (family,) = [family for family in FAMILIES if family.name == name]
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """What is measured of a family: the nodes against ComfyUI's own samplers, and the gradient against differences.
 
-Each measure takes a `Twin` and returns a number, 0 at best, or a sentence's worth of numbers; what it raises is the
-reason why the family has none.
+Each measure takes a `Twin` and returns a number, 0 at best, or several by name; what it raises is the reason why the
+family has none.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ SEED, STEPS, CFG, SCHEDULER = 3, 3, 2.0, "simple"
 BATCH = 2
 RATE = 0.05
 CANDIDATES = 3
+DIFFERENCES = (1e-2, 1e-3, 1e-4)
 
 
 @dataclass
@@ -85,7 +86,7 @@ class CheckedAscent(core.Solver):
     """Adam, after a comparison of the first gradient with differences.
 
     Attributes:
-        along: largest error of the slope along the gradient, relative.
+        along: error of the slope along the gradient, relative, of the batch's worst picture.
         random: likewise along a random direction that is turned towards the gradient.
     """
 
@@ -98,20 +99,28 @@ class CheckedAscent(core.Solver):
 
     def step(self, problem, noise):
         if self.along is None:
-            self.along, self.random = slope_error(problem, noise), float(problem.check_gradient(noise).max())
+            self.along = least(lambda step: slope_error(problem, noise, step))
+            self.random = least(lambda step: problem.check_gradient(noise, step))
         return self.ascent.step(problem, noise)
 
 
-def slope_error(problem, noise, step=3e-3):
-    """Return the relative error of the slope along the gradient, the worst of the batch."""
+def least(error):
+    """Return the worst picture's error(step) at each picture's best of several steps.
+
+    A long step sees curvature and a short one rounding; a wrong gradient is wrong at all of them.
+    """
+    return float(torch.stack([error(step) for step in DIFFERENCES]).min(dim=0).values.max())
+
+
+def slope_error(problem, noise, step):
+    """Return the relative error of the slope along the gradient, (B,)."""
     alone = replace(problem, best=Best(floor=float("-inf")), ended={}, warnings=[])
     _, gradient = alone.gradient(noise)
     flat = gradient.flat()
-    length = flat.norm(dim=1, keepdim=True)
-    direction = flat / length.clamp(min=1e-30) * flat.shape[1] ** 0.5  # as long as noise is
+    direction = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-30) * flat.shape[1] ** 0.5  # as long as noise is
     ends = [alone.evaluate(noise.with_flat(noise.flat() + sign * step * direction)).scores for sign in (1, -1)]
     expected, found = (ends[0] - ends[1]) / (2 * step), (flat * direction).sum(dim=1)
-    return float(((found - expected).abs() / expected.abs().clamp(min=1e-12)).max())
+    return (found - expected).abs() / expected.abs().clamp(min=1e-12)
 
 
 def gradient_and_climb(twin):
