@@ -141,6 +141,8 @@ def optimize(
 def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
     """Run the iterations, and end them where something breaks after the first is recorded.
 
+    Memory that runs out ends them as soon as one noise is evaluated: candidates may need more than the start does.
+
     Args:
         problem, solver, noise: of the run; the solver is fresh.
         first: number of updates that an earlier search made.
@@ -184,8 +186,10 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
             raise
         history.stopped, done = str(error), None
     except RuntimeError as error:
-        if not history.rows or not is_out_of_memory(error):
+        if problem.latest is None or not is_out_of_memory(error):
             raise
+        if not history.rows:
+            history.record(problem.latest)
         history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
     return noise, done
 

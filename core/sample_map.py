@@ -46,12 +46,13 @@ class SampleMap:
         denoise: (x (B, ...), sigma (B,)) -> denoised, k-diffusion's convention, guidance applied. It must be a pure
             function of its arguments and accept any multiple of B rows (perturbed candidates, candidate-major).
         schedule: the noise levels.
-        shape: (B, C, H, W) of the latent.
+        shape: of the latent, (B, C, H, W); further dimensions, such as (B, C, F, H, W), are kept as they are.
         eta: in [0, 1]; 0 is the ODE, where only x_T matters, 1 the paper's SDE.
         start: initial noise -> x at schedule.sigmas[0], differentiable; default: pure noise, times sigma for flow and
             sqrt(1 + sigma^2) for "vp", as DDIM starts.
         finish: x at the last sigma -> latent; default: the same.
-        decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
+        decode: latent -> images (B, 3, H, W), or of videos (B, F, 3, H, W), RGB, nominally [0, 1] and not clamped;
+            default: the latent itself.
         prompts: the B prompts, handed to rewards, or None.
         model: the model's `fingerprint`, saved with a noise to tell which model it was made for; None: unknown.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
@@ -210,7 +211,7 @@ class SampleMap:
 
     @torch.no_grad()
     def latent(self, noise):
-        """Return the latent that `noise` samples to, (B, C, H, W), without gradient."""
+        """Return the latent that `noise` samples to, of `shape`, without gradient."""
         return self.to_latent(self._walk(noise)[-1])
 
     def noisy_latent(self, noise):
@@ -313,8 +314,8 @@ class Pullback:
         tensor([0.7071, 0.7071, 0.7071])
 
     Attributes:
-        images: (B, 3, H, W), detached.
-        latent: (B, C, H, W), detached.
+        images: as the map's `decode` gives them, detached.
+        latent: of the map's `shape`, detached.
     """
 
     part = "step"
@@ -339,7 +340,7 @@ class Pullback:
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
 
         Args:
-            d_images: (B, 3, H, W), the gradient of the scores by the images.
+            d_images: the shape of `images`, the gradient of the scores by them.
         """
         x = self._stored()[-1].detach().requires_grad_()
         try:
@@ -459,10 +460,15 @@ def _vjp(output, x, cotangent):
     precision would lose small gradients otherwise.
     """
     scale = cotangent.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    scale = scale.reshape(-1, *[1] * (cotangent.ndim - 1))
     with outside_autocast(x.device.type):  # it would round the gradients of a float32 graph too
-        (gradient,) = torch.autograd.grad(output, x, (cotangent / scale).to(output))
-    return gradient.to(cotangent.dtype) * scale.to(gradient.device)
+        (gradient,) = torch.autograd.grad(output, x, (cotangent / of_items(scale, cotangent)).to(output))
+    gradient = gradient.to(cotangent.dtype)
+    return gradient * of_items(scale, gradient)
+
+
+def of_items(values, like):
+    """Return values (B,) in the dtype and on the device of `like`, (B, ..), to multiply its items."""
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def _size(tensor):

@@ -141,20 +141,39 @@ class ComfyRun:
         return comfy.utils.repeat_to_batch_size(tensor, x.shape[0])
 
 
-def decode_raw(vae, autoencoder, model, load, latent):
-    """Decode a latent in the model's scale to images (B, 3, H, W) in [0, 1], not clamped, differentiable.
+def decode_raw(vae, autoencoder, model, load, every, latent):
+    """Decode a latent in the model's scale to images in [0, 1], not clamped, differentiable.
 
-    `load` is called first, to load the VAE. `VAE.decode` is the same but for the clamp; it falls back to an
-    undifferentiable tiled decode when memory is short.
+    `VAE.decode` is the same but for the clamp; it falls back to an undifferentiable tiled decode when memory is short.
+
+    Args:
+        vae: the comfy VAE.
+        autoencoder: its network.
+        model: the comfy model that the latent is of.
+        load: called first, to load the VAE.
+        every: of a video, each how many frames one is kept.
+        latent: (B, C, H, W), or (B, C, F, H, W) of a video model.
+
+    Returns:
+        (B, 3, H, W), or of a video of several frames (B, F, 3, H, W).
     """
     load()
-    latent = model.process_latent_out(latent.float())
-    raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
+    latent = seen_by(vae, model.process_latent_out(latent.float()))
+    # Some decoders draw noise of their own (LTX).
+    with patches.repeatable(vae.device, ("decoder",)):
+        raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
+    if raw.ndim == 5:
+        raw = raw[:, :, 0] if raw.shape[2] == 1 else raw[:, :, ::every].movedim(2, 1)
     if _clamps(vae.process_output, raw):
         return (raw + 1) / 2
     # Straight through: the values of process_output, the gradient of the identity. The clone is for 0.33: it works in
     # place.
     return raw + (vae.process_output(raw.detach().clone()) - raw.detach())
+
+
+def seen_by(vae, latent):
+    """Return a latent as the VAE decodes it: a VAE of pictures sees the one frame of a video model's latent."""
+    return latent[:, :, 0] if latent.ndim == 5 and getattr(vae, "latent_dim", 2) == 2 else latent
 
 
 def _clamps(process_output, raw):

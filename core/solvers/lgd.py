@@ -21,6 +21,7 @@ import torch
 from ..checks import check_finite, check_whole
 from ..noise import Noise
 from ..precision import outside_autocast
+from ..sample_map import of_items
 from ..schedule import signal_level, step_coefficients
 from ..scoring import exact
 from .base import Solver
@@ -95,9 +96,9 @@ class LGD(Solver):
         d_images = weights.view(*weights.shape, *[1] * (images.ndim - 1)).to(d_images) * d_images
         # Each picture's scaled to a largest entry of 1 on its way: half precision would lose small gradients.
         size = d_images.abs().transpose(0, 1).flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        size = size.view(-1, *[1] * (images.ndim - 1))
+        d_images = d_images / of_items(size, images)
         with outside_autocast(x.device.type):
-            (gradient,) = torch.autograd.grad(images, x, (d_images / size).flatten(0, 1).to(images))
-        gradient = gradient * size.to(gradient)
+            (gradient,) = torch.autograd.grad(images, x, d_images.flatten(0, 1).to(images))
+        gradient = gradient * of_items(size, gradient)
         problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the guidance of a step")
         return denoised.detach(), torch.where(gradient.isfinite(), gradient, 0.0)
