@@ -25,7 +25,7 @@ from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, 
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import LGD, GradientAscent, Search, Solver, ZeNO
+from .solvers import LGD, GradientAscent, Search, Solver, Tilt, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
@@ -51,6 +51,7 @@ __all__ = [
     "Schedule",
     "Search",
     "Solver",
+    "Tilt",
     "ZeNO",
     "ZerothOrder",
     "diagnose",

@@ -313,7 +313,7 @@ class Pullback:
                 images = self._map.decode(self._map.finish(x))
             if not images.requires_grad:
                 raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-            return self._through_steps(_vjp(images, x, d_images))
+            return self._through_steps(vjp(images, x, d_images))
         finally:
             self.release()
 
@@ -323,7 +323,7 @@ class Pullback:
         try:
             with torch.enable_grad():
                 latent = self._map.finish(x)
-            return self._through_steps(_vjp(latent, x, d_latent) if latent is not x else d_latent)
+            return self._through_steps(vjp(latent, x, d_latent) if latent is not x else d_latent)
         finally:
             self.release()
 
@@ -345,7 +345,7 @@ class Pullback:
             if index < len(injected):
                 injected[index] = c_noise * gradient
             x, denoised = self._step_graph(index)
-            gradient = c_x * gradient + _vjp(denoised, x, c_denoised * gradient)
+            gradient = c_x * gradient + vjp(denoised, x, c_denoised * gradient)
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
@@ -395,7 +395,7 @@ class Pullback:
             x = self._map.start(initial)
         if not x.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="model's noise scaling"))
-        return _vjp(x, initial, gradient)
+        return vjp(x, initial, gradient)
 
 
 def optimised_injected(part, injected):
@@ -411,7 +411,7 @@ def optimised_injected(part, injected):
     return range(int(count)) if side == "first" else range(injected - int(count), injected)
 
 
-def _vjp(output, x, cotangent):
+def vjp(output, x, cotangent):
     """Return the gradient of <cotangent, output> by x in the cotangent's dtype, freeing output's graph.
 
     Each item's cotangent enters the network scaled to a largest entry of 1, and the factor comes back outside: half
