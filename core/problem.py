@@ -21,7 +21,7 @@ from .noise import Noise
 from .precision import mixed_seed, normal
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
-from .scoring import NotFiniteError, name_of, numbered, score
+from .scoring import NotFiniteError, name_of, numbered, part_scores, score
 
 log = logging.getLogger(__name__)
 
@@ -305,8 +305,9 @@ class Problem:
         """
         prompts, found = self.sample_map.prompts, []
         for place, reward in enumerate((self.reward, *self.watch)):
-            if callable(getattr(reward, "part_scores", None)):
-                found += reward.part_scores(images, prompts).items()
+            parts = part_scores(reward, images, prompts)
+            if parts:
+                found += parts.items()
             elif place > 0:
                 found.append((name_of(reward), score(reward, images, prompts)))
         names = numbered([name for name, _ in found])
@@ -344,8 +345,8 @@ class Problem:
     def _part_at_fault(self, item, images):
         """Return the name of the reward, or of those of its parts whose score of this picture is not finite."""
         names = []
-        if images is not None and callable(getattr(self.reward, "part_scores", None)):
-            parts = self.reward.part_scores(images, self.sample_map.prompts)
+        if images is not None:
+            parts = part_scores(self.reward, images, self.sample_map.prompts)
             names = [name for name, scores in parts.items() if not scores[item].isfinite()]
         return ", ".join(names) or name_of(self.reward)
 

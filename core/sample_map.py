@@ -15,10 +15,12 @@ steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from .checks import check_finite, check_whole
+from .in_place import InPlace
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
@@ -46,12 +48,13 @@ class SampleMap:
         denoise: (x (B, ...), sigma (B,)) -> denoised, k-diffusion's convention, guidance applied. It must be a pure
             function of its arguments and accept any multiple of B rows (perturbed candidates, candidate-major).
         schedule: the noise levels.
-        shape: (B, C, H, W) of the latent.
+        shape: of the latent, (B, C, H, W); further dimensions, such as (B, C, F, H, W), are kept as they are.
         eta: in [0, 1]; 0 is the ODE, where only x_T matters, 1 the paper's SDE.
         start: initial noise -> x at schedule.sigmas[0], differentiable; default: pure noise, times sigma for flow and
             sqrt(1 + sigma^2) for "vp", as DDIM starts.
         finish: x at the last sigma -> latent; default: the same.
-        decode: latent -> images (B, 3, H, W), RGB, nominally [0, 1] and not clamped; default: the latent itself.
+        decode: latent -> images (B, 3, H, W), or of videos (B, F, 3, H, W), RGB, nominally [0, 1] and not clamped;
+            default: the latent itself.
         prompts: the B prompts, handed to rewards, or None.
         model: the model's `fingerprint`, saved with a noise to tell which model it was made for; None: unknown.
         mask: broadcastable to `shape`; entries where it is 0 are not optimised (inpainting). None: all are.
@@ -59,7 +62,8 @@ class SampleMap:
             of the injected noises.
         most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
         keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
-            keeps a state between calls is not noticed then.
+            keeps a state between calls is not noticed then. Steps of a model that changes in place what its gradient
+            needs are re-run all the same (`InPlace`).
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
             raise from it to interrupt.
         rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.
@@ -92,6 +96,7 @@ class SampleMap:
         if self.start is None or getattr(self.start, "__func__", None) is SampleMap._pure_noise:
             self.start = self._pure_noise
         self.finish = self.finish or _same
+        self.in_place = InPlace()
         optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
         if self.prompts is not None and len(self.prompts) != self.shape[0]:
@@ -112,6 +117,8 @@ class SampleMap:
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
         known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
+        if schedule.s_noise != 1.0:
+            known["s_noise"] = schedule.s_noise
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
@@ -195,7 +202,7 @@ class SampleMap:
 
     @torch.no_grad()
     def latent(self, noise):
-        """Return the latent that `noise` samples to, (B, C, H, W), without gradient."""
+        """Return the latent that `noise` samples to, of `shape`, without gradient."""
         return self.finish(self._walk(noise)[-1])
 
     @torch.no_grad()
@@ -237,7 +244,7 @@ class SampleMap:
     def _step(self, x, denoised, index, noise):
         sigma, sigma_next = self.schedule.intervals[index]
         injected = noise.injected[index] if index < len(noise.injected) else None
-        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family)
+        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
 
     def _denoise(self, x, index):
         return self.denoise(x, x.new_full((x.shape[0],), self.schedule.sigmas[index]))
@@ -284,15 +291,15 @@ class Pullback:
         tensor([0.7071, 0.7071, 0.7071])
 
     Attributes:
-        images: (B, 3, H, W), detached.
-        latent: (B, C, H, W), detached.
+        images: as the map's `decode` gives them, detached.
+        latent: of the map's `shape`, detached.
     """
 
     def __init__(self, sample_map, noise):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
         self._map, self._noise = sample_map, noise
-        self._graphs = [] if sample_map.keep_graphs else None
+        self._graphs = [] if sample_map.keep_graphs and "model" not in sample_map.in_place.found else None
         self._reruns = []  # (index, difference and what is allowed) of each step that was run again
         with torch.no_grad():
             self._samples = sample_map._walk(noise, self._graphs)
@@ -303,16 +310,13 @@ class Pullback:
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
 
         Args:
-            d_images: (B, 3, H, W), the gradient of the scores by the images.
+            d_images: the shape of `images`, the gradient of the scores by them.
         """
         x = self._stored()[-1].detach().requires_grad_()
         try:
             self._map.report("backward", 0, self._map.schedule.steps + 1)
-            with torch.enable_grad():
-                images = self._map.decode(self._map.finish(x))
-            if not images.requires_grad:
-                raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-            return self._through_steps(_vjp(images, x, d_images))
+            gradient = self._map.in_place.differentiate("decoder", lambda: self._decoder_vjp(x, d_images))
+            return self._through_steps(gradient)
         finally:
             self.release()
 
@@ -335,6 +339,13 @@ class Pullback:
             raise RuntimeError("this pullback was used or released already; take a new one from sample_map.pullback")
         return self._samples
 
+    def _decoder_vjp(self, x, d_images):
+        with torch.enable_grad():
+            images = self._map.decode(self._map.finish(x))
+        if not images.requires_grad:
+            raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
+        return _vjp(images, x, d_images)
+
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule
         injected = torch.zeros_like(self._noise.injected, dtype=gradient.dtype)
@@ -343,13 +354,19 @@ class Pullback:
             c_x, c_denoised, c_noise = self._coefficients(index)
             if index < len(injected):
                 injected[index] = c_noise * gradient
-            x, denoised = self._step_graph(index)
-            gradient = c_x * gradient + _vjp(denoised, x, c_denoised * gradient)
+            by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
+            gradient = c_x * gradient + sample_map.in_place.differentiate("model", by_denoised)
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
+    def _step_vjp(self, index, cotangent):
+        x, denoised = self._step_graph(index)
+        return _vjp(denoised, x, cotangent)
+
     def _step_graph(self, index):
         """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
+        if "model" in self._map.in_place.found:
+            self._graphs = None  # kept without copies of what the model has changed since
         if self._graphs is not None:
             return self._graphs.pop()
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
@@ -362,7 +379,7 @@ class Pullback:
 
     def _coefficients(self, index):
         schedule = self._map.schedule
-        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family)
+        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)
 
     def _check_reruns(self):
         """Raise RuntimeError where a step that was run again gave another result than in the forward pass."""
@@ -417,10 +434,15 @@ def _vjp(output, x, cotangent):
     precision would lose small gradients otherwise.
     """
     scale = cotangent.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    scale = scale.reshape(-1, *[1] * (cotangent.ndim - 1))
     with outside_autocast(x.device.type):  # it would round the gradients of a float32 graph too
-        (gradient,) = torch.autograd.grad(output, x, (cotangent / scale).to(output))
-    return gradient.to(cotangent.dtype) * scale.to(gradient.device)
+        (gradient,) = torch.autograd.grad(output, x, (cotangent / of_items(scale, cotangent)).to(output))
+    gradient = gradient.to(cotangent.dtype)
+    return gradient * of_items(scale, gradient)
+
+
+def of_items(values, like):
+    """Return values (B,) in the dtype and on the device of `like`, (B, ..), to multiply its items."""
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def _size(tensor):

@@ -18,7 +18,7 @@ def message(comfy, graph, sampler):
     "settings, words",
     [
         ({"channels": 16}, ["16 channels", "works on 4", "empty latent"]),
-        ({"dims": 5}, ["expected (B, C, H, W)", "video"]),
+        ({"dims": 5}, ["the latent is (2, 4, 2, 8, 8)", "expected (B, C, H, W)"]),
         ({"batch": 0}, ["of no picture at all", "one picture or more"]),
         ({"scale": float("inf")}, ["holds NaN or infinity", "finite numbers"]),
     ],

@@ -240,18 +240,8 @@ def test_the_later_part_of_a_split_schedule_is_searched_though_its_first_noise_i
     assert all(best > first for best, first in zip(history["best"], history["rows"][0]["score"], strict=True))
     assert not run.kept["noise"]["initial"].any() and run.kept["noise"]["injected"].any()
     (text,) = run.outputs[ours.id]["text"]
-    assert "the injected noises alone are searched" in text and text in comfy.log()
-    assert {"node": ours.id, "text": text} in run.of_type("text")
-
-
-def test_a_search_with_nothing_to_say_says_nothing(comfy):
-    graph = NoiseWorkflow()
-    ours = graph.dno(iterations=1)
-    graph.keep("latent", ours[0])
-    run = comfy.run(graph)
-    assert ours.id not in run.outputs
-    # The node says how it ended all the same, lest an earlier run's words stay on it.
-    assert run.of_type("text") == [{"node": ours.id, "text": "1 iterations done"}]
+    warning = text.splitlines()[-1]
+    assert "the injected noises alone are searched" in warning and warning in comfy.log()
 
 
 def test_the_advanced_sampler_refuses_an_empty_schedule(comfy):
@@ -267,6 +257,7 @@ def test_the_advanced_sampler_refuses_an_empty_schedule(comfy):
 
 def test_a_replay_is_interrupted_within_one_call_and_shows_previews(comfy):
     graph = NoiseWorkflow(obstacle="slow")
+    graph.model = graph.node("DNOTestPreviewer", model=graph.model)[0]
     graph.keep("latent", graph.replay(graph.dno(steps=20)[2], graph.latent())[0])
     interrupted = []
 

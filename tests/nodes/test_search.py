@@ -1,10 +1,10 @@
-"""The search inside a real ComfyUI: what it finds and leaves alone, its progress, previews and interruption."""
+"""The search inside a real ComfyUI: what it finds and leaves alone, its progress and interruption."""
 
 import time
 
 import pytest
 import torch
-from workflows import NoiseWorkflow, Workflow, error, flags, history_of, notes_of, stock_picture
+from workflows import NoiseWorkflow, Workflow, error, flags, history_of, stock_picture, warnings_of
 
 
 @pytest.mark.parametrize("family, dtype", [
@@ -101,7 +101,7 @@ def test_too_many_noises_for_a_part_are_refused(comfy):
     assert "with K in 1 .. 5" in comfy.fail(graph)
 
 
-def test_progress_counts_every_network_call_and_each_iteration_shows_a_preview(comfy):
+def test_progress_counts_every_network_call(comfy):
     graph = Workflow(obstacle="slow")
     graph.keep("latent", graph.dno(iterations=3, steps=4)[0])
     run = comfy.run(graph)
@@ -112,38 +112,6 @@ def test_progress_counts_every_network_call_and_each_iteration_shows_a_preview(c
     assert values[-1][0] == values[-1][1]
     # Newer front ends get at most ten messages a second.
     assert len({value for value, _ in values}) >= (30 if comfy.version <= (0, 3, 75) else 15)
-    assert len(run.of_type("preview")) == 4
-
-
-@pytest.mark.parametrize("kind, calls", [("network", 3), ("fails", 1)])
-def test_previews_need_no_graph_and_one_that_fails_ends_no_search(comfy, kind, calls):
-    graph = Workflow(model_seed=70 + calls)
-    watched = graph.node("DNOTestPreviewer", model=graph.model, kind=kind)
-    graph.model = watched[0]
-    ours = graph.dno(iterations=2)
-    graph.node("DNOTestNotes", witness=watched[1], after=ours[0])
-    graph.node("DNOTestHistory", history=ours[3])
-    run = comfy.run(graph)
-    assert history_of(run)["stopped"] == "2 iterations done"
-    assert notes_of(run) == {"calls": calls, "graphs": 0}
-    assert ("RuntimeError: a bug in a previewer" in comfy.log()) or kind != "fails"
-
-
-def test_an_interruption_that_a_preview_notices_ends_the_search(comfy):
-    graph = Workflow()
-    graph.model = graph.node("DNOTestPreviewer", model=graph.model, kind="interrupted")[0]
-    graph.keep("latent", graph.dno(iterations=1)[0])
-    assert comfy.run(graph, may_fail=True).ended == "execution_interrupted"
-
-
-def test_a_preview_of_a_latent_that_is_not_finite_ends_no_search(comfy):
-    graph = Workflow(model_seed=75)
-    broken = graph.node("DNOTestObstacle", model=graph.model, kind="nan")[0]
-    watched = graph.node("DNOTestPreviewer", model=broken, kind="nan")
-    graph.model = watched[0]
-    graph.keep("latent", graph.dno(iterations=0)[0])
-    found = comfy.fail(graph)
-    assert "picture" in found and "not finite" in found, found
 
 
 def test_a_time_budget_ends_the_search_early_and_keeps_the_best(comfy):
@@ -193,5 +161,5 @@ def test_a_search_without_gradients_is_diagnosed_with_a_patch_that_works_in_plac
     told = graph.node("DNODiagnostics", history=ours[3])
     graph.keep("image", told[1])
     run = comfy.run(graph)
-    assert ours.id not in run.outputs, run.outputs[ours.id]
+    assert warnings_of(run, ours) == []
     assert "picture 1: still improving" in run.outputs[told.id]["text"][0]
