@@ -159,14 +159,10 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
-    def climbs(self):
-        """Whether the solver differentiates model and VAE."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-
-    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        return self.climbs or self.diagnose
+        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return climbs or self.diagnose
 
     @property
     def candidates(self):
