@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches
+from . import gradients, hooks, page, patches, slopes
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -198,6 +198,10 @@ class Optimization:
                 " of a batch depend on each other too; search one at a time for noises that replay"
             )
             sample_map.most_rows = sample_map.shape[0]
+        if self.differentiates:
+            x, sigma = run.halfway()
+            network = run.guider.inner_model.diffusion_model
+            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
