@@ -1,19 +1,18 @@
-"""Gradients inside a running ComfyUI, without a copy of the weights.
+"""Gradients inside a running ComfyUI: what a search switches off or on while it runs, and puts back.
 
-ComfyUI runs every node in `torch.inference_mode()`: weights, schedules and conditionings are inference tensors, which
-autograd refuses to save. Leaving the mode is not enough; the tensors must be made anew. For weights that is free: a
-new tensor object over the same storage (`rewrap`). Conditionings are small and copied (`thaw`).
-
-Which ComfyUI versions and settings stand in the way, and what to do about each, is said by `refuse_undifferentiable`
-and `explained`.
+Tensors that autograd accepts are made in `weights.py`. Which ComfyUI versions and settings stand in the way all the
+same, and what to do about each, is said by `refuse_undifferentiable` and `explained`.
 """
 
 import contextlib
+import sys
 
 import comfy.model_management as mm
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+
+from .weights import rewrap
 
 _searching = []
 """The models that the search now running differentiates: they stay in memory whole until its last backward pass."""
@@ -32,7 +31,8 @@ def gradients_enabled(of_models=True):
         of_models: ask the models for their plain operations, which can be differentiated.
     """
     training = getattr(mm, "in_training", None)
-    with torch.inference_mode(False), torch.enable_grad(), explained():
+    plain = plain_kernels() if of_models else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), explained(), plain:
         try:
             if of_models and training is not None:
                 # Flux, Lumina, LTX and others then avoid fused kernels that have no backward pass (ComfyUI 0.33).
@@ -42,6 +42,25 @@ def gradients_enabled(of_models=True):
             _searching.clear()
             if training is not None:
                 mm.in_training = training
+
+
+@contextlib.contextmanager
+def plain_kernels():
+    """Put comfy_kitchen's plain functions in the place of its fused kernels, and those back on exit (ComfyUI 0.33).
+
+    Rotary positions and norms are computed by kernels without a backward pass, in ERNIE-Image, Cosmos Predict 2, Anima
+    and JoyImage whatever ComfyUI is told. The plain functions that the kernels are tested against have one.
+    """
+    kitchen, plain = (sys.modules.get(name) for name in ("comfy_kitchen", "comfy_kitchen.backends.eager"))
+    names = [name for name in dir(plain) if ("rope" in name or "adaln" in name) and callable(getattr(plain, name))]
+    fused = {name: getattr(kitchen, name) for name in names if hasattr(kitchen, name)}
+    try:
+        for name in fused:
+            setattr(kitchen, name, getattr(plain, name))
+        yield
+    finally:
+        for name, kernel in fused.items():
+            setattr(kitchen, name, kernel)
 
 
 @contextlib.contextmanager
@@ -98,44 +117,6 @@ def _load_whole(patchers, memory_required):
                 " weights are overwritten before the backward pass reads them. Start ComfyUI without --lowvram or"
                 " --novram, free memory, use a smaller model, or a solver that differentiates none (ZeNO, Search)"
             )
-
-
-def rewrap(module):
-    """Replace a module's inference tensors by normal ones over the same storage: no copy, no gradient of their own."""
-    renewed = {}
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
-                    tensors[name] = renewed.setdefault(id(tensor), _renew(tensor, name))
-
-
-@torch.inference_mode(False)
-def _renew(tensor, name):
-    if type(tensor.data) is not torch.Tensor:
-        raise RuntimeError(
-            f"the weight {name} is stored as {type(tensor.data).__name__}; expected plain tensors, since quantised"
-            " ones cannot be differentiated. Load a checkpoint in float8, float16, bfloat16 or float32"
-        )
-    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-    if isinstance(tensor, torch.nn.Parameter):
-        plain = torch.nn.Parameter(plain, requires_grad=False)
-    plain.__dict__.update(tensor.__dict__)
-    return plain
-
-
-def thaw(value):
-    """Return `value` with the inference tensors in its dicts, lists, tuples and conditioning objects copied."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {key: thaw(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(thaw(item) for item in value)
-    if hasattr(value, "_copy_with") and hasattr(value, "cond"):
-        return value._copy_with(thaw(value.cond))
-    return value
 
 
 def with_plain_attention(model_options):

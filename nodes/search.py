@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, slopes
+from . import gradients, hooks, page, patches, slopes, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -50,7 +50,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
             patches.refuse_a_cache(model_options)
-            model_options = gradients.with_plain_attention(model_options)
+            model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
@@ -59,15 +59,16 @@ class OptimizedSampler(comfy.samplers.Sampler):
             most_rows, load_models, load_vae = self._loaders(
                 model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
             )
-            model_wrap.conds = gradients.thaw(model_wrap.conds)
+            model_wrap.conds = weights.thaw(model_wrap.conds)
             run = ComfyRun(
-                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
+                model_wrap, *weights.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
                 extra_args.get("seed"), expect_gradient, load_models,
                 hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
             )  # fmt: skip
             decode = partial(
-                decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae, self.optimization.every
-            )
+                weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
+                self.optimization.every,
+            )  # fmt: skip
             with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
                 self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
@@ -89,8 +90,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
             decode *= seen[2] if len(seen) == 5 else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            weights = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * weights)
+            hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
+            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * hooked)
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What works for which model: python tests/benchmarks/model_families.py
 
 Measures the tiny versions of all model families (`tests/support/families`) in the ComfyUI that the tests use
