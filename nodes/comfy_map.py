@@ -81,6 +81,11 @@ class ComfyRun:
     def schedule(self):
         """The sigmas with the family and factor of noise of ComfyUI's own `euler_ancestral` for this model."""
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
+        if flow and self.sigmas[0] > 1:
+            raise ValueError(
+                f"the noise levels of this flow model reach {float(self.sigmas[0]):.3g}; expected at most 1. Models"
+                " that turn a picture into another without noise (FlowRVS) leave nothing to search: use KSampler"
+            )
         s_noise = getattr(self.model_sampling, "noise_scale", 1.0) if flow else 1.0
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp", s_noise)
 

@@ -48,27 +48,43 @@ COLUMNS = ("family", "class", "KSampler", "ancestral", "gradient", "rise", "cand
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--again", nargs="+", metavar="NAME", default=[], help="measure these families anew; 'all'")
+    parser.add_argument(
+        "--again", nargs="+", metavar="NAME", default=[], help="measure these families anew; 'all', 'wrong'"
+    )
     parser.add_argument("--page-only", action="store_true", help="measure nothing, write docs/models.md")
     options = parser.parse_args()
     if not options.page_only:
         measure(options.again)
-    PAGE.write_text(page(sorted(RESULTS.glob("model_families_*.json"), reverse=True)))
+    PAGE.write_text(page(result_files()))
 
 
 def measure(again):
     """Measure the families of the tests' ComfyUI that have no result yet, and those that are wanted `again`."""
     (version,) = inside_comfyui()
     settings = {name: version[name] for name in ("comfyui", "torch")}
-    runs = Runs(RESULTS / f"model_families_{version['comfyui']}.json", settings)
-    runs.done = {name: row for name, row in runs.done.items() if name in version["families"]}
-    runs.done = {name: row for name, row in runs.done.items() if name not in again and "all" not in again}
+    runs = Runs(result_file(version["comfyui"]), settings)
+    kept = [name for name in runs.done if name in version["families"] and name not in again and "all" not in again]
+    runs.done = {name: runs.done[name] for name in kept if right(runs.done[name]) or "wrong" not in again}
     while wanted := [name for name in version["families"] if name not in runs.done]:
         for row in inside_comfyui(*wanted):
             runs.once(row["family"], lambda row=row: row)
         if wanted[0] not in runs.done:  # the process died of the family that came first
             runs.once(wanted[0], lambda: {"failed": {"twin": "ComfyUI's process died of it"}})
     runs.write(classes=version["classes"])
+
+
+def result_file(version):
+    return RESULTS / f"model_families_{version}.json"
+
+
+def result_files():
+    """Return the results of all versions, the newest first."""
+    return sorted(RESULTS.glob("model_families_*.json"), reverse=True)
+
+
+def results_of(version):
+    """Return the rows of a ComfyUI version by name, as they were measured."""
+    return json.loads(result_file(version).read_text())["runs"]
 
 
 def inside_comfyui(*names):
