@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
@@ -15,7 +16,7 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, weights
+from . import gradients, hooks, page, patches, slopes, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -45,6 +46,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
     ):
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
+        if self.optimization.searches:
+            refuse_frames_in_a_batch(model_wrap.inner_model, len(noise))
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
@@ -100,6 +103,19 @@ class OptimizedSampler(comfy.samplers.Sampler):
             return shape[0] * batches, stays, stays
         load_models = partial(gradients.load, models, batches * call)
         return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
+
+
+def refuse_frames_in_a_batch(model, pictures):
+    """Raise ValueError for models that take the pictures of a batch for the frames of one clip.
+
+    A search gives each picture a noise, a score and a best of its own: it would mix the frames of different clips.
+    """
+    if pictures > 1 and isinstance(model, comfy.model_base.SVD_img2vid):
+        raise ValueError(
+            f"{type(model).__name__} takes the {pictures} pictures of this batch for the frames of one clip, which"
+            " cannot be searched one by one. Set iterations to 0, or use a model whose latents have frames (Wan,"
+            " Hunyuan Video, LTX-Video)"
+        )
 
 
 def refuse_an_empty_mask(denoise_mask):
@@ -195,6 +211,10 @@ class Optimization:
                 " of a batch depend on each other too; search one at a time for noises that replay"
             )
             sample_map.most_rows = sample_map.shape[0]
+        if self.differentiates:
+            x, sigma = run.halfway()
+            network = run.guider.inner_model.diffusion_model
+            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
