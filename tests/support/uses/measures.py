@@ -94,7 +94,7 @@ def measured(use):
     parts["gradient"] = tried(setting, lambda: slopes(setting))
     parts["climb"] = tried(setting, lambda: climb(setting))
     parts["search"] = tried(setting, lambda: searched(setting))
-    limits = {"rounding": use.rounding, "slope": use.slope}
+    limits = {"rounding": use.rounding, "slope": use.slope, "idle": use.idle}
     return {**limits, **{name: asdict(part) for name, part in parts.items()}}
 
 

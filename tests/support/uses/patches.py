@@ -5,12 +5,12 @@ import torch
 from .pictures import mask
 from .setting import Use, flow, latent, plain, prompt, random, stock, transformer
 
-CACHE = {"reuse_threshold": 1.0, "start_percent": 0.15, "end_percent": 0.95}
+CACHE = {"reuse_threshold": 5.0, "start_percent": 0.15, "end_percent": 0.95}
 
 
-def patch(node, group, start=plain, name=None, **inputs):
+def patch(node, group, start=plain, name=None, idle=False, **inputs):
     """Return the use of one node that patches the model."""
-    return Use(name or node, group, lambda setting: setting.patched(node, **inputs), start)
+    return Use(name or node, group, lambda setting: setting.patched(node, **inputs), start, idle=idle)
 
 
 def large():
@@ -68,13 +68,16 @@ def operated(setting, node, **inputs):
     return setting.patched("LatentApplyOperationCFG", operation=operation)
 
 
-def windows(name, start=plain, **inputs):
-    inputs = {"fuse_method": "pyramid", **inputs}
-    return patch("ContextWindowsManual", "Windows", start, f"ContextWindowsManual, {name}", **inputs)
-
-
 def four():
     return plain().but(latent=latent(batch=4))
+
+
+def windows(name, dim, schedule="standard_static", **inputs):
+    """Return the use of windows over a dimension of the latent: 0 is the batch, 3 the width."""
+    length, start = (2, four) if dim == 0 else (4, plain)
+    sizes = {"dim": dim, "context_length": length, "context_overlap": length // 2}
+    title = f"ContextWindowsManual, {name}"
+    return patch("ContextWindowsManual", "Windows", start, title, context_schedule=schedule, **sizes, **inputs)
 
 
 def sampling(node, kinds, **inputs):
@@ -143,7 +146,7 @@ PATCHES = [
     patch("UNetSelfAttentionMultiply", "Network", q=1.2, out=0.9),
     patch("UNetCrossAttentionMultiply", "Network", k=1.2, out=0.9),
     patch("UNetTemporalAttentionMultiply", "Network", self_structural=1.2, cross_structural=0.9),
-    patch("ModelAttentionBackend", "Network", attention="pytorch attention"),
+    patch("ModelAttentionBackend", "Network", idle=True, attention="pytorch attention"),
     patch("HyperTile", "Network", large, "HyperTile, always the same tiles", tile_size=32, swap_size=1),
     patch("HyperTile", "Network", large, "HyperTile, random tiles", tile_size=32, swap_size=4),
     patch("TomePatchModel", "Network", large, ratio=0.5),
@@ -152,15 +155,9 @@ PATCHES = [
     Use("words of a picture in the attention", "Network", image_tokens),
     Use("IP-Adapter-like", "Network", image_prompted),
     Use("IP-Adapter-like with a mask", "Network", lambda s: image_prompted(s, mask())),
-    windows("over the width", dim=3, context_length=4, context_overlap=2, context_schedule="static_standard"),
-    windows("over the width, uniform", dim=3, context_length=4, context_overlap=2, context_schedule="uniform_looped"),
-    windows("over the batch", four, dim=0, context_length=2, context_overlap=1, context_schedule="static_standard"),
-    windows(
-        "over the width, free noise",
-        dim=3,
-        context_length=4,
-        context_overlap=2,
-        context_schedule="static_standard",
-        freenoise=True,
-    ),
+    windows("over the width", 3),
+    windows("over the width, uniform", 3, "looped_uniform"),
+    windows("over the batch", 0),
+    windows("over the batch, uniform", 0, "looped_uniform"),
+    windows("over the batch, free noise", 0, freenoise=True),
 ]

@@ -4,7 +4,6 @@ import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.gligen
 import comfy.ops
-import comfy.t2i_adapter.adapter
 import torch
 from comfy_server.test_nodes.models import CONTEXT, fill
 
@@ -72,12 +71,25 @@ def controlled(setting, seed=31, start=0.0, end=1.0, strength=0.7):
     return setting.but(positive=positive, negative=negative)
 
 
+class Adapter(torch.nn.Module):
+    """A T2I adapter for a network of two levels: ComfyUI's own are for four."""
+
+    unshuffle_amount = 8
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(192, 32, 3, padding=1)
+        fill(self, 32)
+
+    def forward(self, x):
+        # Read from the end: one entry for each of the network's blocks.
+        return {"input": [None, None, self.convolution(torch.nn.functional.pixel_unshuffle(x, 8)), None]}
+
+
 def adapted(setting):
-    """Return the setting with a T2I adapter; only its first two features fit a network of two levels."""
-    adapter = comfy.t2i_adapter.adapter.Adapter_light(cin=192, channels=[32, 64], nums_rb=1)
-    fill(adapter, 32)
-    kind = comfy.controlnet.T2IAdapter(adapter, 3, 8, "nearest-exact", torch.device("cpu"))
-    return setting.prompted("ControlNetApply", control_net=kind, image=picture(22), strength=0.5)
+    """Return the setting with a T2I adapter."""
+    adapter = comfy.controlnet.T2IAdapter(Adapter(), 3, 8, "nearest-exact", torch.device("cpu"))
+    return setting.prompted("ControlNetApply", control_net=adapter, image=picture(22), strength=0.5)
 
 
 class Embedder:

@@ -2,6 +2,7 @@
 
 import comfy.samplers
 
+from .measures import sampled
 from .setting import Use, flow, plain, stock
 
 SCHEDULERS = tuple(comfy.samplers.KSampler.SCHEDULERS)
@@ -28,8 +29,6 @@ def high(setting):
 
 def low(setting):
     """Return the setting with the steps that are left of another sampler's run."""
-    from .measure import sampled
-
     rest = stock("SplitSigmas", sigmas=setting.own_sigmas, step=2)[1]
     begun = {"samples": sampled(high(setting), "euler")}
     return setting.but(sigmas=rest, noise=stock("DisableNoise"), latent=begun)
@@ -48,12 +47,16 @@ def split_denoise(setting):
     return setting.but(sigmas=stock("SplitSigmasDenoise", sigmas=setting.own_sigmas, denoise=0.5)[1])
 
 
+def scheduler(name, steps=4):
+    """Return the use of one of KSampler's schedulers; `normal` is what other uses have, kl_optimal has no single step."""
+    title = f"scheduler {name}" if steps == 4 else f"scheduler {name}, {steps} step"
+    idle = name == "normal" and steps == 4 or name == "kl_optimal" and steps == 1
+    return Use(title, "Schedulers", lambda setting: setting.but(scheduler=name, steps=steps), idle=idle)
+
+
 SCHEDULES = [
-    *(Use(f"scheduler {name}", "Schedulers", lambda s, name=name: s.but(scheduler=name)) for name in SCHEDULERS),
-    *(
-        Use(f"scheduler {name}, 1 step", "Schedulers", lambda s, name=name: s.but(scheduler=name, steps=1))
-        for name in ("normal", "beta", "kl_optimal")
-    ),
+    *map(scheduler, SCHEDULERS),
+    *(scheduler(name, steps=1) for name in ("normal", "beta", "kl_optimal")),
     Use("2 steps", "Schedulers", lambda s: s.but(steps=2)),
     Use("6 steps", "Schedulers", lambda s: s.but(steps=6)),
     scheduled("BetaSamplingScheduler", steps=4),

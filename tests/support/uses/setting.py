@@ -32,7 +32,7 @@ MMDIT = {
 
 
 class NotInThisVersion(Exception):
-    """The ComfyUI has no such node."""
+    """The ComfyUI has no such node, or the node no such input."""
 
 
 def stock(name, **inputs):
@@ -42,13 +42,16 @@ def stock(name, **inputs):
         its only output, or a tuple of them.
 
     Raises:
-        NotInThisVersion: this ComfyUI has no such node.
+        NotInThisVersion: this ComfyUI has no such node, or the node no such input.
     """
     node = comfyui_nodes.NODE_CLASS_MAPPINGS.get(name)
     if node is None:
         raise NotInThisVersion(name)
     run = node.execute if hasattr(node, "execute") else getattr(node(), node.FUNCTION)
     known = inspect.signature(run).parameters
+    lacking = [key for key in inputs if key not in known]
+    if lacking:
+        raise NotInThisVersion(f"{name}: {', '.join(lacking)}")
     values = {key: value for key, value in beginnings(node).items() if key in known} | inputs
     found = run(**values)
     found = getattr(found, "result", found)
@@ -189,7 +192,8 @@ def mmdit(seed=0):
 def quiet(model, last, seed):
     """Fill a network with random weights; its last is small, since differences would not show a rough one's slope."""
     fill(model.diffusion_model, seed)
-    dict(model.diffusion_model.named_parameters())[last].data.mul_(0.1)
+    last = dict(model.diffusion_model.named_parameters())[last]
+    last.data.copy_(0.1 * last.data.float())
     return model
 
 
@@ -219,6 +223,7 @@ class Use:
         start: makes the setting that is changed.
         rounding: how far apart results may be that should be equal, relative to their largest value.
         slope: how far the gradient may be from differences.
+        idle: whether it leaves the latent as it is, by what it is for.
     """
 
     name: str
@@ -227,3 +232,4 @@ class Use:
     start: Callable = plain
     rounding: float = 1e-5
     slope: float = 5e-3
+    idle: bool = False

@@ -144,9 +144,9 @@ WEIGHTS = [
     Use("float16", "Precision", of_dtype(torch.float16), **HALF),
     Use("float8 weights, float32 arithmetic", "Precision", of_dtype(torch.float8_e4m3fn, torch.float32)),
     Use("float8 weights, bfloat16 arithmetic", "Precision", of_dtype(torch.float8_e4m3fn, torch.bfloat16), **HALF),
-    Use("fast float8", "Precision", fast_float8),
+    Use("fast float8", "Precision", fast_float8, idle=True),
     Use("ModelComputeDtype", "Precision", lambda s: s.patched("ModelComputeDtype", dtype="bf16"), **HALF),
-    Use("TAESD as the VAE", "Precision", lambda s: s.but(vae=another_vae(4))),
-    Use("torch.compile, inductor", "Precision", compiled("inductor")),
-    Use("torch.compile, cudagraphs", "Precision", compiled("cudagraphs")),
+    Use("TAESD as the VAE", "Precision", lambda s: s.but(vae=another_vae(4)), idle=True),
+    Use("torch.compile, inductor", "Precision", compiled("inductor"), idle=True),
+    Use("torch.compile, cudagraphs", "Precision", compiled("cudagraphs"), idle=True),
 ]
