@@ -23,6 +23,11 @@ def one():
     return plain().but(latent=latent(batch=1))
 
 
+def six():
+    """Return the plain setting with six steps, enough for caches to skip some."""
+    return plain().but(steps=6)
+
+
 class ImagePrompt:
     """What IP-Adapter packs do: the attention to a picture's words is added to that to the text's.
 
@@ -73,11 +78,15 @@ def four():
 
 
 def windows(name, dim, schedule="standard_static", **inputs):
-    """Return the use of windows over a dimension of the latent: 0 is the batch, 3 the width."""
-    length, start = (2, four) if dim == 0 else (4, plain)
+    """Return the use of windows over a dimension of the latent: 0 is the batch, 3 the width.
+
+    Over the batch they do nothing to a model whose pictures do not see each other, but for their noise.
+    """
+    length, start = (2, four) if dim == 0 else (4, one)
     sizes = {"dim": dim, "context_length": length, "context_overlap": length // 2}
     title = f"ContextWindowsManual, {name}"
-    return patch("ContextWindowsManual", "Windows", start, title, context_schedule=schedule, **sizes, **inputs)
+    idle = dim == 0 and not inputs
+    return patch("ContextWindowsManual", "Windows", start, title, idle, context_schedule=schedule, **sizes, **inputs)
 
 
 def sampling(node, kinds, **inputs):
@@ -150,8 +159,8 @@ PATCHES = [
     patch("HyperTile", "Network", large, "HyperTile, always the same tiles", tile_size=32, swap_size=1),
     patch("HyperTile", "Network", large, "HyperTile, random tiles", tile_size=32, swap_size=4),
     patch("TomePatchModel", "Network", large, ratio=0.5),
-    patch("EasyCache", "Network", **CACHE),
-    patch("LazyCache", "Network", **CACHE),
+    patch("EasyCache", "Network", six, **CACHE),
+    patch("LazyCache", "Network", six, **CACHE),
     Use("words of a picture in the attention", "Network", image_tokens),
     Use("IP-Adapter-like", "Network", image_prompted),
     Use("IP-Adapter-like with a mask", "Network", lambda s: image_prompted(s, mask())),

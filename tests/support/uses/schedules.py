@@ -48,7 +48,7 @@ def split_denoise(setting):
 
 
 def scheduler(name, steps=4):
-    """Return the use of one of KSampler's schedulers; `normal` is what other uses have, kl_optimal has no single step."""
+    """Return the use of one of KSampler's schedulers: `normal` is every setting's, kl_optimal has no single step."""
     title = f"scheduler {name}" if steps == 4 else f"scheduler {name}, {steps} step"
     idle = name == "normal" and steps == 4 or name == "kl_optimal" and steps == 1
     return Use(title, "Schedulers", lambda setting: setting.but(scheduler=name, steps=steps), idle=idle)
@@ -79,6 +79,6 @@ SCHEDULES = [
     changed("FlipSigmas"),
     Use("SplitSigmasDenoise, low half", "Sigmas", split_denoise),
     Use("SplitSigmas, high half", "Sigmas", high),
-    Use("SplitSigmas, low half with DisableNoise", "Sigmas", low),
+    Use("SplitSigmas, low half with DisableNoise", "Sigmas", low, idle=True),
     Use("AddNoise and DisableNoise", "Sigmas", noised),
 ]
