@@ -72,14 +72,10 @@ class Slopes:
         """Return |difference - gradient . direction| in `unit`, each picture's."""
         reach = RISE / size
 
-        def slope(reach):
-            ends = [(noise.flat().double() + end * reach * direction).float() for end in (1, -1)]
-            high, low = (problem.evaluate(noise.with_flat(end)).scores.double() for end in ends)
-            return (high - low)[:, None] / (2 * reach)
-
-        # Richardson: the error of a central difference is of order reach ** 2.
-        found = (4 * slope(reach) - slope(2 * reach)) / 3
-        return ((found - (gradient * direction).sum(1, keepdim=True)).abs() / unit)[:, 0].tolist()
+        ends = [(noise.flat().double() + end * reach * direction).float() for end in (1, -1)]
+        high, low = (problem.evaluate(noise.with_flat(end)).scores.double() for end in ends)
+        slope = (high - low)[:, None] / (2 * reach)
+        return ((slope - (gradient * direction).sum(1, keepdim=True)).abs() / unit)[:, 0].tolist()
 
 
 def measured(use):
@@ -160,28 +156,26 @@ def slopes(setting):
 
 def climb(setting):
     """Climb for three iterations of Adam."""
-    return gain(setting, core.GradientAscent(lr=0.03), iterations=3)
+    return gain(setting, core.GradientAscent(lr=0.03), iterations=3)[1]
 
 
 def searched(setting):
     """Search with three candidates an iteration, in one call of the model and one at a time."""
     solver = core.Search(candidates=3)
-    values = gain(setting, solver, iterations=2)
-    latent = ours(setting, iterations=2, solver=solver)[0]
+    latent, values = gain(setting, solver, iterations=2)
     with one_candidate_a_call():
         values["singles"] = error(ours(setting, iterations=2, solver=solver)[0], latent)
     return values
 
 
 def gain(setting, solver, iterations):
-    """Search, and sample the found noise by the stock nodes."""
+    """Search, sample the found noise by the stock nodes, and return the latent and what was measured."""
     latent, noise, history = ours(setting, iterations=iterations, solver=solver)
     if history.warnings:
         logging.getLogger(PACK).warning("%s", " ".join(history.warnings))
     start, best = history.rows[0]["score"], history.best_row["score"]
-    return {
-        "gain": min(b - a for a, b in zip(start, best, strict=True)), "replay": error(replayed(setting, noise), latent),
-    }  # fmt: skip
+    gained = min(b - a for a, b in zip(start, best, strict=True))
+    return latent, {"gain": gained, "replay": error(replayed(setting, noise), latent)}
 
 
 @contextlib.contextmanager

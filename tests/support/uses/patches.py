@@ -94,6 +94,12 @@ def sampling(node, kinds, **inputs):
     return [patch(node, "Parametrisations", name=f"{node}, {kind}", sampling=kind, **inputs) for kind in kinds]
 
 
+def skipping(node, **inputs):
+    """Return the use of a node that skips layers of transformers; the tiny one's VAE is rough, so are its slopes."""
+    inputs = {"start_percent": 0.0, **inputs}
+    return Use(node, "Guidance", lambda setting: setting.patched(node, **inputs), transformer, slope=3e-3)
+
+
 SAMPLINGS = [
     *sampling("ModelSamplingDiscrete", ("v_prediction", "lcm", "x0", "img_to_img")),
     patch(
@@ -117,17 +123,9 @@ PATCHES = [
     patch("RescaleCFG", "Guidance"),
     patch("PerturbedAttentionGuidance", "Guidance"),
     patch("SelfAttentionGuidance", "Guidance"),
-    patch("SkipLayerGuidanceSD3", "Guidance", transformer, layers="0", start_percent=0.0, end_percent=1.0),
-    patch(
-        "SkipLayerGuidanceDiT",
-        "Guidance",
-        transformer,
-        double_layers="0",
-        single_layers="",
-        start_percent=0.0,
-        end_percent=1.0,
-    ),
-    patch("SkipLayerGuidanceDiTSimple", "Guidance", transformer, double_layers="0", single_layers=""),
+    skipping("SkipLayerGuidanceSD3", layers="0", end_percent=1.0),
+    skipping("SkipLayerGuidanceDiT", double_layers="0", single_layers="", end_percent=1.0),
+    skipping("SkipLayerGuidanceDiTSimple", double_layers="0", single_layers=""),
     patch("TCFG", "Guidance"),
     patch("APG", "Guidance", name="APG, momentum 0", norm_threshold=1.0),
     patch("APG", "Guidance", name="APG, momentum 0.5", norm_threshold=1.0, momentum=0.5),

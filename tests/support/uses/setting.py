@@ -231,5 +231,5 @@ class Use:
     change: Callable
     start: Callable = plain
     rounding: float = 1e-5
-    slope: float = 5e-3
+    slope: float = 5e-4
     idle: bool = False

@@ -63,6 +63,12 @@ def merged(setting, node, **inputs):
     return setting.but(model=stock(node, model1=setting.model, model2=unet(seed=3), **inputs))
 
 
+def with_difference(setting):
+    """Return the setting with a part of the difference between two models added to a third."""
+    difference = stock("ModelMergeSubtract", model1=unet(seed=3), model2=unet(seed=6), multiplier=0.2)
+    return setting.but(model=stock("ModelMergeAdd", model1=setting.model, model2=difference))
+
+
 def hook(strength=1.0):
     files()
     return stock("CreateHookLoraModelOnly", lora_name=LORA, strength_model=strength)
@@ -131,7 +137,7 @@ WEIGHTS = [
     Use("LoRA of the same workflow, bypass", "Weights", lambda s: trained(s, bypass=True)),
     Use("ModelMergeSimple", "Weights", lambda s: merged(s, "ModelMergeSimple", ratio=0.7)),
     Use("ModelMergeBlocks", "Weights", lambda s: merged(s, "ModelMergeBlocks", input=0.9, middle=0.5, out=0.8)),
-    Use("ModelMergeAdd", "Weights", lambda s: merged(s, "ModelMergeAdd")),
+    Use("ModelMergeAdd and ModelMergeSubtract", "Weights", with_difference),
     Use("hypernetwork", "Weights", lambda s: loaded(s, "HypernetworkLoader", hypernetwork_name=HYPERNETWORK)),
     Use("hook LoRA on one prompt", "Hooks", lambda s: hooked(s, hook())),
     Use("hook LoRA on one prompt, weak", "Hooks", lambda s: hooked(s, hook(0.1))),
