@@ -22,6 +22,7 @@ import torch
 
 from .checks import check_positive, check_whole
 from .noise import Noise
+from .sample_map import of_items
 from .scoring import exact
 
 
@@ -114,7 +115,7 @@ class Hybrid1(ImageGradient):
             scores = problem.score(torch.stack([images + self.mu * each for each in xi]))
             baseline = scores[0] if baseline is None else baseline
             for weights, each in zip(_differences(scores, baseline), xi, strict=True):
-                mean += _rows(weights, each) * each
+                mean += of_items(weights, each) * each
         return baseline, mean / (self.q * self.mu)
 
 
@@ -160,7 +161,7 @@ class Hybrid2(ImageGradient):
             if baseline is None:
                 baseline, scores = scores[0], scores[1:]
             for weights, pictures in zip(_differences(scores, baseline), candidates.images, strict=True):
-                mean += _rows(weights, images) * (pictures - images)
+                mean += of_items(weights, images) * (pictures - images)
         return baseline, mean / (self.q * self.mu**2)
 
 
@@ -212,7 +213,7 @@ class ZerothOrder:
                 start = candidates.latent[0].clone(), candidates.images[0].clone(), scores[0]
             for offset, weights in enumerate(_differences(scores, start[2])):
                 if candidates.first + offset:
-                    mean += _rows(weights, flat) * perturbation(candidates.first + offset)
+                    mean += of_items(weights, flat) * perturbation(candidates.first + offset)
         return Estimate(*start, noise.with_flat(mean / (self.q * self.mu)))
 
 
@@ -220,8 +221,3 @@ def _differences(scores, baseline):
     """Return r(x_i) - r(x) of scores (c, B) and a baseline (B,), 0 where one of them is not finite."""
     differences = scores - baseline
     return torch.where(differences.isfinite(), differences, 0.0)
-
-
-def _rows(weights, like):
-    """Return weights (B,) in the dtype and on the device of `like` (B, ..), to multiply its rows."""
-    return weights.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -21,7 +21,7 @@ from .noise import Noise
 from .precision import mixed_seed, normal
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
-from .scoring import NotFiniteError, name_of, numbered, score
+from .scoring import NotFiniteError, name_of, numbered, part_scores, score
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Problem:
         started: time the run began, seconds.
         ended: picture -> why its search ended although the others' goes on: something of it was not finite.
         warnings: what the user should know of the run, each once.
+        latest: the last Evaluation made; where the first iteration breaks off after it, nobody else has it.
     """
 
     sample_map: SampleMap
@@ -122,6 +123,7 @@ class Problem:
     started: float = field(default_factory=time.perf_counter)
     ended: dict = field(default_factory=dict)
     warnings: list = field(default_factory=list)
+    latest: Evaluation | None = None
 
     def evaluate(self, noise):
         """Sample and score `noise`, forward only: its Evaluation."""
@@ -281,7 +283,7 @@ class Problem:
         self.end_where_not_finite(scores, images=images)
         log_p, log_p_initial = self.log_probabilities(noise)
         self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration)
-        return Evaluation(
+        self.latest = Evaluation(
             noise=noise,
             latent=latent,
             images=images,
@@ -294,6 +296,7 @@ class Problem:
             iteration=self.iteration,
             seconds=time.perf_counter() - self.started,
         )
+        return self.latest
 
     def watched(self, images):
         """Return name -> scores (B,) of what is recorded beside the score: watched rewards, each part of combined ones.
@@ -302,8 +305,9 @@ class Problem:
         """
         prompts, found = self.sample_map.prompts, []
         for place, reward in enumerate((self.reward, *self.watch)):
-            if callable(getattr(reward, "part_scores", None)):
-                found += reward.part_scores(images, prompts).items()
+            parts = part_scores(reward, images, prompts)
+            if parts:
+                found += parts.items()
             elif place > 0:
                 found.append((name_of(reward), score(reward, images, prompts)))
         names = numbered([name for name, _ in found])
@@ -341,8 +345,8 @@ class Problem:
     def _part_at_fault(self, item, images):
         """Return the name of the reward, or of those of its parts whose score of this picture is not finite."""
         names = []
-        if images is not None and callable(getattr(self.reward, "part_scores", None)):
-            parts = self.reward.part_scores(images, self.sample_map.prompts)
+        if images is not None:
+            parts = part_scores(self.reward, images, self.sample_map.prompts)
             names = [name for name, scores in parts.items() if not scores[item].isfinite()]
         return ", ".join(names) or name_of(self.reward)
 

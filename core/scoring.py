@@ -3,7 +3,8 @@
     reward(images, prompts) -> scores
 
 images are (B, 3, H, W) RGB, nominally [0, 1] and not clamped; prompts is a list of B strings or None; scores are (B,),
-each of its own picture. Any callable of this form is a reward. What it may have besides:
+each of its own picture. Any callable of this form is a reward. It judges a video, (B, F, 3, H, W), frame by frame: the
+score is the mean over the F frames, and memory is that of one. What a reward may have besides:
 
     name             what histories and messages call it, else its __name__ or its class's
     differentiable   False where the scores carry no gradient; True is assumed
@@ -37,10 +38,27 @@ def score(reward, images, prompts=None):
 
     The score of a picture that is not finite is -inf.
     """
+    if is_video(images):
+        return torch.stack([score(reward, frame, prompts) for frame in images.unbind(1)]).mean(dim=0)
     finite = finite_pictures(images)
     with torch.no_grad():
         scores = checked(reward, asked(reward, reward, shown(images, finite), prompts), images)
         return torch.where(finite, scores, -torch.inf)
+
+
+def part_scores(reward, images, prompts=None):
+    """Return name -> (B,), the scores of a reward's parts, where it has a method `part_scores`; else {}."""
+    if not callable(getattr(reward, "part_scores", None)):
+        return {}
+    if not is_video(images):
+        return reward.part_scores(images, prompts)
+    frames = [reward.part_scores(frame, prompts) for frame in images.unbind(1)]
+    return {name: torch.stack([frame[name] for frame in frames]).mean(dim=0) for name in frames[0]}
+
+
+def is_video(images):
+    """Whether images are videos, (B, F, 3, H, W), and not pictures, (B, 3, H, W)."""
+    return images.ndim == 5
 
 
 def finite_pictures(images):
@@ -74,12 +92,12 @@ def exact(reward, images, prompts=None):
 
     Args:
         reward: a reward whose `differentiable` is true.
-        images: (B, 3, H, W).
+        images: (B, 3, H, W), or of videos (B, F, 3, H, W).
         prompts: length B or None.
 
     Returns:
         scores: (B,), detached; -inf of a picture that is not finite.
-        d_images: (B, 3, H, W), each picture's own gradient, float32 or wider; 0 for a picture that is not finite.
+        d_images: the shape of images, each picture's own gradient, float32 or wider; 0 for one that is not finite.
 
     Raises:
         ValueError: the reward declares that it is not differentiable, or returns the wrong shape.
@@ -87,6 +105,10 @@ def exact(reward, images, prompts=None):
     """
     _require_differentiable(reward)
     finite = finite_pictures(images)
+    if is_video(images):
+        found = [exact(reward, frame, prompts) for frame in images.unbind(1)]
+        d_images = torch.stack([gradient for _, gradient in found], dim=1) / len(found)
+        return torch.stack([scores for scores, _ in found]).mean(dim=0), shown(d_images, finite)
     by_own_means = callable(getattr(reward, "image_gradient", None))
     with torch.inference_mode(False), torch.enable_grad():
         ask = _own_gradient if by_own_means else _gradient_by_autograd

@@ -17,7 +17,8 @@ tensor's way there, and its gradient's way back:
     found                           the best's latent, picture, noise and history are the node's outputs
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.model_sampling
 import comfy.samplers
@@ -27,6 +28,7 @@ import torch
 from .. import core
 from ..core.memory import is_out_of_memory
 from . import patches
+from .weights import Renewal
 
 # Relative difference of a result from that in a larger batch above which its rows are mixed: above the rounding of
 # kernels that differ with the batch, in float32 and in half precision.
@@ -52,8 +54,10 @@ class ComfyRun:
         seed: for the guider.
         expect_gradient: told before each call whether its result must have a gradient.
         load: called before each run, to load the guider's models.
+        to_keyframes: told each call's sigma first, to set the keyframes of the prompts' hooks.
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
+        renewal: runs the guider where it is differentiated.
     """
 
     guider: object
@@ -65,7 +69,9 @@ class ComfyRun:
     seed: int
     expect_gradient: object = staticmethod(lambda expect: None)
     load: object = staticmethod(stays)
+    to_keyframes: object = staticmethod(lambda sigma: None)
     repeats: bool = True
+    renewal: Renewal = field(default_factory=Renewal)
 
     @property
     def model_sampling(self):
@@ -73,11 +79,10 @@ class ComfyRun:
 
     @property
     def schedule(self):
-        """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
-        if getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
-            raise ValueError("this model scales injected noise, which the DNO Sampler does not support; use another")
+        """The sigmas with the family and factor of noise of ComfyUI's own `euler_ancestral` for this model."""
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
-        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
+        s_noise = getattr(self.model_sampling, "noise_scale", 1.0) if flow else 1.0
+        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp", s_noise)
 
     def start(self, noise):
         """Return x at the first sigma, as `KSAMPLER.sample` begins; step caches begin anew with every run."""
@@ -89,13 +94,14 @@ class ComfyRun:
     def denoise(self, x, sigma):
         """Return the guider's denoised, with the kept part of an inpainting put in as `KSamplerX0Inpaint` does."""
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.to_keyframes(sigma)
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
         mask = self._rows(self.denoise_mask, x)
         # Only then is sigma read, which makes the host wait for the device.
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
         with patches.repeatable(x.device, key):
-            return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
+            return self.renewal(partial(model, model_options=self.model_options, seed=self.seed), x, sigma, mask)
 
     def mixes_rows(self):
         """Whether a picture depends on what else is in its call, or no more than a batch may be in one.
@@ -141,20 +147,39 @@ class ComfyRun:
         return comfy.utils.repeat_to_batch_size(tensor, x.shape[0])
 
 
-def decode_raw(vae, autoencoder, model, load, latent):
-    """Decode a latent in the model's scale to images (B, 3, H, W) in [0, 1], not clamped, differentiable.
+def decode_raw(vae, autoencoder, model, load, every, latent):
+    """Decode a latent in the model's scale to images in [0, 1], not clamped, differentiable.
 
-    `load` is called first, to load the VAE. `VAE.decode` is the same but for the clamp; it falls back to an
-    undifferentiable tiled decode when memory is short.
+    `VAE.decode` is the same but for the clamp; it falls back to an undifferentiable tiled decode when memory is short.
+
+    Args:
+        vae: the comfy VAE.
+        autoencoder: its network.
+        model: the comfy model that the latent is of.
+        load: called first, to load the VAE.
+        every: of a video, each how many frames one is kept.
+        latent: (B, C, H, W), or (B, C, F, H, W) of a video model.
+
+    Returns:
+        (B, 3, H, W), or of a video of several frames (B, F, 3, H, W).
     """
     load()
-    latent = model.process_latent_out(latent.float())
-    raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
+    latent = seen_by(vae, model.process_latent_out(latent.float()))
+    # Some decoders draw noise of their own (LTX).
+    with patches.repeatable(vae.device, ("decoder",)):
+        raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
+    if raw.ndim == 5:
+        raw = raw[:, :, 0] if raw.shape[2] == 1 else raw[:, :, ::every].movedim(2, 1)
     if _clamps(vae.process_output, raw):
         return (raw + 1) / 2
     # Straight through: the values of process_output, the gradient of the identity. The clone is for 0.33: it works in
     # place.
     return raw + (vae.process_output(raw.detach().clone()) - raw.detach())
+
+
+def seen_by(vae, latent):
+    """Return a latent as the VAE decodes it: a VAE of pictures sees the one frame of a video model's latent."""
+    return latent[:, :, 0] if latent.ndim == 5 and getattr(vae, "latent_dim", 2) == 2 else latent
 
 
 def _clamps(process_output, raw):

@@ -1,15 +1,16 @@
 """The DNO Sampler nodes: the stock samplers' inputs, their picture at iteration 0, and a search from there."""
 
 import copy
-import sys
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from . import gradients, sockets
+from ..core.words import listed, probability
+from . import gradients, page, sockets
+from .comfy_map import seen_by
 from .search import Optimization, OptimizedSampler
 
 
@@ -53,7 +54,7 @@ class DNOSampler(io.ComfyNode):
                 *optional_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -97,7 +98,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
                 *optional_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -183,6 +184,11 @@ def optional_of_a_search():
             tooltip="Find out at the end why the search stopped improving, for DNO Diagnostics: costs about ten more"
             " iterations.",
         ),
+        io.Int.Input(
+            "judge_every", default=1, min=1, max=10000, optional=True,
+            tooltip="Of a video: the reward judges each how many frames one, and their mean counts. Pictures do not use"
+            " it.",
+        ),
     ]  # fmt: skip
 
 
@@ -198,7 +204,7 @@ def outputs_of_a_search():
 
 def optimization(
     reward, eta, iterations, start_noise, seed, settings, solver=None, regularizer=None, watch=None, seconds=0.0,
-    keep_graphs=False, part="all", part_count=1, diagnose=False,
+    keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1,
 ):  # fmt: skip
     """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
     return Optimization(
@@ -208,6 +214,7 @@ def optimization(
         start=start_noise,
         part=f"{part} {part_count}" if part in ("first", "last") else part,
         diagnose=diagnose,
+        every=judge_every,
     )  # fmt: skip
 
 
@@ -217,31 +224,47 @@ def found(result, samples, latent_image, vae, hidden):
     What the user should know of the search is shown as text on the node and in the log.
     """
     kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
-    text = remarks(result.history)
-    show(text or result.history.stopped, hidden)
+    note(result.history, hidden)
     return io.NodeOutput(
-        {**kept, "samples": samples}, vae.decode(samples), result.noise.to("cpu"), result.history,
-        ui=ui.PreviewText(text) if text else None,
+        {**kept, "samples": samples}, decoded(vae, samples), result.noise.to("cpu"), result.history,
+        ui=page.shown("\n".join([gain(result.history), remarks(result.history)])),
     )  # fmt: skip
 
 
-def show(text, hidden):
-    """Write `text` on a node in the browser that queued the workflow, in place of what stood there.
+def decoded(vae, samples):
+    """Return the IMAGE (N, H, W, C) of a latent, as the stock node VAE Decode does: frames of videos in one row."""
+    images = vae.decode(seen_by(vae, samples))
+    return images.flatten(0, 1) if images.ndim == 5 else images
+
+
+def note(history, hidden):
+    """Write what a search found into what Save Image keeps in its pictures beside the workflow, by node.
 
     Args:
-        text: a line or several.
-        hidden: the node's hidden inputs, with its unique_id; None where it runs without a server.
+        history: of the search.
+        hidden: the node's hidden inputs; None where it runs without a server.
     """
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # programs use ComfyUI without one
-    if hidden is None or server is None or server.instance.client_id is None:  # no client: any browser would show it
-        return
-    server.instance.send_progress_text(text, hidden.unique_id, server.instance.client_id)
+    if hidden is not None and hidden.extra_pnginfo is not None:
+        best = history.best_row
+        log_p = zip(best["log_p"], best["log_p_initial"], strict=True)
+        found = {
+            "reward": history.reward,
+            "start": history.rows[0]["score"],
+            "best": best["score"],
+            "P": [probability(min(pair)) for pair in log_p],
+        }
+        hidden.extra_pnginfo.setdefault("dno", {})[hidden.unique_id] = found
+
+
+def gain(history):
+    """Return what the reward was at first and what it is at best, a line."""
+    return f"{history.reward} {listed(history.rows[0]['score'])} -> {listed(history.best_row['score'])}"
 
 
 def remarks(history):
-    """Return why a search ended early and what it warns of, a line each; '' where there is nothing to say."""
-    early = [] if history.stopped.endswith("iterations done") else [f"The search ended early: {history.stopped}"]
-    return "\n".join(early + history.warnings)
+    """Return why a search ended and what it warns of, a line each."""
+    early = "" if history.stopped.endswith("iterations done") else "The search ended early: "
+    return "\n".join([early + history.stopped, *history.warnings])
 
 
 def checked_latent(model, vae, latent_image):
@@ -252,11 +275,17 @@ def checked_latent(model, vae, latent_image):
     """
     ratios = {name: value for name, value in latent_image.items() if name.startswith("downscale_ratio")}
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
-    if getattr(latent, "is_nested", False) or latent.ndim != 4:
+    if getattr(latent, "is_nested", False):
+        raise ValueError("the latent is of a video with its sound; expected one of a picture or of a video alone")
+    latent_format = model.get_model_object("latent_format")
+    channels, form = latent_format.latent_channels, {2: "(B, C, H, W)", 3: "(B, C, F, H, W)"}
+    if latent_format.latent_dimensions not in form:
+        raise ValueError("the model is for sound or shapes; expected one for pictures or videos")
+    if latent.ndim - 2 != latent_format.latent_dimensions:
         raise ValueError(
-            "the latent is not a picture's; expected (B, C, H, W). Models for video and audio are not supported"
+            f"the latent is {tuple(latent.shape)}; expected {form[latent_format.latent_dimensions]}, from this model's"
+            " VAE or an empty latent of its kind"
         )
-    channels = model.get_model_object("latent_format").latent_channels
     if latent.shape[1] != channels:
         raise ValueError(
             f"the latent has {latent.shape[1]} channels but the model works on {channels}; encode the image with this"
@@ -270,5 +299,9 @@ def checked_latent(model, vae, latent_image):
         raise ValueError(
             f"the VAE decodes latents of {vae.latent_channels} channels to {vae.output_channels} but the model makes"
             f" {channels}; expected a picture VAE of {channels} channels: connect the one that belongs to this model"
+        )
+    if latent.ndim == 5 and latent.shape[2] > 1 and seen_by(vae, latent).ndim == 4:
+        raise ValueError(
+            f"the latent is of {latent.shape[2]} frames but the VAE decodes pictures; connect this model's video VAE"
         )
     return latent.to(torch.float32)

@@ -15,12 +15,14 @@ not guided.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ..checks import check_finite, check_whole
 from ..noise import Noise
 from ..precision import outside_autocast
+from ..sample_map import of_items
 from ..schedule import signal_level, step_coefficients
 from ..scoring import exact
 from .base import Solver
@@ -72,12 +74,13 @@ class LGD(Solver):
         x = sample_map.start(noise.initial)
         for index, (sigma, sigma_next) in enumerate(sample_map.schedule.intervals[: len(injected)]):
             sample_map.report("forward", index)
-            family = sample_map.schedule.family
-            c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family)
-            alpha = signal_level(sigma, family)
-            denoised, gradient = self._guidance(problem, x, index, sigma / math.hypot(alpha, sigma))
+            family, s_noise = sample_map.schedule.family, sample_map.schedule.s_noise
+            c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family, s_noise)
+            alpha, level = signal_level(sigma, family), s_noise * sigma
+            guidance = partial(self._guidance, problem, x, index, level / math.hypot(alpha, level))
+            denoised, gradient = sample_map.in_place.differentiate("guided step", guidance)
             if c_noise > 0 and alpha > 0:
-                injected[index] += free[index] * (c_denoised * sigma**2 / alpha / c_noise * gradient).to(injected)
+                injected[index] += free[index] * (c_denoised * level**2 / alpha / c_noise * gradient).to(injected)
             x = c_x * x + c_denoised * denoised + c_noise * injected[index]
         return Noise(noise.initial, injected, noise.settings), evaluation
 
@@ -87,7 +90,7 @@ class LGD(Solver):
         xi = spread * torch.stack([problem.draw(sample, x, (self.seed, index)) for sample in range(self.samples)])
         x, denoised = sample_map.denoise_with_graph(x, index)
         with torch.enable_grad():
-            images = sample_map.decode(sample_map.finish((denoised + xi).flatten(0, 1)))
+            images = sample_map.decode(sample_map.to_latent((denoised + xi).flatten(0, 1)))
         prompts = sample_map.prompts and list(sample_map.prompts) * self.samples
         scores, d_images = exact(problem.reward, images, prompts)
         d_images = self.scale * d_images.unflatten(0, (self.samples, -1))
@@ -95,9 +98,9 @@ class LGD(Solver):
         d_images = weights.view(*weights.shape, *[1] * (images.ndim - 1)).to(d_images) * d_images
         # Each picture's scaled to a largest entry of 1 on its way: half precision would lose small gradients.
         size = d_images.abs().transpose(0, 1).flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        size = size.view(-1, *[1] * (images.ndim - 1))
+        d_images = d_images / of_items(size, images)
         with outside_autocast(x.device.type):
-            (gradient,) = torch.autograd.grad(images, x, (d_images / size).flatten(0, 1).to(images))
-        gradient = gradient * size.to(gradient)
+            (gradient,) = torch.autograd.grad(images, x, d_images.flatten(0, 1).to(images))
+        gradient = gradient * of_items(size, gradient)
         problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the guidance of a step")
         return denoised.detach(), torch.where(gradient.isfinite(), gradient, 0.0)

@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ... import rewards
+from ...core.scoring import part_scores
 from .. import sockets
 
 NUMBERS = (1, 2, 3, 4)
@@ -93,7 +94,7 @@ def calibrated(reward, batches, prompts=None):
     combined = rewards.Combine(parts, reward.weights, reward.priors, reward.watch_only)
     if not isinstance(reward, Uncalibrated):
         return combined
-    found = [combined.part_scores(images, prompts) for images in batches]
+    found = [part_scores(combined, images, prompts) for images in batches]
     return combined.calibrate({name: torch.cat([scores[name] for scores in found]) for name in found[0]})
 
 

@@ -19,7 +19,9 @@ class Workflow(Graph):
 
     def __init__(self, family="eps", dtype="float32", obstacle=None, vae_channels=4, model_seed=0):
         super().__init__()
-        tiny = self.node("DNOTestModel", family=family, seed=model_seed, dtype=dtype, vae_channels=vae_channels)
+        settings = {"family": family, "seed": model_seed, "dtype": dtype, "vae_channels": vae_channels}
+        video = family == "video"
+        tiny = self.node("DNOTestVideoModel", seed=model_seed) if video else self.node("DNOTestModel", **settings)
         self.model, self.positive, self.negative, self.vae = (tiny[i] for i in range(4))
         if obstacle:
             self.model = self.node("DNOTestObstacle", model=self.model, kind=obstacle)[0]
@@ -27,7 +29,10 @@ class Workflow(Graph):
 
     def latent(self, **settings):
         """A latent from `DNOTestLatent`, or without settings an empty one, a batch of 2."""
-        defaults = {"batch": 2, "channels": 4, "size": 8, "scale": 1.0, "mask": "none", "batch_index": "", "dims": 4}
+        defaults = {
+            "batch": 2, "channels": 4, "size": 8, "scale": 1.0, "mask": "none", "batch_index": "", "dims": 4,
+            "frames": 2,
+        }  # fmt: skip
         if settings:
             return self.node("DNOTestLatent", **{**defaults, **settings})[0]
         return self.node("EmptyLatentImage", width=64, height=64, batch_size=2)[0]
@@ -42,13 +47,14 @@ class Workflow(Graph):
 
     def dno(
         self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, keep_graphs=None,
-        start_noise=None, part=None, part_count=None, diagnose=None, **sampling,
+        start_noise=None, part=None, part_count=None, diagnose=None, judge_every=None, **sampling,
     ):  # fmt: skip
         """A DNO Sampler node."""
         return self.node(
             "DNOSampler", **self.sampling(**sampling), vae=self.vae, reward=self.reward, eta=eta,
             iterations=iterations, solver=solver, regularizer=regularizer, watch=watch, seconds=seconds,
             keep_graphs=keep_graphs, start_noise=start_noise, part=part, part_count=part_count, diagnose=diagnose,
+            judge_every=judge_every,
         )  # fmt: skip
 
     def witnessed(self, checks, differentiates=True, **settings):
@@ -92,6 +98,11 @@ class NoiseWorkflow(Workflow):
 def history_of(run):
     (history,) = [output["history"][0] for output in run.outputs.values() if "history" in output]
     return history
+
+
+def warnings_of(run, node):
+    """Return what a DNO Sampler node says beside what it gained and why it stopped."""
+    return run.outputs[node.id]["text"][0].splitlines()[2:]
 
 
 def notes_of(run):

@@ -8,6 +8,8 @@ import comfy.supported_models
 import comfy.taesd.taesd
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.ldm.wan.vae import WanVAE
+from comfy.nested_tensor import NestedTensor
 
 CONTEXT = 16
 FAMILIES = {
@@ -75,6 +77,44 @@ def vae(seed: int) -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=model.state_dict(), config=config)
 
 
+def video_transformer(seed: int) -> comfy.model_patcher.ModelPatcher:
+    """Return a tiny Wan 2.1, whose latents are (B, 16, F, H, W)."""
+    sizes = {"dim": 48, "num_heads": 4, "ffn_dim": 64, "num_layers": 2, "text_dim": CONTEXT, "freq_dim": 32}
+    config = comfy.supported_models.WAN21_T2V({"image_model": "wan2.1", "model_type": "t2v", **sizes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({})
+    fill(model.diffusion_model, seed)
+    load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=load, offload_device=offload)
+
+
+def video_vae(seed: int) -> comfy.sd.VAE:
+    """Return a tiny Wan 2.1 autoencoder: F latent frames are 4 F - 3 pictures."""
+    sizes = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+    model = WanVAE(**sizes, temperal_downsample=[False, True, True], dropout=0.0)
+    fill(model, seed)
+    model.decoder.head[-1].weight.data.mul_(0.3)
+    return comfy.sd.VAE(sd=model.state_dict())
+
+
+class DNOTestVideoModel:
+    """A tiny random video model, with conditionings and an autoencoder."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING", "VAE")
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    def load(self, seed):
+        generator = torch.Generator().manual_seed(seed + 1)
+        positive, negative = (torch.randn(1, 7, CONTEXT, generator=generator) for _ in range(2))
+        return video_transformer(seed), [[positive, {}]], [[negative, {}]], video_vae(seed + 2)
+
+
 class DNOTestModel:
     """A tiny random model of one family, with conditionings and an autoencoder."""
 
@@ -115,6 +155,7 @@ class DNOTestLatent:
                 "mask": (["none", "half", "soft"], {"default": "none"}),
                 "batch_index": ("STRING", {"default": ""}),
                 "dims": ("INT", {"default": 4}),
+                "frames": ("INT", {"default": 2}),
             }
         }
 
@@ -122,8 +163,8 @@ class DNOTestLatent:
     FUNCTION = "make"
     CATEGORY = "tests"
 
-    def make(self, batch, channels, size, scale, mask, batch_index, dims):
-        shape = (batch, channels, size, size) if dims == 4 else (batch, channels, 2, size, size)
+    def make(self, batch, channels, size, scale, mask, batch_index, dims, frames):
+        shape = (batch, channels, size, size) if dims == 4 else (batch, channels, frames, size, size)
         latent = {"samples": scale * torch.randn(shape, generator=torch.Generator().manual_seed(5))}
         if mask != "none":
             latent["noise_mask"] = torch.zeros(1, 8 * size, 8 * size)
@@ -133,4 +174,20 @@ class DNOTestLatent:
         return (latent,)
 
 
-NODES = (DNOTestModel, DNOTestLatent)
+class DNOTestOddLatent:
+    """A latent of a sound, or of a video with its sound."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": (["sound", "nested"],)}}
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, kind):
+        video, sound = torch.zeros(1, 16, 2, 4, 4), torch.zeros(1, 16, 24)
+        return ({"samples": NestedTensor((video, sound)) if kind == "nested" else sound},)
+
+
+NODES = (DNOTestModel, DNOTestVideoModel, DNOTestLatent, DNOTestOddLatent)
