@@ -375,7 +375,7 @@ class Pullback:
                 raise RuntimeError(
                     f"step {index + 1} gave another result when it was run again (difference {error:.3g}, allowed"
                     f" {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache, EasyCache,"
-                    " DeepCache), context windows, keyframed hooks or random augmentation, or keep the graphs"
+                    " DeepCache) or random augmentation, or use a solver that needs no gradient"
                 )
 
     @torch.no_grad()

@@ -44,13 +44,15 @@ class OptimizedSampler(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
+        patcher = model_wrap.model_patcher
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
-        patcher = model_wrap.model_patcher
+        if self.optimization.searches:
+            patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
-            patches.refuse_a_cache(model_options)
+            patches.refuse_a_state(model_options)
             model_options = gradients.with_plain_attention(model_options)
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
@@ -188,12 +190,8 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
-        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
-            log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
-                " of a batch depend on each other too; search one at a time for noises that replay"
-            )
-            sample_map.most_rows = sample_map.shape[0]
+        if self.searches:
+            self._probe(run, sample_map)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
@@ -207,6 +205,37 @@ class Optimization:
         progress.end()
         result.history.settings |= result.noise.settings
         return result
+
+    def _probe(self, run, sample_map):
+        """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.
+
+        Raises:
+            RuntimeError: the model keeps a state, and is to be differentiated.
+            ValueError: the pictures of the batch depend on each other.
+        """
+        batch, several = sample_map.shape[0], sample_map.most_rows > sample_map.shape[0]
+        if patches.has_cache(run.model_options) or not (self.differentiates or batch > 1 or several):
+            return
+        probe = patches.Probe(run)
+        if probe.keeps_a_state():
+            # Then runs may be alike though calls are not, and calls of other sizes may break.
+            sample_map.most_rows = batch
+            if self.differentiates:
+                raise RuntimeError(
+                    "the same call of the model gives another result the second time: it keeps a state between calls,"
+                    " or draws random numbers of its own, so that there is no gradient to follow. Remove patches that"
+                    " skip or remember steps (TeaCache, DeepCache), or use a solver that needs none (ZeNO, Search,"
+                    " Zeroth-Order's zo-sgd)"
+                )
+        elif batch > 1 and probe.couples_pictures():
+            raise ValueError(
+                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
+                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
+                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+            )
+        elif several and probe.mixes_candidates():
+            log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")
+            sample_map.most_rows = batch
 
     def _calibrated(self, run, sample_map):
         """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.
