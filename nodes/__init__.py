@@ -13,6 +13,7 @@
     report           what a search did: curves, trajectory, diagnosis
     embedded_model   the small model that ships with the pack
     names            names of files in workflows
+    page             what a person sees of a search while it runs
     sockets          the pack's own types of links
 """
 

@@ -17,7 +17,8 @@ tensor's way there, and its gradient's way back:
     found                           the best's latent, picture, noise and history are the node's outputs
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.model_sampling
 import comfy.samplers
@@ -27,6 +28,7 @@ import torch
 from .. import core
 from ..core.precision import repeatable
 from . import patches
+from .weights import Renewal
 
 
 def stays():
@@ -51,6 +53,7 @@ class ComfyRun:
         to_keyframes: told each call's sigma first, to set the keyframes of the prompts' hooks.
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
+        renewal: runs the guider where it is differentiated.
     """
 
     guider: object
@@ -64,6 +67,7 @@ class ComfyRun:
     load: object = staticmethod(stays)
     to_keyframes: object = staticmethod(lambda sigma: None)
     repeats: bool = True
+    renewal: Renewal = field(default_factory=Renewal)
 
     @property
     def model_sampling(self):
@@ -71,11 +75,10 @@ class ComfyRun:
 
     @property
     def schedule(self):
-        """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
-        if getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
-            raise ValueError("this model scales injected noise, which the DNO Sampler does not support; use another")
+        """The sigmas with the family and factor of noise of ComfyUI's own `euler_ancestral` for this model."""
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
-        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
+        s_noise = getattr(self.model_sampling, "noise_scale", 1.0) if flow else 1.0
+        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp", s_noise)
 
     def start(self, noise):
         """Return x at the first sigma, as `KSAMPLER.sample` begins; step caches begin anew with every run."""
@@ -94,7 +97,7 @@ class ComfyRun:
         # Only then is sigma read, which makes the host wait for the device.
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
         with repeatable(x.device, key):
-            return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
+            return self.renewal(partial(model, model_options=self.model_options, seed=self.seed), x, sigma, mask)
 
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)

@@ -12,11 +12,10 @@ import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 
 from .. import core
-from . import gradients, hooks, patches
+from . import gradients, hooks, page, patches, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -53,7 +52,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
             patches.refuse_a_state(model_options)
-            model_options = gradients.with_plain_attention(model_options)
+            model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
@@ -62,20 +61,18 @@ class OptimizedSampler(comfy.samplers.Sampler):
             most_rows, load_models, load_vae = self._loaders(
                 model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
             )
-            model_wrap.conds = gradients.thaw(model_wrap.conds)
+            model_wrap.conds = weights.thaw(model_wrap.conds)
             run = ComfyRun(
-                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
+                model_wrap, *weights.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
                 extra_args.get("seed"), expect_gradient, load_models,
                 hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
             )  # fmt: skip
             decode = partial(
-                decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae, self.optimization.every
-            )
+                weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
+                self.optimization.every,
+            )  # fmt: skip
             with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
-                # Of a copy: a search changes its run's noise and options, and may begin anew.
-                self.result = gradients.keeping_what_is_changed(
-                    lambda: self.optimization.search(replace(run), decode, most_rows)
-                )
+                self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
     def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
@@ -95,8 +92,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
             decode *= seen[2] if len(seen) == 5 else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            weights = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * weights)
+            hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
+            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * hooked)
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
@@ -164,10 +161,14 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
+    def climbs(self):
+        """Whether the solver differentiates model and VAE."""
+        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+
+    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-        return climbs or self.diagnose
+        return self.climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -179,7 +180,11 @@ class Optimization:
 
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
+        with contextlib.closing(page.Progress(self.iterations)) as progress:
+            return self._search(run, decode, most_rows, progress)
+
+    def _search(self, run, decode, most_rows, progress):
+        solver = self.solver or core.GradientAscent()
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
             on_step=progress.on_step,
@@ -251,37 +256,3 @@ class Optimization:
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
-
-
-class Progress:
-    """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
-
-    def __init__(self, patcher):
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def begin(self, stages):
-        self.bar = comfy.utils.ProgressBar(stages)
-
-    def on_step(self, phase, index, total):
-        mm.throw_exception_if_processing_interrupted()
-        self.bar.update(1)
-
-    def on_iteration(self, evaluation, best):
-        if self.previewer is not None:
-            self.bar.update_absolute(self.bar.current, preview=self._preview(best.latent))
-
-    def _preview(self, latent):
-        """Return ComfyUI's preview of a latent, or None where it fails: a search is worth more than its previews."""
-        try:
-            with torch.no_grad():  # some previewers are networks
-                return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
-        except mm.InterruptProcessingException:  # an Exception in ComfyUI 0.3.75
-            raise
-        except Exception as error:  # whatever a previewer of any pack raises
-            log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
-            self.previewer = None
-            return None
-
-    def end(self):
-        """Fill the bar: a spent budget ends a run early."""
-        self.bar.update_absolute(self.bar.total)

@@ -386,6 +386,22 @@ def test_memory_that_runs_out_before_anything_is_found_is_seen_by_its_type():
         run(noise_map)
 
 
+@pytest.mark.parametrize("solver", [core.Search.best_of_n(candidates=4), core.ZeNO(candidates=4)])
+def test_memory_that_runs_out_among_the_first_candidates_keeps_the_best_that_was_evaluated(solver):
+    noise_map = sample_map(batch=1, most_rows=1)
+    decode, noise = noise_map.decode, start(noise_map)
+    free = core.optimize(noise_map, mean_pixel, noise, solver, iterations=1)
+    noise_map.decode = Full(decode, 4)  # after the start and two candidates
+    watch = (rewards.Brightness(),)
+    result = core.optimize(noise_map, mean_pixel, noise, solver, iterations=5, watch=watch)
+    history = result.history
+    assert history.stopped.startswith("out of memory at iteration 0: ") and len(history.rows) == 1
+    assert history.rows[0]["score"] == free.history.rows[0]["score"] and len(history.rows[0]["watch/brightness"]) == 1
+    assert history.best_row["score"] == mean_pixel(decode(result.latent), None).tolist()
+    assert history.best_row["score"] >= history.rows[0]["score"]
+    assert "out of memory" in history.summary()
+
+
 def test_other_errors_of_a_device_are_not_taken_for_memory():
     noise_map = sample_map()
     noise_map.decode = Full(noise_map.decode, 6, RuntimeError("CUDA error: device-side assert triggered"))

@@ -124,18 +124,3 @@ def test_memory_that_runs_out_later_ends_the_search_and_the_best_so_far_is_kept(
     assert run.kept["image"]["tensor"].isfinite().all()
     (told,) = run.outputs[ours.id]["text"]
     assert "out of memory" in told, told
-
-
-def test_a_picture_outside_the_batch_is_refused(comfy):
-    graph = Workflow()
-    ours = graph.dno(iterations=1)
-    graph.keep("image", graph.node("DNOTrajectory", history=ours[3], picture=2, count=4)[0])
-    found = comfy.fail(graph)
-    assert "picture is 2" in found and "expected 0 .. 1" in found
-
-
-def test_a_prompt_without_an_animal_is_refused_before_sampling(comfy):
-    graph = Workflow()
-    graph.reward = graph.node("DNOConsistencyReward", prompt="a fast car")[0]
-    found = message(comfy, graph, graph.dno())
-    assert "animal" in found and "cat" in found, found
