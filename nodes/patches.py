@@ -91,7 +91,7 @@ class Probe:
         """Whether a picture depends on how many more are in its call, or no more than a batch may be in one."""
         try:
             together = self._denoised(torch.cat([self._x, self._other]))
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
             return True

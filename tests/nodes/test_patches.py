@@ -117,7 +117,8 @@ def calls(comfy):
 
 WINDOWS = {
     "context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
-    "closed_loop": False, "fuse_method": "pyramid", "freenoise": False,
+    "closed_loop": False, "fuse_method": "pyramid", "freenoise": False, "cond_retain_index_list": "",
+    "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": False,
 }  # fmt: skip
 
 
@@ -146,6 +147,43 @@ def test_frames_that_are_a_batch_are_sampled_where_nothing_is_searched(comfy):
     kept = comfy.run(graph).kept
     assert error(kept["ours"]["samples"], kept["stock"]["samples"]) < 1e-5
     assert calls(comfy) > before, "the calls are not counted"
+
+
+class WindowedWorkflow(NoiseWorkflow):
+    """A tiny Wan 2.1 whose clips of 5 frames go through windows of 3, others in each step."""
+
+    def __init__(self, freenoise=False):
+        super().__init__("video")
+        windows = {**WINDOWS, "context_length": 3, "context_schedule": "standard_uniform", "context_stride": 2}
+        windows |= {"freenoise": freenoise, "dim": 2}
+        self.model = self.node("ContextWindowsManual", model=self.model, **windows)[0]
+        self.clip = self.latent(channels=16, dims=5, size=4, frames=5, batch=1, scale=0.0)
+
+
+def test_windows_over_a_clips_frames_are_sampled_as_stock_and_searched(comfy, record_property):
+    graph = WindowedWorkflow()
+    ours = graph.dno(iterations=2, solver=graph.gradient(), latent=graph.clip)
+    graph.keep("ours", ours[0])
+    graph.keep("replayed", graph.replay(ours[2], graph.clip)[0])
+    graph.keep("start", graph.dno(eta=0.0, latent=graph.clip)[0])
+    graph.keep("stock", graph.node("KSampler", **graph.sampling(latent=graph.clip), sampler_name="euler")[0])
+    kept = {key: value["samples"] for key, value in comfy.run(graph).kept.items()}
+    assert error(kept["start"], kept["stock"]) < 1e-5
+    assert error(kept["replayed"], kept["ours"]) < 1e-5
+    graph.witnessed("gradient", cfg=3.0, latent=graph.clip)
+    errors = notes_of(comfy.run(graph))["gradient_error"]
+    record_property("gradient", errors)
+    assert max(errors) < 1e-2, errors
+
+
+def test_noise_that_windows_copy_from_frame_to_frame_is_refused(comfy):
+    if comfy.version <= (0, 3, 75):
+        pytest.skip("this ComfyUI's windows copy no noise")
+    graph = WindowedWorkflow(freenoise=True)
+    graph.model = graph.node("DNOTestObstacle", model=graph.model, kind="loud")[0]
+    graph.keep("latent", graph.dno(iterations=1, solver=graph.gradient(), latent=graph.clip)[0])
+    before, found = calls(comfy), comfy.fail(graph)
+    assert "Switch freenoise off" in found and calls(comfy) == before, found
 
 
 @pytest.mark.parametrize("patch", ["PerpNeg", "Mahiro"])
