@@ -429,8 +429,7 @@ class Pullback:
                 raise RuntimeError(
                     f"{self.part} {index + 1} gave another result when it was run again (difference {error:.3g},"
                     f" allowed {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache,"
-                    " EasyCache, DeepCache), context windows, keyframed hooks or random augmentation, or keep the"
-                    " graphs"
+                    " EasyCache, DeepCache) or random augmentation, or use a solver that needs no gradient"
                 )
 
     @torch.no_grad()
