@@ -21,6 +21,7 @@ from comfy_api.latest import ComfyExtension
 
 from .embedded_model import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .page import offer_to_stop
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .rewards import REWARDS
@@ -54,4 +55,5 @@ class Extension(ComfyExtension):
     """What ComfyUI asks the pack's `comfy_entrypoint` for."""
 
     async def get_node_list(self):
+        offer_to_stop()  # here, for ComfyUI 0.3.75 asks for nothing else
         return NODES

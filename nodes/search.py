@@ -207,6 +207,7 @@ class Optimization:
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
+            stop=lambda: progress.stopped,
         )  # fmt: skip
         progress.end()
         result.history.settings |= result.noise.settings
