@@ -277,6 +277,8 @@ SETTINGS = {
     "family": ("a text", lambda value: isinstance(value, str)),
     "model": ("a text", lambda value: isinstance(value, str)),
     "seed": ("a whole number", _is_whole),
+    "sampler": ("a text", lambda value: isinstance(value, str)),
+    "sampler_options": ("a table", lambda value: isinstance(value, dict)),
 }
 """What a file may say about the settings that others go by: each in words, and whether a value is of that kind."""
 

@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
@@ -15,7 +16,7 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, recast, weights
+from . import gradients, hooks, page, patches, recast, slopes, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -45,11 +46,13 @@ class OptimizedSampler(comfy.samplers.Sampler):
     ):
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
+        if self.optimization.searches:
+            patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
-            patches.refuse_a_cache(model_options)
+            patches.refuse_a_state(model_options)
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
@@ -161,14 +164,10 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
-    def climbs(self):
-        """Whether the solver differentiates model and VAE."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-
-    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        return self.climbs or self.diagnose
+        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -195,12 +194,12 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
-        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
-            log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
-                " of a batch depend on each other too; search one at a time for noises that replay"
-            )
-            sample_map.most_rows = sample_map.shape[0]
+        if self.searches:
+            self._probe(run, sample_map)
+        if self.differentiates:
+            x, sigma = run.halfway()
+            network = run.guider.inner_model.diffusion_model
+            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
@@ -214,6 +213,37 @@ class Optimization:
         progress.end()
         result.history.settings |= result.noise.settings
         return result
+
+    def _probe(self, run, sample_map):
+        """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.
+
+        Raises:
+            RuntimeError: the model keeps a state, and is to be differentiated.
+            ValueError: the pictures of the batch depend on each other.
+        """
+        batch, several = sample_map.shape[0], sample_map.most_rows > sample_map.shape[0]
+        if patches.has_cache(run.model_options) or not (self.differentiates or batch > 1 or several):
+            return
+        probe = patches.Probe(run)
+        if probe.keeps_a_state():
+            # Then runs may be alike though calls are not, and calls of other sizes may break.
+            sample_map.most_rows = batch
+            if self.differentiates:
+                raise RuntimeError(
+                    "the same call of the model gives another result the second time: it keeps a state between calls,"
+                    " or draws random numbers of its own, so that there is no gradient to follow. Remove patches that"
+                    " skip or remember steps (TeaCache, DeepCache), or use a solver that needs none (ZeNO, Search,"
+                    " Zeroth-Order's zo-sgd)"
+                )
+        elif batch > 1 and probe.couples_pictures():
+            raise ValueError(
+                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
+                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
+                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+            )
+        elif several and probe.mixes_candidates():
+            log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")
+            sample_map.most_rows = batch
 
     def _calibrated(self, run, sample_map):
         """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.

@@ -90,7 +90,7 @@ class LGD(Solver):
         xi = spread * torch.stack([problem.draw(sample, x, (self.seed, index)) for sample in range(self.samples)])
         x, denoised = sample_map.denoise_with_graph(x, index)
         with torch.enable_grad():
-            images = sample_map.decode(sample_map.finish((denoised + xi).flatten(0, 1)))
+            images = sample_map.decode(sample_map.to_latent((denoised + xi).flatten(0, 1)))
         prompts = sample_map.prompts and list(sample_map.prompts) * self.samples
         scores, d_images = exact(problem.reward, images, prompts)
         d_images = self.scale * d_images.unflatten(0, (self.samples, -1))

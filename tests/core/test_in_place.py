@@ -49,6 +49,27 @@ def test_the_gradient_is_that_of_the_network_without_changes_in_place(keep_graph
     assert not expected.in_place.found
 
 
+def euler(model, x, sigmas, noise_sampler, callback):
+    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+        denoised = model(x, sigma.expand(len(x)))
+        x = denoised + sigma_next / sigma * (x - denoised)
+    return x
+
+
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_a_samplers_own_arithmetic_goes_through_networks_that_change_in_place(keep_graphs):
+    found, expected = (
+        core.SamplerMap(
+            each.denoise, each.schedule, each.shape, decode=each.decode, keep_graphs=keep_graphs, sampler=euler,
+            traits=core.try_sampler(euler, each.schedule.sigmas),
+        )
+        for each in both()
+    )  # fmt: skip
+    for _ in range(2):
+        torch.testing.assert_close(gradient(found), gradient(expected), rtol=1e-6, atol=1e-7)
+    assert found.in_place.found == {"model"}
+
+
 def test_a_guided_run_is_that_of_the_network_without_changes_in_place():
     noises = []
     for noise_map in both():
