@@ -4,6 +4,7 @@
     search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
     gradients        what makes ComfyUI's models differentiable for the duration of a search
+    weights, recast  tensors that autograd accepts; weights that are stored in few bits
     hooks            each prompt's own LoRAs, as gradients and repeated runs need them
     patches          what makes patches of other nodes repeatable
     solvers          how the noise is changed

@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, slopes, weights
+from . import gradients, hooks, page, patches, recast, slopes, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -72,7 +72,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
                 self.optimization.every,
             )  # fmt: skip
-            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+            with contextlib.ExitStack() as kept:
+                for weights_of in (hooks.weights_kept(patcher), recast.casting_again()) if differentiates else ():
+                    kept.enter_context(weights_of)
                 self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
