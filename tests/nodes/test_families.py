@@ -8,6 +8,7 @@ USUAL = [
     "Stable Diffusion 1.5", "SDXL", "Stable Diffusion 3", "Flux dev", "Qwen-Image", "Wan 2.1", "Hunyuan Video",
     "Z-Image", "HiDream I1",
 ]  # fmt: skip
+CLIP = "Stable Video Diffusion"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def version():
 @pytest.fixture(scope="module")
 def usual():
     """The rows of the families that people use most, by name."""
-    return {row["family"]: row for row in model_families.inside_comfyui(*USUAL)}
+    return {row["family"]: row for row in model_families.inside_comfyui(*USUAL, CLIP)}
 
 
 def wrong(row):
@@ -43,6 +44,13 @@ def test_names_are_given_once():
 @pytest.mark.parametrize("name", USUAL)
 def test_a_family_that_people_use_is_right_in_everything(usual, name):
     assert not wrong(usual[name])
+
+
+def test_a_model_that_takes_a_batch_for_one_clip_is_sampled_as_ksampler_does_and_not_searched(usual):
+    numbers, failed = model_families.numbers(usual[CLIP]), usual[CLIP]["failed"]
+    assert not model_families.is_wrong("KSampler", numbers["KSampler"])
+    assert set(failed) == {"gradient", "candidates", "replay"}
+    assert all("the frames of one clip" in reason for reason in failed.values())
 
 
 @pytest.mark.slow
