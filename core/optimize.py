@@ -222,8 +222,7 @@ def verify(problem):
             problem.warn(
                 f"picture {item}: its noise, sampled once more, gives another latent ({value:.1%} off). The model keeps"
                 " a state between calls or draws random numbers of its own, so the noise will not replay to this"
-                " picture. Likely patches: step caches (EasyCache, LazyCache, TeaCache), token merging, HyperTile,"
-                " keyframed hooks"
+                " picture. Likely patches: step caches (EasyCache, LazyCache, TeaCache), token merging, HyperTile"
             )
 
 

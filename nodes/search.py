@@ -47,12 +47,12 @@ class OptimizedSampler(comfy.samplers.Sampler):
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
         if self.optimization.searches:
-            refuse_frames_in_a_batch(model_wrap.inner_model, len(noise))
+            patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
-            patches.refuse_a_cache(model_options)
+            patches.refuse_a_state(model_options)
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
@@ -103,19 +103,6 @@ class OptimizedSampler(comfy.samplers.Sampler):
             return shape[0] * batches, stays, stays
         load_models = partial(gradients.load, models, batches * call)
         return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
-
-
-def refuse_frames_in_a_batch(model, pictures):
-    """Raise ValueError for models that take the pictures of a batch for the frames of one clip.
-
-    A search gives each picture a noise, a score and a best of its own: it would mix the frames of different clips.
-    """
-    if pictures > 1 and isinstance(model, comfy.model_base.SVD_img2vid):
-        raise ValueError(
-            f"{type(model).__name__} takes the {pictures} pictures of this batch for the frames of one clip, which"
-            " cannot be searched one by one. Set iterations to 0, or use a model whose latents have frames (Wan,"
-            " Hunyuan Video, LTX-Video)"
-        )
 
 
 def refuse_an_empty_mask(denoise_mask):
@@ -175,14 +162,10 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
-    def climbs(self):
-        """Whether the solver differentiates model and VAE."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-
-    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        return self.climbs or self.diagnose
+        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -209,12 +192,8 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
-        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
-            log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
-                " of a batch depend on each other too; search one at a time for noises that replay"
-            )
-            sample_map.most_rows = sample_map.shape[0]
+        if self.searches:
+            self._probe(run, sample_map)
         if self.differentiates:
             x, sigma = run.halfway()
             network = run.guider.inner_model.diffusion_model
@@ -232,6 +211,37 @@ class Optimization:
         progress.end()
         result.history.settings |= result.noise.settings
         return result
+
+    def _probe(self, run, sample_map):
+        """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.
+
+        Raises:
+            RuntimeError: the model keeps a state, and is to be differentiated.
+            ValueError: the pictures of the batch depend on each other.
+        """
+        batch, several = sample_map.shape[0], sample_map.most_rows > sample_map.shape[0]
+        if patches.has_cache(run.model_options) or not (self.differentiates or batch > 1 or several):
+            return
+        probe = patches.Probe(run)
+        if probe.keeps_a_state():
+            # Then runs may be alike though calls are not, and calls of other sizes may break.
+            sample_map.most_rows = batch
+            if self.differentiates:
+                raise RuntimeError(
+                    "the same call of the model gives another result the second time: it keeps a state between calls,"
+                    " or draws random numbers of its own, so that there is no gradient to follow. Remove patches that"
+                    " skip or remember steps (TeaCache, DeepCache), or use a solver that needs none (ZeNO, Search,"
+                    " Zeroth-Order's zo-sgd)"
+                )
+        elif batch > 1 and probe.couples_pictures():
+            raise ValueError(
+                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
+                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
+                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+            )
+        elif several and probe.mixes_candidates():
+            log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")
+            sample_map.most_rows = batch
 
     def _calibrated(self, run, sample_map):
         """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.
