@@ -16,7 +16,8 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, recast, slopes, weights
+from ..core.slopes import refuse_a_wrong_gradient
+from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -199,7 +200,7 @@ class Optimization:
         if self.differentiates:
             x, sigma = run.halfway()
             network = run.guider.inner_model.diffusion_model
-            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
+            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
