@@ -77,6 +77,11 @@ class ComfyRun:
     def schedule(self):
         """The sigmas with the family and factor of noise of ComfyUI's own `euler_ancestral` for this model."""
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
+        if flow and self.sigmas[0] > 1:
+            raise ValueError(
+                f"the noise levels of this flow model reach {float(self.sigmas[0]):.3g}; expected at most 1. Models"
+                " that turn a picture into another without noise (FlowRVS) leave nothing to search: use KSampler"
+            )
         s_noise = getattr(self.model_sampling, "noise_scale", 1.0) if flow else 1.0
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp", s_noise)
 
@@ -98,6 +103,12 @@ class ComfyRun:
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
         with repeatable(x.device, key):
             return self.renewal(partial(model, model_options=self.model_options, seed=self.seed), x, sigma, mask)
+
+    def halfway(self):
+        """Return a sample such as the model may meet in the middle of the schedule, and its noise level."""
+        sigma = self.sigmas[len(self.sigmas) // 2 - 1].to(self.noise)
+        with torch.no_grad():
+            return self.start(self.noise) * (sigma / self.sigmas[0]), sigma
 
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)

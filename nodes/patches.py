@@ -1,4 +1,8 @@
-"""Patches of the model that keep a state or draw random numbers: made repeatable, so that a noise has one picture."""
+"""Patches of the model by other nodes and packs: what they may do to a search, and which are refused.
+
+A noise must have one picture, whatever was sampled before and whatever else is in its call, and a gradient needs steps
+that stand alone. What is known by name is refused before the model is called; what is not, `Probe` finds out.
+"""
 
 import inspect
 
@@ -70,13 +74,13 @@ class Probe:
     """
 
     def __init__(self, run):
-        self._run, self._sigma = run, run.sigmas[len(run.sigmas) // 2 - 1].to(run.noise)
+        self._run = run
+        self._x, self._sigma = run.halfway()
         model = run.guider.inner_model
         half = model.get_dtype().itemsize < 4
         self._rounded, self._changed = (ROUNDED_HALF, ROUNDED_HALF) if half else (ROUNDED, CHANGED)
         quantised = any(hasattr(weight, "__tensor_flatten__") for weight in model.parameters())
         self._mixed = ROUNDED_HALF if quantised else MIXED
-        self._x = run.start(run.noise) * (self._sigma / run.sigmas[0])
         self._other = self._x.flip(-1) + self._sigma
         self._alone = self._denoised(self._x)
 

@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
@@ -15,7 +16,7 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, weights
+from . import gradients, hooks, page, patches, slopes, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -43,11 +44,11 @@ class OptimizedSampler(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        patcher = model_wrap.model_patcher
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
         if self.optimization.searches:
             patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
+        patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
@@ -161,14 +162,10 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
-    def climbs(self):
-        """Whether the solver differentiates model and VAE."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-
-    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        return self.climbs or self.diagnose
+        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -197,6 +194,10 @@ class Optimization:
             sample_map.check(noise)
         if self.searches:
             self._probe(run, sample_map)
+        if self.differentiates:
+            x, sigma = run.halfway()
+            network = run.guider.inner_model.diffusion_model
+            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)

@@ -4,6 +4,7 @@
     ZeNO             path-integral control from candidates' rewards; nothing is differentiated
     Search           keep the best of N candidates around a pivot: best-of-N, zero-order search, pCN hill-climb
     LGD              loss-guided diffusion, which steers one sampling run
+    Tilt             one sampling run whose injected noises lean towards the reward and stay white
 
 A solver object holds settings; `fresh()` gives the copy with state that one run uses up, so that a solver can be
 shared between runs. The state can be kept with a noise (`Noise.checkpoint`) and given to `fresh` to go on.
@@ -13,6 +14,7 @@ from .ascent import GradientAscent
 from .base import Solver
 from .lgd import LGD
 from .search import Search
+from .tilt import Tilt
 from .zeno import ZeNO
 
-__all__ = ["LGD", "GradientAscent", "Search", "Solver", "ZeNO"]
+__all__ = ["LGD", "GradientAscent", "Search", "Solver", "Tilt", "ZeNO"]

@@ -112,10 +112,12 @@ def test_memory_that_runs_out_before_anything_is_found_is_comfyuis_to_handle(com
     assert run.error["exception_type"].endswith("OutOfMemoryError"), run.error
 
 
-@pytest.mark.parametrize("solver", ["DNOSolverGradient", "DNOSolverSearch"])
-def test_memory_that_runs_out_later_ends_the_search_and_the_best_so_far_is_kept(comfy, solver):
+@pytest.mark.parametrize("solver, call", [
+    ("DNOSolverGradient", 4), ("DNOSolverSearch", 4), ("DNOSolverSearch", 2),  # the first candidate's is the second
+])
+def test_memory_that_runs_out_later_ends_the_search_and_the_best_so_far_is_kept(comfy, solver, call):
     graph = Workflow()
-    graph.reward = graph.node("DNOTestReward", kind="out of memory 4")[0]
+    graph.reward = graph.node("DNOTestReward", kind=f"out of memory {call}")[0]
     ours = graph.dno(iterations=10, solver=graph.node(solver, **SOLVERS[solver])[0])
     graph.keep("image", ours[1])
     graph.node("DNOTestHistory", history=ours[3])

@@ -170,7 +170,7 @@ class DNOTestReward:
     @classmethod
     def INPUT_TYPES(cls):
         kinds = ["nan", "nan later", "raises", "detached", "scalar", "not differentiable"]
-        kinds += ["out of memory 1", "out of memory 4"]
+        kinds += ["out of memory 1", "out of memory 2", "out of memory 4"]
         return {"required": {"kind": (kinds,)}}
 
     RETURN_TYPES = ("DNO_REWARD",)
