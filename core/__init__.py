@@ -25,7 +25,7 @@ from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, 
 from .sample_map import Pullback, SampleMap
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import LGD, GradientAscent, Search, Solver, Tilt, ZeNO
+from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
@@ -52,6 +52,7 @@ __all__ = [
     "Search",
     "Solver",
     "Tilt",
+    "TrustAscent",
     "ZeNO",
     "ZerothOrder",
     "diagnose",
