@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..core import plots
 from ..core.files import to_json, whole_file
+from ..core.words import written
 
 MOST_TILES = 400
 """Pictures on the contact sheet; more would make a file that nothing opens."""
@@ -124,7 +125,7 @@ def _contact_sheet(items, rows):
         if row["status"] == "finished" and len(tiles) < MOST_TILES:
             tiles.append(_tile(item.folder / "after.png"))
             prompt = shorten(item.prompt, 16, placeholder="..")  # what fits under a tile
-            before, best = (plots.written(row[name], ".3g") for name in ("before", "best"))
+            before, best = (written(row[name], ".3g") for name in ("before", "best"))
             captions.append(f"{prompt}, {item.seed}\n{before} -> {best}")
     return plots.contact_sheet(tiles, captions, min(len({item.seed for item in items}), 8), TILE)
 

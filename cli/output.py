@@ -37,15 +37,22 @@ def whole(folder):
 
 
 @contextlib.contextmanager
-def together(folder):
+def together(folder, replaces=None):
     """Give a folder to write files to, which move into `folder` at the end of the block, or vanish if that fails.
 
     So a disk that is full leaves the files of an earlier search as they were, all of them.
+
+    Args:
+        replaces: pattern of the names that an earlier search may have left: such files do not stay beside the new ones.
     """
     with _partial(folder, beside=folder / "files") as partial:
         yield partial
-        for file in sorted(partial.iterdir()):
-            os.replace(file, folder / file.name)
+        written = sorted(file.name for file in partial.iterdir())
+        for name in written:
+            os.replace(partial / name, folder / name)
+        for file in list(folder.iterdir()) if replaces else ():
+            if replaces.fullmatch(file.name) and file.name not in written:
+                file.unlink()
 
 
 @contextlib.contextmanager

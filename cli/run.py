@@ -5,7 +5,7 @@ from pathlib import Path
 from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
 from .output import say, together
-from .search import Setup, save, tell
+from .search import PICTURES, Setup, save, tell
 
 
 def add_commands(commands):
@@ -32,7 +32,7 @@ def run(options):
     result, before = setup.search_with_bar(
         sample_map, noise, options.reward, seconds=options.seconds, check_gradient=options.check_gradient
     )
-    with together(options.out) as folder:
+    with together(options.out, replaces=PICTURES) as folder:
         save(result, before, folder)
     tell(options.reward, result.history)
     say(f"pictures, noise and history are in {options.out.resolve()}")

@@ -1,5 +1,6 @@
 """One search as the options describe it, and the files that it leaves."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,9 @@ SAMPLING = ("negative", "steps", "cfg", "eta", "part", "keep_graphs", "most_rows
 EMBEDDED = {"steps": 20, "cfg": 3.0, "keep_graphs": True, "most_rows": None}
 # A full-size model keeps one step's graph and samples one candidate at a time; None is its own default.
 PIPELINE = {"steps": None, "cfg": None, "keep_graphs": False, "most_rows": 1}
+
+PICTURES = re.compile(r"(\d\d+_)?(before|after|trajectory)\.png")
+"""Names of the pictures that `save` writes without a prefix: of a batch each begins with its number."""
 
 
 @dataclass(frozen=True)

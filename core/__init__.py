@@ -23,12 +23,15 @@ from .optimize import Result, optimize, reno, stages
 from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
+from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
+from .sampler_trial import CannotBeSearchedError, try_sampler
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
 from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
+    "CannotBeSearchedError",
     "Checkpoint",
     "Diagnosis",
     "DiscreteDenoiser",
@@ -48,6 +51,9 @@ __all__ = [
     "Pullback",
     "Result",
     "SampleMap",
+    "SamplerMap",
+    "SamplerPullback",
+    "SamplerTraits",
     "Schedule",
     "Search",
     "Solver",
@@ -67,4 +73,5 @@ __all__ = [
     "sde_step",
     "stages",
     "step_coefficients",
+    "try_sampler",
 ]

@@ -112,7 +112,7 @@ class History:
             **{f"watch/{name}": scores for name, scores in evaluation.watched.items()},
         }
         self.rows.append(_listed(row))
-        self._keep(_thumbnail(evaluation.images))
+        self._keep(thumbnail(evaluation.images))
 
     def _keep(self, picture):
         """Keep the last row's picture; beyond what the memory is worth, keep only every other from then on."""
@@ -144,7 +144,7 @@ class History:
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: their iteration's values stay
                 self.best_row |= _listed({f"watch/{name}": v for name, v in problem.watched(best.images).items()})
         self.best_row["iteration"] = best.iterations.tolist()
-        self.best_picture = _thumbnail(best.images)
+        self.best_picture = thumbnail(best.images)
 
     def best_name(self, item):
         """Return where one picture's best was found, in words."""
@@ -194,12 +194,17 @@ def _norm(noise):
     return flat.norm(dim=1) / flat.shape[1] ** 0.5
 
 
-def _thumbnail(images):
-    """Return small pictures, (B, 3, h, w) of 8 bits; of a video its middle frame."""
+def thumbnail(images, longest=THUMBNAIL):
+    """Return small pictures, (B, 3, h, w) of 8 bits on the CPU, at most `longest` pixels a side; of a video one frame.
+
+    Example:
+        >>> thumbnail(torch.zeros(1, 3, 512, 256)).shape
+        torch.Size([1, 3, 128, 64])
+    """
     images = images[:, images.shape[1] // 2] if is_video(images) else images
     images = images.detach().float().nan_to_num(nan=0.0).clamp(0, 1)
-    longest = max(images.shape[-2:])
-    if images.ndim == 4 and longest > THUMBNAIL:
-        size = [max(round(side * THUMBNAIL / longest), 1) for side in images.shape[-2:]]
+    found = max(images.shape[-2:])
+    if images.ndim == 4 and found > longest:
+        size = [max(round(side * longest / found), 1) for side in images.shape[-2:]]
         images = F.interpolate(images, size=size, mode="area")
     return (images * 255).round().to(torch.uint8).cpu()

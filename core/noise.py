@@ -2,7 +2,6 @@
 
 import json
 import math
-import operator
 import os
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .checks import check_whole
 from .files import to_json, whole_file
 
 FORMAT = "dno_noise_1"
@@ -63,8 +63,11 @@ class Noise:
         Raises:
             ValueError: a number is not whole, or below 0 where it counts something.
         """
-        shape, injected = [_whole("a side of the shape", side, 0) for side in shape], _whole("injected", injected, 0)
-        seed = _whole("the seed", seed)
+        for side in shape:
+            check_whole(0, side=side)
+        check_whole(0, injected=injected)
+        check_whole(-math.inf, seed=seed)
+        seed = int(seed)  # of NumPy's numbers, sums overflow
         # The type is named: PyTorch's default may be another, and would make other numbers of the same seed.
         kind = {"dtype": torch.float32, "device": "cpu"}
         initial = torch.randn(shape, generator=_generator(seed), **kind)
@@ -218,17 +221,6 @@ class Checkpoint:
         return cls(noise, record["solver"], record["iteration"], memory)
 
 
-def _whole(name, value, least=None):
-    """Return `value` as an int; raise ValueError, which calls it `name`, where it is none or below `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or least is not None and number < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number{'' if least is None else f' >= {least}'}")
-    return number
-
-
 def _read(path):
     """Return the text of a noise file's record, and its tensors by name; raise ValueError for another kind of file."""
     try:
@@ -285,6 +277,8 @@ SETTINGS = {
     "family": ("a text", lambda value: isinstance(value, str)),
     "model": ("a text", lambda value: isinstance(value, str)),
     "seed": ("a whole number", _is_whole),
+    "sampler": ("a text", lambda value: isinstance(value, str)),
+    "sampler_options": ("a table", lambda value: isinstance(value, dict)),
 }
 """What a file may say about the settings that others go by: each in words, and whether a value is of that kind."""
 

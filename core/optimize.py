@@ -141,6 +141,8 @@ def optimize(
 def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
     """Run the iterations, and end them where something breaks after the first is recorded.
 
+    Memory that runs out ends them as soon as one noise is evaluated: candidates may need more than the start does.
+
     Args:
         problem, solver, noise: of the run; the solver is fresh.
         first: number of updates that an earlier search made.
@@ -184,8 +186,10 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
             raise
         history.stopped, done = str(error), None
     except RuntimeError as error:
-        if not history.rows or not is_out_of_memory(error):
+        if problem.latest is None or not is_out_of_memory(error):
             raise
+        if not history.rows:
+            history.record(problem.latest)
         history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
     return noise, done
 
@@ -218,8 +222,7 @@ def verify(problem):
             problem.warn(
                 f"picture {item}: its noise, sampled once more, gives another latent ({value:.1%} off). The model keeps"
                 " a state between calls or draws random numbers of its own, so the noise will not replay to this"
-                " picture. Likely patches: step caches (EasyCache, LazyCache, TeaCache), token merging, HyperTile,"
-                " keyframed hooks"
+                " picture. Likely patches: step caches (EasyCache, LazyCache, TeaCache), token merging, HyperTile"
             )
 
 
@@ -239,7 +242,7 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
-    again = sample_map.schedule.steps if iterations else 0
+    again = sample_map.network_calls if iterations else 0
     return iterations * _stages_of_a_step(solver, sample_map) + sample_map.stages + again
 
 
@@ -287,7 +290,7 @@ class Clock:
     def __init__(self, problem, solver, seconds):
         sample_map = problem.sample_map
         self.started, self.seconds, self.before = problem.started, seconds, time.perf_counter()
-        self.share = 1 + sample_map.schedule.steps / max(_stages_of_a_step(solver, sample_map), 1)
+        self.share = 1 + sample_map.network_calls / max(_stages_of_a_step(solver, sample_map), 1)
 
     def spent(self):
         """Return why the run must end after the iteration that is over now, or ''."""

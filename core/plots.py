@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from . import lettering
 from .diagnostics import TOLERANCE
-
-LN10 = math.log(10)
+from .history import thumbnail
+from .words import LN10, number, probability, written
 
 
 def _plain(draw):
@@ -88,6 +88,22 @@ def contact_sheet(pictures, captions=None, columns=None, size=192):
     return sheet
 
 
+def side_by_side(images, size=512):
+    """Lay a batch out in one picture of about `size` pixels across, in as many rows as columns; a single one as it is.
+
+    Args:
+        images: (B, 3, H, W), floats, or videos (B, F, 3, H, W), of which one frame is shown.
+        size: in pixels; larger pictures are scaled down on their device.
+
+    Example:
+        >>> side_by_side(torch.zeros(5, 3, 64, 64), size=300).size
+        (324, 218)
+    """
+    columns = math.isqrt(len(images) - 1) + 1
+    pictures = to_pictures(thumbnail(images, size // columns))
+    return pictures[0] if columns == 1 else contact_sheet(pictures, columns=columns, size=size // columns)
+
+
 def _scaled(picture, size):
     """Return a picture scaled to `size` pixels across and at most four times as many down, one or more each way."""
     if not (picture.width and picture.height):
@@ -132,7 +148,7 @@ def trajectory(history, item=0, count=8, size=160):
             row, picture, name = history.best_row, history.best_picture, f"{history.best_name(item)} (best)"
         if picture is None:
             continue
-        p = probability(min((row[key][item] for key in ("log_p", "log_p_initial")), key=_number))
+        p = probability(min((row[key][item] for key in ("log_p", "log_p_initial")), key=number))
         captions.append(f"{name}\n{history.reward} {written(row['score'][item], '.3f')}\nP {p}")
         pictures.append(to_pictures(picture[item : item + 1])[0])
     return contact_sheet(pictures, captions, columns=len(pictures), size=size)
@@ -170,12 +186,12 @@ def curves(histories, item=None):
     panels = [("score", first.reward)] + [(f"watch/{name}", name) for name in watched] + [("p", "log10 P(z)")]
     figure, row = _panels(len(panels))
     for axes, (key, title) in zip(row, panels, strict=True):
-        for number, (label, history) in enumerate(histories.items()):
+        for place, (label, history) in enumerate(histories.items()):
             if key == "p":
-                _draw_column(axes, history, "log_p", f"{label} z".strip(), f"C{number}", "-", item, LN10)
-                _draw_column(axes, history, "log_p_initial", f"{label} x_T".strip(), f"C{number}", ":", item, LN10)
+                _draw_column(axes, history, "log_p", f"{label} z".strip(), f"C{place}", "-", item, LN10)
+                _draw_column(axes, history, "log_p_initial", f"{label} x_T".strip(), f"C{place}", ":", item, LN10)
             else:
-                _draw_column(axes, history, key, label, f"C{number}", "-", item)
+                _draw_column(axes, history, key, label, f"C{place}", "-", item)
         axes.set(title=lettering.label(title), xlabel="iteration")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -210,7 +226,7 @@ def shell(noise):
         raise ValueError(f"the noise is {found}; expected (1, C, H, W), one picture's: Noise.item gives it")
     figure, (norms, means, energies, histogram) = _panels(4)
     size = noise.initial.numel()
-    lengths = [_number((z.float().norm() / size**0.5).item()) for z in (noise.initial, *noise.injected)]
+    lengths = [number((z.float().norm() / size**0.5).item()) for z in (noise.initial, *noise.injected)]
     norms.bar(range(len(lengths)), lengths)
     norms.axhspan(1 - 3 / (2 * size) ** 0.5, 1 + 3 / (2 * size) ** 0.5, color="gray", alpha=0.4)
     known = [length for length in lengths if not math.isnan(length)]
@@ -250,7 +266,7 @@ def diagnosis(found):
     }  # fmt: skip
     for index, (name, values) in enumerate(measures.items()):
         places = [item + 0.25 * (index - 1) for item in range(len(found.types))]
-        axes.bar(places, [_number(value) for value in values.float().clamp(1e-4, 1e4).tolist()], width=0.22, label=name)
+        axes.bar(places, [number(value) for value in values.float().clamp(1e-4, 1e4).tolist()], width=0.22, label=name)
     axes.axhline(TOLERANCE, color="black", linestyle="--", linewidth=0.8)
     axes.set(yscale="log", ylim=(1e-3, 50), title="what the gradient is made of")
     labels = ["still improving" if kind == "none" else f"type {kind}" for kind in found.types]
@@ -285,36 +301,14 @@ def _draw_column(axes, history, key, label, color, style, item, divide_by=1.0):
     """Draw one line a picture, and a dot at its best; a gap where a value is none or not finite."""
     items = range(len(history.rows[0]["score"])) if item is None else [item]
     for index in items:
-        values = [_number(value) / divide_by for value in history.column(key, index)]
+        values = [number(value) / divide_by for value in history.column(key, index)]
         iterations = [row["iteration"] for row in history.rows]
         name = lettering.label(label) if label and index == items[0] else None
         axes.plot(iterations, values, style, color=color, label=name, alpha=1.0 if len(items) == 1 else 0.7)
         if history.best and style == "-":
             place = history.best[index]
-            best = _number(history.best_row[key][index]) / divide_by if key in history.best_row else values[place]
+            best = number(history.best_row[key][index]) / divide_by if key in history.best_row else values[place]
             axes.plot(iterations[place], best, "o", color=color, markersize=4)
-
-
-def probability(log_p):
-    """Write a probability given by its natural logarithm: 0.31, or 1e-23 where it is small.
-
-    Example:
-        >>> probability(-0.1), probability(-53.0), probability(None)
-        ('0.90', '1e-23', 'unknown')
-    """
-    if math.isnan(_number(log_p)):
-        return "0" if log_p == -math.inf else "unknown"
-    return f"{math.exp(log_p):.2f}" if log_p > math.log(0.01) else f"1e{log_p / LN10:.0f}"
-
-
-def written(value, form):
-    """Write a number in the format `form`, and what is none in words."""
-    return "unknown" if math.isnan(_number(value)) else format(value, form)
-
-
-def _number(value):
-    """Return a number of a history as a float; NaN where there is none, or an infinite one."""
-    return math.nan if value is None or not math.isfinite(value) else float(value)
 
 
 def _check_item(history, item):

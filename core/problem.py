@@ -111,6 +111,7 @@ class Problem:
         started: time the run began, seconds.
         ended: picture -> why its search ended although the others' goes on: something of it was not finite.
         warnings: what the user should know of the run, each once.
+        latest: the last Evaluation made; where the first iteration breaks off after it, nobody else has it.
     """
 
     sample_map: SampleMap
@@ -123,6 +124,7 @@ class Problem:
     started: float = field(default_factory=time.perf_counter)
     ended: dict = field(default_factory=dict)
     warnings: list = field(default_factory=list)
+    latest: Evaluation | None = None
 
     def evaluate(self, noise):
         """Sample and score `noise`, forward only: its Evaluation."""
@@ -323,7 +325,7 @@ class Problem:
         self.end_where_not_finite(scores, images=images)
         log_p, log_p_initial = self.log_probabilities(noise)
         self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration)
-        return Evaluation(
+        self.latest = Evaluation(
             noise=noise,
             latent=latent,
             images=images,
@@ -336,6 +338,7 @@ class Problem:
             iteration=self.iteration,
             seconds=time.perf_counter() - self.started,
         )
+        return self.latest
 
     def watched(self, images):
         """Return name -> scores (B,) of what is recorded beside the score: watched rewards, each part of combined ones.

@@ -14,11 +14,13 @@ steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from .checks import check_finite, check_whole
+from .in_place import InPlace
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
@@ -60,11 +62,14 @@ class SampleMap:
             of the injected noises.
         most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
         keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
-            keeps a state between calls is not noticed then.
+            keeps a state between calls is not noticed then. Steps of a model that changes in place what its gradient
+            needs are re-run all the same (`InPlace`).
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
             raise from it to interrupt.
         rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.
         device: where its noise belongs: `randn` draws it there, and `optimize` moves it there; None: wherever it is.
+        judge_denoised: for a schedule that ends above 0: the latent, which is decoded and judged, is the last step's
+            denoised and not the last x, which has noise left in it and is to be had from `noisy_latent`.
     """
 
     denoise: Callable
@@ -83,6 +88,7 @@ class SampleMap:
     on_step: Callable | None = None
     rerun_tolerance: float = 0.02
     device: torch.device | str | None = None
+    judge_denoised: bool = False
 
     def __post_init__(self):
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
@@ -93,6 +99,7 @@ class SampleMap:
         if self.start is None or getattr(self.start, "__func__", None) is SampleMap._pure_noise:
             self.start = self._pure_noise
         self.finish = self.finish or _same
+        self.in_place = InPlace()
         optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
         if self.prompts is not None and len(self.prompts) != self.shape[0]:
@@ -104,15 +111,22 @@ class SampleMap:
         return self.schedule.injected if self.eta > 0 else 0
 
     @property
+    def network_calls(self):
+        """How often one run calls the model: once for each step."""
+        return self.schedule.steps
+
+    @property
     def stages(self):
-        """How often one pass, forward or backward, calls `on_step`: once for each step and once for the decode."""
-        return self.schedule.steps + 1
+        """How often one pass, forward or backward, calls `on_step`: once for each network call and the decode."""
+        return self.network_calls + 1
 
     @property
     def settings(self):
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
         known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
+        if schedule.s_noise != 1.0:
+            known["s_noise"] = schedule.s_noise
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
@@ -125,13 +139,15 @@ class SampleMap:
         self.check(noise)
         if noise.batch != self.shape[0]:
             raise ValueError(f"the noise is of {noise.batch} pictures; expected {self.shape[0]}, or one item of it")
-        for name, ours in self.settings.items():
-            theirs = noise.settings.get(name, ours)
+        # A noise that says how it was made, but of no sampler, was made by steps of `sde_step`.
+        known = {"sampler": None, **noise.settings} if noise.settings else {}
+        for name, ours in {"sampler": None, **self.settings}.items():
+            theirs = known.get(name, ours)
             if not _same_setting(theirs, ours):
                 raise ValueError(
                     f"the noise was made with {name} {_short(theirs)}, but here it is {_short(ours)}: it samples to"
-                    " another picture. Use the model, steps, scheduler and eta it was made with, or give the noise"
-                    " without its settings (Load Noise has a switch for that)"
+                    " another picture. Use the model, steps, scheduler, sampler and eta it was made with, or give the"
+                    " noise without its settings (Load Noise has a switch for that)"
                 )
 
     def check(self, noise):
@@ -141,8 +157,13 @@ class SampleMap:
         if found[0] != expected[0] or found[2:] != expected[2:] or found[1] % expected[1]:
             raise ValueError(
                 f"noise is {tuple(noise.initial.shape)} with {found[0]} injected; expected {self.shape} with"
-                f" {expected[0]} at {self.schedule.steps} steps and eta {self.eta}. Use the settings it was made with"
+                f" {expected[0]} at {self.schedule.steps} steps and {self._sampled_by}. Use the settings it was made"
+                " with"
             )
+
+    @property
+    def _sampled_by(self):
+        return f"eta {self.eta}"
 
     def calls(self, candidates):
         """Return how many calls it takes to sample `candidates` batches, at most `most_rows` pictures in each."""
@@ -197,7 +218,15 @@ class SampleMap:
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        return self.finish(self._walk(noise)[-1])
+        return self.to_latent(self._walk(noise)[-1])
+
+    def noisy_latent(self, noise):
+        """Return the latent with the noise that the schedule leaves in it; with `judge_denoised` alone it differs."""
+        return replace(self, judge_denoised=False).latent(noise)
+
+    def to_latent(self, x):
+        """Return the latent of the last x; denoised is one already."""
+        return x if self.judge_denoised else self.finish(x)
 
     @torch.no_grad()
     def images(self, latent):
@@ -236,9 +265,15 @@ class SampleMap:
         return samples
 
     def _step(self, x, denoised, index, noise):
+        if self._is_judged(index):
+            return denoised
         sigma, sigma_next = self.schedule.intervals[index]
         injected = noise.injected[index] if index < len(noise.injected) else None
-        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family)
+        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
+
+    def _is_judged(self, index):
+        """Whether the denoised of step `index` is the latent, so that the noise injected there has no effect."""
+        return self.judge_denoised and index == self.schedule.steps - 1
 
     def _denoise(self, x, index):
         return self.denoise(x, x.new_full((x.shape[0],), self.schedule.sigmas[index]))
@@ -255,7 +290,7 @@ class SampleMap:
     def report(self, phase, index, total=None):
         """Tell `on_step`, where there is one, that a stage begins."""
         if self.on_step is not None:
-            self.on_step(phase, index, total or self.schedule.steps)
+            self.on_step(phase, index, total or self.network_calls)
 
     def _pure_noise(self, initial):
         sigma = self.schedule.sigmas[0]
@@ -289,16 +324,23 @@ class Pullback:
         latent: of the map's `shape`, detached.
     """
 
+    part = "step"
+    """What is run again, in an error's words."""
+
     def __init__(self, sample_map, noise):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
         self._map, self._noise = sample_map, noise
-        self._graphs = [] if sample_map.keep_graphs else None
+        self._graphs = [] if sample_map.keep_graphs and "model" not in sample_map.in_place.found else None
         self._reruns = []  # (index, difference and what is allowed) of each step that was run again
         with torch.no_grad():
-            self._samples = sample_map._walk(noise, self._graphs)
-            self.latent = sample_map.finish(self._samples[-1])
+            self._samples = self._forward()
+            self.latent = sample_map.to_latent(self._samples[-1])
             self.images = sample_map.images(self.latent)
+
+    def _forward(self):
+        """Return the samples that the backward pass needs, the last x at the end."""
+        return self._map._walk(self._noise, self._graphs)
 
     def __call__(self, d_images):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
@@ -308,12 +350,9 @@ class Pullback:
         """
         x = self._stored()[-1].detach().requires_grad_()
         try:
-            self._map.report("backward", 0, self._map.schedule.steps + 1)
-            with torch.enable_grad():
-                images = self._map.decode(self._map.finish(x))
-            if not images.requires_grad:
-                raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-            return self._through_steps(vjp(images, x, d_images))
+            self._map.report("backward", 0, self._map.stages)
+            gradient = self._map.in_place.differentiate("decoder", lambda: self._decoder_vjp(x, d_images))
+            return self._through_steps(gradient)
         finally:
             self.release()
 
@@ -322,7 +361,7 @@ class Pullback:
         x = self._stored()[-1].detach().requires_grad_()
         try:
             with torch.enable_grad():
-                latent = self._map.finish(x)
+                latent = self._map.to_latent(x)
             return self._through_steps(vjp(latent, x, d_latent) if latent is not x else d_latent)
         finally:
             self.release()
@@ -336,21 +375,34 @@ class Pullback:
             raise RuntimeError("this pullback was used or released already; take a new one from sample_map.pullback")
         return self._samples
 
+    def _decoder_vjp(self, x, d_images):
+        with torch.enable_grad():
+            images = self._map.decode(self._map.to_latent(x))
+        if not images.requires_grad:
+            raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
+        return vjp(images, x, d_images)
+
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule
         injected = torch.zeros_like(self._noise.injected, dtype=gradient.dtype)
         for index in reversed(range(schedule.steps)):
-            sample_map.report("backward", schedule.steps - index, schedule.steps + 1)
+            sample_map.report("backward", schedule.steps - index, sample_map.stages)
             c_x, c_denoised, c_noise = self._coefficients(index)
             if index < len(injected):
                 injected[index] = c_noise * gradient
-            x, denoised = self._step_graph(index)
-            gradient = c_x * gradient + vjp(denoised, x, c_denoised * gradient)
+            by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
+            gradient = c_x * gradient + sample_map.in_place.differentiate("model", by_denoised)
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
+    def _step_vjp(self, index, cotangent):
+        x, denoised = self._step_graph(index)
+        return vjp(denoised, x, cotangent)
+
     def _step_graph(self, index):
         """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
+        if "model" in self._map.in_place.found:
+            self._graphs = None  # kept without copies of what the model has changed since
         if self._graphs is not None:
             return self._graphs.pop()
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
@@ -362,8 +414,10 @@ class Pullback:
         return x, denoised
 
     def _coefficients(self, index):
+        if self._map._is_judged(index):
+            return 0.0, 1.0, 0.0
         schedule = self._map.schedule
-        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family)
+        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)
 
     def _check_reruns(self):
         """Raise RuntimeError where a step that was run again gave another result than in the forward pass."""
@@ -373,9 +427,9 @@ class Pullback:
         for index, (error, allowed) in zip(indices, torch.stack(found).tolist(), strict=True):
             if error > allowed and error > self._difference_of_kernels(index, most=5 * allowed):
                 raise RuntimeError(
-                    f"step {index + 1} gave another result when it was run again (difference {error:.3g}, allowed"
-                    f" {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache, EasyCache,"
-                    " DeepCache), context windows, keyframed hooks or random augmentation, or keep the graphs"
+                    f"{self.part} {index + 1} gave another result when it was run again (difference {error:.3g},"
+                    f" allowed {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache,"
+                    " EasyCache, DeepCache) or random augmentation, or use a solver that needs no gradient"
                 )
 
     @torch.no_grad()
@@ -385,9 +439,12 @@ class Pullback:
         Four times the difference of two more runs, at most `most`. In half precision at a high guidance scale that can
         be more than the tolerance; a model with a state gives the same twice, or leaves far more.
         """
-        x = self._samples[index]
-        first, second = (self._map._step(x, self._map._denoise(x, index), index, self._noise) for _ in range(2))
+        first, second = (self._again(index) for _ in range(2))
         return min(4 * _size(first - second).item(), most)
+
+    def _again(self, index):
+        x = self._samples[index]
+        return self._map._step(x, self._map._denoise(x, index), index, self._noise)
 
     def _start_vjp(self, gradient):
         initial = self._noise.initial.detach().requires_grad_()

@@ -4,6 +4,7 @@
     search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
     gradients        what makes ComfyUI's models differentiable for the duration of a search
+    hooks            each prompt's own LoRAs, as gradients and repeated runs need them
     patches          what makes patches of other nodes repeatable
     solvers          how the noise is changed
     regularizers     what keeps it probable
@@ -12,6 +13,7 @@
     report           what a search did: curves, trajectory, diagnosis
     embedded_model   the small model that ships with the pack
     names            names of files in workflows
+    page             what a person sees of a search while it runs
     sockets          the pack's own types of links
 """
 

@@ -9,11 +9,11 @@ import comfy.model_management as mm
 import comfy.samplers
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from .. import core
 from ..core import plots
-from . import sockets
+from . import page, sockets
 from .comfy_map import ComfyRun
 from .names import checked_prefix, listed
 from .report import as_image
@@ -52,7 +52,7 @@ class DNOSaveNoise(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
         file = f"{name}_{counter:05}_.safetensors"
         noise.save(Path(folder) / file)
-        return io.NodeOutput(ui=ui.PreviewText(f"saved as {Path(subfolder) / file} in the output folder"))
+        return io.NodeOutput(ui=page.shown(f"saved as {Path(subfolder) / file} in the output folder"))
 
 
 class DNOLoadNoise(io.ComfyNode):
@@ -93,6 +93,8 @@ class DNOLoadNoise(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, resume, check):
+        if file is None:  # it comes by a link: what it names may have changed, so it is read anew each time
+            return float("nan")  # not math.nan, which is one object and so equal to itself for ComfyUI
         return hashlib.sha256(path_of(file).read_bytes()).hexdigest()
 
     @classmethod
@@ -240,7 +242,7 @@ class DNONoiseProbability(io.ComfyNode):
         p, p_initial = (core.noise_probability(z.flat()).item() for z in (one, replace(one, injected=one.injected[:0])))
         norms = [(z.norm() / z.numel() ** 0.5).item() for z in (one.flat(), one.initial)]
         text = f"P(z) {p:.2g}, P(x_T) {p_initial:.2g}; norm of z {norms[0]:.4f}, of x_T {norms[1]:.4f} (true noise: 1)"
-        return io.NodeOutput(min(p, p_initial), text, as_image(plots.shell(one)), ui=ui.PreviewText(text))
+        return io.NodeOutput(min(p, p_initial), text, as_image(plots.shell(one)), ui=page.shown(text))
 
 
 def noise_files():

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core import plots
-from . import sockets
+from . import page, sockets
 
 
 class DNOReport(io.ComfyNode):
@@ -78,7 +78,7 @@ class DNODiagnostics(io.ComfyNode):
         if history.diagnosis is None:
             raise ValueError("this search was not diagnosed; switch on `diagnose` in the DNO Sampler and run it again")
         text = history.summary()
-        return io.NodeOutput(text, as_image(plots.diagnosis(history.diagnosis)), ui=ui.PreviewText(text))
+        return io.NodeOutput(text, as_image(plots.diagnosis(history.diagnosis)), ui=page.shown(text))
 
 
 def checked_item(history, picture):

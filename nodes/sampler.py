@@ -1,15 +1,15 @@
 """The DNO Sampler nodes: the stock samplers' inputs, their picture at iteration 0, and a search from there."""
 
 import copy
-import sys
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from . import gradients, sockets
+from ..core.words import listed, probability
+from . import gradients, page, sockets
 from .comfy_map import seen_by
 from .search import Optimization, OptimizedSampler
 
@@ -54,7 +54,7 @@ class DNOSampler(io.ComfyNode):
                 *optional_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -98,7 +98,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
                 *optional_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -224,11 +224,10 @@ def found(result, samples, latent_image, vae, hidden):
     What the user should know of the search is shown as text on the node and in the log.
     """
     kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
-    text = remarks(result.history)
-    show(text or result.history.stopped, hidden)
+    note(result.history, hidden)
     return io.NodeOutput(
         {**kept, "samples": samples}, decoded(vae, samples), result.noise.to("cpu"), result.history,
-        ui=ui.PreviewText(text) if text else None,
+        ui=page.shown("\n".join([gain(result.history), remarks(result.history)])),
     )  # fmt: skip
 
 
@@ -238,23 +237,34 @@ def decoded(vae, samples):
     return images.flatten(0, 1) if images.ndim == 5 else images
 
 
-def show(text, hidden):
-    """Write `text` on a node in the browser that queued the workflow, in place of what stood there.
+def note(history, hidden):
+    """Write what a search found into what Save Image keeps in its pictures beside the workflow, by node.
 
     Args:
-        text: a line or several.
-        hidden: the node's hidden inputs, with its unique_id; None where it runs without a server.
+        history: of the search.
+        hidden: the node's hidden inputs; None where it runs without a server.
     """
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # programs use ComfyUI without one
-    if hidden is None or server is None or server.instance.client_id is None:  # no client: any browser would show it
-        return
-    server.instance.send_progress_text(text, hidden.unique_id, server.instance.client_id)
+    if hidden is not None and hidden.extra_pnginfo is not None:
+        best = history.best_row
+        log_p = zip(best["log_p"], best["log_p_initial"], strict=True)
+        found = {
+            "reward": history.reward,
+            "start": history.rows[0]["score"],
+            "best": best["score"],
+            "P": [probability(min(pair)) for pair in log_p],
+        }
+        hidden.extra_pnginfo.setdefault("dno", {})[hidden.unique_id] = found
+
+
+def gain(history):
+    """Return what the reward was at first and what it is at best, a line."""
+    return f"{history.reward} {listed(history.rows[0]['score'])} -> {listed(history.best_row['score'])}"
 
 
 def remarks(history):
-    """Return why a search ended early and what it warns of, a line each; '' where there is nothing to say."""
-    early = [] if history.stopped.endswith("iterations done") else [f"The search ended early: {history.stopped}"]
-    return "\n".join(early + history.warnings)
+    """Return why a search ended and what it warns of, a line each."""
+    early = "" if history.stopped.endswith("iterations done") else "The search ended early: "
+    return "\n".join([early + history.stopped, *history.warnings])
 
 
 def checked_latent(model, vae, latent_image):

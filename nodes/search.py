@@ -3,19 +3,20 @@
 `comfy_map` tells the way of one noise tensor through here.
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 
 from .. import core
-from . import gradients, patches
+from . import gradients, hooks, page, patches, slopes, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -45,12 +46,14 @@ class OptimizedSampler(comfy.samplers.Sampler):
     ):
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
+        if self.optimization.searches:
+            patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
-            patches.refuse_a_cache(model_options)
-            model_options = gradients.with_plain_attention(model_options)
+            patches.refuse_a_state(model_options)
+            model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
@@ -59,18 +62,18 @@ class OptimizedSampler(comfy.samplers.Sampler):
             most_rows, load_models, load_vae = self._loaders(
                 model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
             )
-            model_wrap.conds = gradients.thaw(model_wrap.conds)
+            model_wrap.conds = weights.thaw(model_wrap.conds)
             run = ComfyRun(
-                model_wrap, *gradients.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient, load_models, self.optimization.searches,
+                model_wrap, *weights.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
+                extra_args.get("seed"), expect_gradient, load_models,
+                hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
             )  # fmt: skip
             decode = partial(
-                decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae, self.optimization.every
-            )
-            # Of a copy: a search changes its run's noise and options, and may begin anew.
-            self.result = gradients.keeping_what_is_changed(
-                lambda: self.optimization.search(replace(run), decode, most_rows)
-            )
+                weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
+                self.optimization.every,
+            )  # fmt: skip
+            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+                self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
     def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
@@ -90,7 +93,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
             decode *= seen[2] if len(seen) == 5 else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode))
+            hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
+            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * hooked)
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
@@ -173,7 +177,11 @@ class Optimization:
 
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
-        progress, solver = Progress(run.guider.model_patcher), self.solver or core.GradientAscent()
+        with contextlib.closing(page.Progress(self.iterations)) as progress:
+            return self._search(run, decode, most_rows, progress)
+
+    def _search(self, run, decode, most_rows, progress):
+        solver = self.solver or core.GradientAscent()
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
             on_step=progress.on_step,
@@ -184,12 +192,12 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
-        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
-            log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
-                " of a batch depend on each other too; search one at a time for noises that replay"
-            )
-            sample_map.most_rows = sample_map.shape[0]
+        if self.searches:
+            self._probe(run, sample_map)
+        if self.differentiates:
+            x, sigma = run.halfway()
+            network = run.guider.inner_model.diffusion_model
+            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
@@ -203,6 +211,37 @@ class Optimization:
         progress.end()
         result.history.settings |= result.noise.settings
         return result
+
+    def _probe(self, run, sample_map):
+        """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.
+
+        Raises:
+            RuntimeError: the model keeps a state, and is to be differentiated.
+            ValueError: the pictures of the batch depend on each other.
+        """
+        batch, several = sample_map.shape[0], sample_map.most_rows > sample_map.shape[0]
+        if patches.has_cache(run.model_options) or not (self.differentiates or batch > 1 or several):
+            return
+        probe = patches.Probe(run)
+        if probe.keeps_a_state():
+            # Then runs may be alike though calls are not, and calls of other sizes may break.
+            sample_map.most_rows = batch
+            if self.differentiates:
+                raise RuntimeError(
+                    "the same call of the model gives another result the second time: it keeps a state between calls,"
+                    " or draws random numbers of its own, so that there is no gradient to follow. Remove patches that"
+                    " skip or remember steps (TeaCache, DeepCache), or use a solver that needs none (ZeNO, Search,"
+                    " Zeroth-Order's zo-sgd)"
+                )
+        elif batch > 1 and probe.couples_pictures():
+            raise ValueError(
+                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
+                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
+                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+            )
+        elif several and probe.mixes_candidates():
+            log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")
+            sample_map.most_rows = batch
 
     def _calibrated(self, run, sample_map):
         """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.
@@ -218,37 +257,3 @@ class Optimization:
 
     def _calibration_batches(self, sample_map):
         return -(-max(map(pictures_wanted, (self.reward, *self.watch))) // sample_map.shape[0])
-
-
-class Progress:
-    """ComfyUI's progress bar over every network call, its preview once per iteration, and its interruption."""
-
-    def __init__(self, patcher):
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def begin(self, stages):
-        self.bar = comfy.utils.ProgressBar(stages)
-
-    def on_step(self, phase, index, total):
-        mm.throw_exception_if_processing_interrupted()
-        self.bar.update(1)
-
-    def on_iteration(self, evaluation, best):
-        if self.previewer is not None:
-            self.bar.update_absolute(self.bar.current, preview=self._preview(best.latent))
-
-    def _preview(self, latent):
-        """Return ComfyUI's preview of a latent, or None where it fails: a search is worth more than its previews."""
-        try:
-            with torch.no_grad():  # some previewers are networks
-                return self.previewer.decode_latent_to_preview_image("JPEG", latent.detach().nan_to_num())
-        except mm.InterruptProcessingException:  # an Exception in ComfyUI 0.3.75
-            raise
-        except Exception as error:  # whatever a previewer of any pack raises
-            log.warning("no more previews of this search: %s: %s", type(error).__name__, error)
-            self.previewer = None
-            return None
-
-    def end(self):
-        """Fill the bar: a spent budget ends a run early."""
-        self.bar.update_absolute(self.bar.total)

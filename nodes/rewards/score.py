@@ -2,13 +2,13 @@
 
 import comfy.model_management as mm
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ... import rewards
 from ...core import plots
 from ...core.scoring import finite_pictures, score
-from .. import sockets
+from .. import page, sockets
 from ..report import as_image
 from .combine import calibrated
 from .pictures import pictures_of
@@ -41,7 +41,7 @@ class DNOScoreImages(io.ComfyNode):
         captions = [caption(place, index, scores, parts) for place, index in enumerate(order)]
         text = "\n".join(each.replace("\n", ", ") for each in captions)
         sheet = plots.contact_sheet([plots.to_pictures(pictures[index : index + 1])[0] for index in order], captions)
-        return io.NodeOutput(text, scores.tolist(), as_image(sheet), ui=ui.PreviewText(text))
+        return io.NodeOutput(text, scores.tolist(), as_image(sheet), ui=page.shown(text))
 
 
 class DNOPickBest(io.ComfyNode):

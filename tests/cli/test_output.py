@@ -60,6 +60,18 @@ def test_a_disk_that_fills_up_leaves_every_file_of_an_earlier_search(command, tm
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_smaller_batch_leaves_no_picture_of_a_larger_one_and_nothing_else_is_removed(tmp_path):
+    """Of 101 pictures the last has a number of three digits."""
+    (tmp_path / "100_after.png").touch()
+    for name in ("my_before.png", "01_notes.txt", "1_after.png"):
+        (tmp_path / name).write_text("mine")
+    for batch in ("2", "1"):
+        assert main(["run", *TINY, "--batch", batch, "--out", str(tmp_path)]) == 0
+    pictures = {"before.png", "after.png", "trajectory.png", "curves.png"}
+    mine = {"my_before.png", "01_notes.txt", "1_after.png"}
+    assert {path.name for path in tmp_path.iterdir()} == pictures | mine | {"history.json", "noise.safetensors"}
+
+
 def test_a_file_that_names_itself_is_not_named_by_its_working_folder(tmp_path):
     with pytest.raises(OSError, match=rf"^{tmp_path} could not be written: No space left on device$"):
         with output.together(tmp_path) as folder, whole_file(folder / "noise.safetensors"):

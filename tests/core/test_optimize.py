@@ -1,8 +1,10 @@
 """The loop: what it returns, what stops it, what it never loses."""
 
+import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -386,6 +388,22 @@ def test_memory_that_runs_out_before_anything_is_found_is_seen_by_its_type():
         run(noise_map)
 
 
+@pytest.mark.parametrize("solver", [core.Search.best_of_n(candidates=4), core.ZeNO(candidates=4)])
+def test_memory_that_runs_out_among_the_first_candidates_keeps_the_best_that_was_evaluated(solver):
+    noise_map = sample_map(batch=1, most_rows=1)
+    decode, noise = noise_map.decode, start(noise_map)
+    free = core.optimize(noise_map, mean_pixel, noise, solver, iterations=1)
+    noise_map.decode = Full(decode, 4)  # after the start and two candidates
+    watch = (rewards.Brightness(),)
+    result = core.optimize(noise_map, mean_pixel, noise, solver, iterations=5, watch=watch)
+    history = result.history
+    assert history.stopped.startswith("out of memory at iteration 0: ") and len(history.rows) == 1
+    assert history.rows[0]["score"] == free.history.rows[0]["score"] and len(history.rows[0]["watch/brightness"]) == 1
+    assert history.best_row["score"] == mean_pixel(decode(result.latent), None).tolist()
+    assert history.best_row["score"] >= history.rows[0]["score"]
+    assert "out of memory" in history.summary()
+
+
 def test_other_errors_of_a_device_are_not_taken_for_memory():
     noise_map = sample_map()
     noise_map.decode = Full(noise_map.decode, 6, RuntimeError("CUDA error: device-side assert triggered"))
@@ -510,3 +528,26 @@ def test_the_time_budget_leaves_room_for_the_check_of_the_best(monkeypatch):
         clock = clock_of.Clock(problem, core.GradientAscent(), seconds)
         now[0] = 10.0
         assert bool(clock.spent()) == spent
+
+
+EVERY_SOLVER = {
+    "adam": core.GradientAscent(lr=0.05), "hybrid": core.GradientAscent(lr=0.05, estimator=core.Hybrid2(q=2)),
+    "zo-sgd": core.GradientAscent(lr=0.05, optimizer="sgd", estimator=core.ZerothOrder(q=2)),
+    "zeno": core.ZeNO(candidates=4), "best of N": core.Search.best_of_n(3),
+    "zero-order": core.Search.zero_order(3), "pCN": core.Search.pcn(), "LGD": core.LGD(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("solver", EVERY_SOLVER.values(), ids=EVERY_SOLVER)
+def test_every_solver_warns_of_a_noise_that_gives_another_latent_when_it_is_sampled_once_more(solver, resumed):
+    plain = sample_map(keep_graphs=True)  # whose steps are not run again, which would notice the state
+    noise = start(plain)
+    if resumed:
+        noise = core.optimize(plain, mean_pixel, noise, solver, iterations=1, floor=0.0).noise
+    steady = core.optimize(plain, mean_pixel, noise, solver, iterations=1, floor=0.0)
+    assert not any("sampled once more" in warning for warning in steady.history.warnings)
+    calls = itertools.count(1)
+    drifting = replace(plain, denoise=lambda x, sigma: plain.denoise(x, sigma) * (1 + 0.01 * next(calls)))
+    found = core.optimize(drifting, mean_pixel, noise, solver, iterations=1, floor=0.0)
+    assert any("sampled once more, gives another latent" in warning for warning in found.history.warnings)

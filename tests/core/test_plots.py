@@ -49,6 +49,11 @@ def test_captions_get_room_below_their_pictures():
     assert (below < 128).any() and not (np.asarray(bare)[107:] < 128).any()
 
 
+@pytest.mark.parametrize("count, size", [(1, (64, 64)), (2, (530, 268)), (5, (534, 358))])
+def test_a_batch_is_shown_side_by_side(count, size):
+    assert plots.side_by_side(torch.zeros(count, 3, 64, 64)).size == size
+
+
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one picture"):
         plots.contact_sheet([])
@@ -149,11 +154,6 @@ def test_curves_draw_every_arm_and_grow_with_the_panels():
     assert plots.curves(free).width < single.width
 
 
-@pytest.mark.parametrize("log_p, text", [(0.0, "1.00"), (-1.0, "0.37"), (-53.0, "1e-23")])
-def test_probabilities_are_written_short(log_p, text):
-    assert plots.probability(log_p) == text
-
-
 def test_the_shell_picture_marks_where_noise_is_too_loud():
     noise = core.Noise.randn((1, 4, 16, 16), injected=3, seed=0)
     loud = noise.initial.clone()
@@ -228,11 +228,6 @@ def test_empty_histories_and_wrong_pictures_are_refused():
                 draw(history, item=item)
     with pytest.raises(ValueError, match="there is no history"):
         plots.curves({})
-
-
-@pytest.mark.parametrize("value, text", [(None, "unknown"), (float("nan"), "unknown"), (-float("inf"), "0")])
-def test_probabilities_that_are_no_number_are_said_in_words(value, text):
-    assert plots.probability(value) == text
 
 
 @pytest.mark.filterwarnings("error")

@@ -100,6 +100,11 @@ def history_of(run):
     return history
 
 
+def warnings_of(run, node):
+    """Return what a DNO Sampler node says beside what it gained and why it stopped."""
+    return run.outputs[node.id]["text"][0].splitlines()[2:]
+
+
 def notes_of(run):
     (notes,) = [output["notes"][0] for output in run.outputs.values() if "notes" in output]
     return notes

@@ -1,6 +1,7 @@
 """One ComfyUI server process and a client that queues workflows over HTTP and listens on the websocket."""
 
 import importlib.util
+import io
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import websocket
+from PIL import Image
 from safetensors.torch import load_file
 
 PACK = Path(__file__).resolve().parents[3]
@@ -27,7 +29,7 @@ class Run:
     """What one queued workflow did.
 
     Attributes:
-        messages: (type, data, time) of every message, in order; previews have the type "preview" and no data,
+        messages: (type, data, time) of every message, in order; previews have the type "preview" and a "picture",
             texts on nodes the type "text".
         outputs: node id -> the node's ui output.
         kept: key -> {name: tensor}, of the graph's `keep` nodes.
@@ -76,7 +78,6 @@ class ComfyServer:
     def _start(self) -> subprocess.Popen:
         options = ["--cpu", "--disable-auto-launch", "--disable-api-nodes", "--port", self.url.split(":")[1]]
         options += ["--base-directory", str(self.folder), "--database-url", "sqlite:///:memory:"]
-        options += ["--preview-method", "latent2rgb"]
         if not has_front_end():
             page = self.folder / "front_end"
             page.mkdir()
@@ -138,11 +139,14 @@ class ComfyServer:
     def interrupt(self):
         self.post("/interrupt")
 
-    def run(self, graph, timeout: float = 120.0, on_message=None, may_fail: bool = False) -> Run:
+    def run(
+        self, graph, timeout: float = 120.0, on_message=None, may_fail: bool = False, extra_pnginfo: dict | None = None
+    ) -> Run:
         """Queue an API-format workflow (a `Graph` or a dict) and wait for its end.
 
         Args:
             on_message: called with (run, type, data) for each message, for tests that act while it runs.
+            extra_pnginfo: what a browser sends along for Save Image to keep.
             may_fail: return a run whose node raised, with `run.error`, instead of raising.
 
         Raises:
@@ -154,7 +158,8 @@ class ComfyServer:
         run = Run()
         connection = websocket.create_connection(f"ws://{self.url}/ws?clientId={client}", timeout=timeout)
         try:
-            answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
+            extra = {"extra_pnginfo": extra_pnginfo}
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": client, "extra_data": extra})
             self._listen(run, connection, answer["prompt_id"], on_message)
         finally:
             connection.close()
@@ -177,7 +182,7 @@ class ComfyServer:
                     size = int.from_bytes(rest[:4], "big")
                     kind, data = "text", {"node": rest[4 : 4 + size].decode(), "text": rest[4 + size :].decode()}
                 elif event in PREVIEW_EVENTS:
-                    kind, data = "preview", None
+                    kind, data = "preview", {"picture": _picture(event, rest)}
                 else:
                     continue
             else:
@@ -202,6 +207,12 @@ class ComfyServer:
 def has_front_end() -> bool:
     """Whether ComfyUI's front end is installed; without it the server gets an empty page."""
     return importlib.util.find_spec("comfyui_frontend_package") is not None
+
+
+def _picture(event: int, rest: bytes) -> Image.Image:
+    """Return the picture of a preview message, which has its kind or its metadata in front."""
+    skipped = 4 + int.from_bytes(rest[:4], "big") if event == PREVIEW_EVENTS[1] else 4
+    return Image.open(io.BytesIO(rest[skipped:])).convert("RGB")
 
 
 def _free_port() -> int:

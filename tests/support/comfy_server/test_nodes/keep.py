@@ -1,4 +1,4 @@
-"""Nodes that carry what a workflow made back to the test."""
+"""Nodes that carry what a workflow made back to the test, and a text into it."""
 
 import itertools
 from pathlib import Path
@@ -45,4 +45,19 @@ class DNOTestKeep:
         return {"ui": {"kept": [[key, file]]}}
 
 
-NODES = (DNOTestKeep,)
+class DNOTestText:
+    """A text whose output goes into any input, as those of primitives of other packs."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {})}}
+
+    RETURN_TYPES = (AnyType("*"),)
+    FUNCTION = "give"
+    CATEGORY = "tests"
+
+    def give(self, text):
+        return (text,)
+
+
+NODES = (DNOTestKeep, DNOTestText)

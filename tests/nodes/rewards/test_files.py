@@ -1,0 +1,94 @@
+"""Files of reward models inside a real ComfyUI: where they are found, and their networks in memory."""
+
+import shutil
+
+import pytest
+from reward_nodes import AESTHETIC, CLIP_L, HPS, REWARDS, reward_node, stock_clip_vision
+from workflows import Workflow
+
+
+def test_the_lists_show_the_files_of_the_three_folders(files):
+    info = files.get("/object_info/DNOHPSReward")["DNOHPSReward"]["input"]["required"]["file"]
+    listed = info[1]["options"] if info[0] == "COMBO" else info[0]
+    assert {HPS, AESTHETIC, CLIP_L} <= set(listed) and "vocab.txt" not in listed
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("file", ["gone.pt", "no file in models/reward_models"])
+def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, name, file=file)[0])
+    with pytest.raises(ValueError, match=r"there is no file .*reward_models.* from (huggingface|github)") as refusal:
+        files.run(graph)
+    assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_workflow_from_windows_finds_the_files_of_every_reward(files, name):
+    graph = Workflow()
+    changes = {key: f"towers\\{file}" for key, file in REWARDS[name].items() if key in ("file", "clip_file")}
+    folder = files.folder / "models" / "reward_models" / "towers"
+    folder.mkdir(exist_ok=True)
+    for file in {file.rpartition("\\")[2] for file in changes.values()}:
+        shutil.copy(next((files.folder / "models").glob(f"*/{file}")), folder)
+    files.get("/object_info/DNOHPSReward")  # lists the folder anew
+    noted = graph.node("DNOTestTower", reward=reward_node(graph, name, **changes)[0])
+    assert noted.id in files.run(graph).outputs
+
+
+@pytest.mark.parametrize("name", ["DNOCLIPScoreReward", "DNOImageReward", "DNOAestheticReward"])
+def test_two_nodes_with_one_file_share_its_tower_and_another_dtype_does_not(files, name):
+    graph = Workflow()
+    changes = {"prompt": "a dog"}
+    if name == "DNOAestheticReward":
+        changes = {"clip_vision": stock_clip_vision(files, graph), "clip_file": "not here.pt"}
+    made = [
+        reward_node(graph, name, **changes), reward_node(graph, name, **changes, crops=1),
+        reward_node(graph, name, **changes, dtype="bfloat16"),
+    ]  # fmt: skip
+    noted = [graph.node("DNOTestTower", reward=reward[0]).id for reward in made]
+    outputs = files.run(graph).outputs
+    first, second, other = (outputs[node]["tower"][0]["tower"] for node in noted)
+    assert first == second != other
+
+
+def test_of_several_towers_one_is_in_memory_at_a_time_where_memory_is_short(files):
+    names = ("DNOHPSReward", "DNOPickScoreReward", "DNOCLIPScoreReward", "DNOImageReward")
+    found = {}
+    for room in (0, 2**40):
+        graph = Workflow()
+        rewards = {f"reward_{n}": reward_node(graph, name)[0] for n, name in enumerate(names, start=1)}
+        weights = {f"{key}_{n}": value for n in range(1, 5) for key, value in (("weight", 1.0), ("watch_only", False))}
+        combined = graph.node("DNOCombineRewards", mode="raw", calibrate_on=0, priors="", **rewards, **weights)
+        image = graph.node("EmptyImage", width=60, height=50, batch_size=1, color=0x30A040)
+        noted = graph.node("DNOTestShortMemory", reward=combined[0], image=image[0], room=room)
+        found[room] = files.run(graph).outputs[noted.id]["memory"][0]
+    short, ample = found.values()
+    assert max(short["resident"]) == pytest.approx(max(short["sizes"]), rel=0.01)
+    assert max(ample["resident"]) == pytest.approx(sum(ample["sizes"]), rel=0.01)
+    assert short["scores"] == ample["scores"] and short["gradient"] == ample["gradient"] > 0
+    assert sum(asked > 0 for asked in short["asked"]) == len(names), "each tower's graph needs room too"
+
+
+def test_a_search_without_gradients_loads_each_network_before_it_runs(files):
+    """There is room for the largest network alone; each finds itself in memory, and the scores are as ever."""
+    names, found = ("DNOHPSReward", "DNOPickScoreReward"), {}
+    for share in (1.3, 1e3):
+        graph = Workflow()
+        parts = {f"reward_{n}": reward_node(graph, name)[0] for n, name in enumerate(names, start=1)}
+        weights = {f"{key}_{n}": value for n in range(1, 5) for key, value in (("weight", 1.0), ("watch_only", False))}
+        graph.reward = graph.node("DNOCombineRewards", mode="raw", calibrate_on=0, priors="", **parts, **weights)[0]
+        zeno = graph.node(
+            "DNOSolverZeNO", mode="optimise", candidates=2, beta=0.1, weights="linear", tau=0.1, seed=0
+        )
+        solver = graph.node("DNOTestSolverInShortMemory", solver=zeno[0], model=graph.model, vae=graph.vae, share=share)
+        ours = graph.dno(iterations=2, steps=3, cfg=3.0, solver=solver[0])
+        shown = [graph.node("DNOTestShow", notes=solver[1], after=ours[0]).id]
+        shown.append(graph.node("DNOTestHistory", history=ours[3]).id)
+        outputs = files.run(graph).outputs
+        found[share] = outputs[shown[0]]["notes"][0], outputs[shown[1]]["history"][0]["rows"]
+    (short, rows), (ample, expected) = found.values()
+    assert {name for name, _ in short["runs"]} == {"model", "vae", "HPS", "PickScore"}
+    assert all(loaded for _, loaded in short["runs"])
+    assert max(short["resident"]) <= 1.3 * max(short["sizes"]) < max(ample["resident"])
+    assert [row["score"] for row in rows] == [row["score"] for row in expected]

@@ -1,0 +1,82 @@
+"""What the page shows of a search, on a server with its default settings."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from workflows import Workflow, history_of
+
+
+def pixels(picture):
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
+
+
+def search(comfy, **settings):
+    graph = Workflow()
+    ours = graph.dno(**settings)
+    graph.keep("image", ours[1])
+    graph.node("DNOTestHistory", history=ours[3])
+    return ours, comfy.run(graph)
+
+
+def test_each_iteration_shows_the_best_picture_of_each_item(comfy):
+    ours, run = search(comfy, iterations=3)
+    # ComfyUI has scaled the sheet of 530 x 268 to 512 across.
+    shown = [pixels(data["picture"].resize((530, 268))) for data in run.of_type("preview")]
+    assert len(shown) == 4
+    small = torch.nn.functional.interpolate(run.kept["image"]["tensor"].movedim(-1, 1), size=64, mode="area")
+    for item, picture in enumerate(small):
+        # Side by side on a sheet of tiles of 256, of JPEG quality 95: rescaled, so compared in the mean of 8 x 8 tiles.
+        tile = shown[-1][6 : 6 + 256, 6 + item * 262 : 6 + item * 262 + 256].movedim(-1, 0)
+        found, expected = (torch.nn.functional.adaptive_avg_pool2d(x, 8) for x in (tile, picture))
+        assert (found - expected).abs().max() < 0.03
+
+
+def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(comfy):
+    graph = Workflow()
+    watched = graph.node("DNOContrastReward", negative=False)[0]
+    one = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+    ours = graph.dno(iterations=2, watch=watched, latent=one)
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    rows, texts = history_of(run)["rows"], [data["text"] for data in run.of_type("text") if data["node"] == ours.id]
+    assert len(texts) == 4  # three evaluations, and the end
+    for row, text in zip(rows, texts, strict=False):
+        iteration, *numbers = text.splitlines()
+        assert re.fullmatch(rf"iteration {row['iteration']} of 2(, about \d+ s left)?", iteration), iteration
+        assert numbers[0].startswith(f"reward {row['score'][0]:.4g} (best ") and numbers[1].startswith("P 0.")
+        assert numbers[2] == f"contrast {row['watch/contrast'][0]:.4g}"
+    assert "left" in texts[1] and "left" not in texts[0] + texts[2]
+    assert texts[3].splitlines() == [
+        f"brightness {rows[0]['score'][0]:.4g} -> {max(row['score'][0] for row in rows):.4g}", "2 iterations done",
+    ]  # fmt: skip
+    assert run.outputs[ours.id]["text"] == [texts[3]]
+    assert "DNO: 100%" in comfy.log() and numbers[0] in comfy.log()
+
+
+@pytest.mark.parametrize("node", ["DNOSaveNoise", "DNONoiseProbability"])
+def test_what_other_nodes_say_stands_on_them_too(comfy, node):
+    graph = Workflow()
+    inputs = {"filename_prefix": "dno/page"} if node == "DNOSaveNoise" else {"picture": 0}
+    told = graph.node(node, noise=graph.dno()[2], **inputs)
+    if node == "DNONoiseProbability":
+        graph.keep("image", told[2])
+    run = comfy.run(graph)
+    assert {"node": told.id, "text": run.outputs[told.id]["text"][0]} in run.of_type("text")
+
+
+def test_a_saved_picture_says_what_it_scored(comfy):
+    graph = Workflow()
+    ours = graph.dno(iterations=1)
+    saved = graph.node("SaveImage", images=ours[1], filename_prefix="scored")
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph, extra_pnginfo={"workflow": {}})
+    file = run.outputs[saved.id]["images"][0]["filename"]
+    found = json.loads(Image.open(comfy.folder / "output" / file).text["dno"])[ours.id]
+    first, last = history_of(run)["rows"]
+    assert found["reward"] == "brightness" and found["start"] == first["score"]
+    assert found["best"] == [max(pair) for pair in zip(first["score"], last["score"], strict=True)]
+    assert len(found["P"]) == 2 and all(0.01 < float(p) <= 1 for p in found["P"])

@@ -1,0 +1,44 @@
+"""The nodes of reward networks, on tiny files of the real layouts."""
+
+import json
+
+import tiny_rewards
+from comfy_server.make_tiny_rewards import CYCLE_REWARD
+from safetensors.torch import save_file
+
+HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
+    "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
+    "clip-vit-large-patch14.safetensors", "ImageReward.pt", "image_tower.safetensors",
+)  # fmt: skip
+SETTINGS = {"dtype": "float32", "crops": 0}
+REWARDS = {
+    "DNOHPSReward": {"file": HPS, "prompt": "a cat"},
+    "DNOPickScoreReward": {"file": PICKSCORE, "prompt": "a cat"},
+    "DNOImageReward": {"file": IMAGE_REWARD, "prompt": "a cat"},
+    "DNOCycleReward": {"file": CYCLE_REWARD, "prompt": "a cat"},
+    "DNOCLIPScoreReward": {"file": CLIP_L, "prompt": "a cat"},
+    "DNOAestheticReward": {"file": AESTHETIC, "clip_file": CLIP_L},
+    "DNOImageSimilarityReward": {"file": CLIP_L},
+    "DNODirectionReward": {"file": CLIP_L, "more": "a cat", "less": "a dog"},
+}
+
+
+def reward_node(graph, name, **changes):
+    inputs = {**SETTINGS, **REWARDS[name], **changes}
+    if name == "DNOImageSimilarityReward":
+        inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=0x30A040)[0]
+    return graph.node(name, **inputs)
+
+
+def stock_clip_vision(files, graph):
+    """The output of a tiny CLIP ViT-L/14 of ComfyUI's own; its weights are those of the file."""
+    state = tiny_rewards.image_tower(tiny_rewards.hf_model("L", 4).state_dict())
+    save_file(state, files.folder / "models" / "reward_models" / IMAGE_TOWER)
+    width = tiny_rewards.SIZES["L"]["image"]
+    config = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": tiny_rewards.LAYERS,
+        "num_attention_heads": tiny_rewards.HEADS, "projection_dim": 768, "image_size": tiny_rewards.PIXELS,
+        "patch_size": tiny_rewards.PATCH, "num_channels": 3, "hidden_act": "quick_gelu",
+        "model_type": "clip_vision_model",
+    }  # fmt: skip
+    return graph.node("DNOTestClipVision", file=IMAGE_TOWER, config=json.dumps(config))[0]

@@ -1,0 +1,64 @@
+"""What the measurements of a use say: right, refused, or in which way not."""
+
+from dataclasses import dataclass
+
+RIGHT, REFUSED, MISSING, STOCK = "right", "refused", "not in this version", "ComfyUI fails too"
+LATE, WRONG, CRASH = "refused late", "wrong", "crash"
+GOOD = (RIGHT, REFUSED, MISSING, STOCK)
+"""What a user may meet: all else is to be mended."""
+
+ACROSS = 30
+"""How much less exact a difference along a random direction is than along the gradient: 30 times was measured."""
+
+
+@dataclass
+class Verdict:
+    """What is said of one part of a use.
+
+    Attributes:
+        word: one of those above.
+        why: the error's message, or which numbers are too large.
+    """
+
+    word: str
+    why: str = ""
+
+    @property
+    def is_good(self):
+        return self.word in GOOD
+
+
+def verdicts(row):
+    """Return the verdicts on a use: of plain sampling, of searches by gradient and of searches by candidates.
+
+    Args:
+        row: of `measures.measured`.
+    """
+    if "missing" in row:
+        return dict.fromkeys(("start", "gradient", "search"), Verdict(MISSING))
+    if row["stock"]["error"]:
+        return dict.fromkeys(("start", "gradient", "search"), Verdict(STOCK, row["stock"]["error"]))
+    rounding, slope = row["rounding"], row["slope"]
+    limits = {
+        "start": {"euler": rounding, "replay": rounding},
+        "gradient": {"along": slope, "across": ACROSS * slope},
+        "climb": {"replay": rounding},
+        "search": {"replay": rounding, "singles": rounding},
+    }
+    found = {part: verdict(row[part], limit) for part, limit in limits.items()}
+    if found["gradient"].word == RIGHT:
+        found["gradient"] = found["climb"]
+    return {part: found[part] for part in ("start", "gradient", "search")}
+
+
+def verdict(tried, limits):
+    """Return the verdict on one attempt, whose values must be below `limits`, and whose gain must not be negative."""
+    if tried["error"]:
+        if not tried["own"]:
+            return Verdict(CRASH, tried["error"])
+        return Verdict(LATE if tried["calls"] else REFUSED, tried["error"].partition(": ")[2])
+    values = tried["values"]
+    wrong = [f"{name} {values[name]:.1g}" for name, limit in limits.items() if not values[name] <= limit]
+    if not values.get("gain", 1.0) > 0:
+        wrong.append("no gain")
+    return Verdict(WRONG, ", ".join(wrong)) if wrong else Verdict(RIGHT)
