@@ -21,7 +21,7 @@
 from comfy_api.latest import ComfyExtension
 
 from .embedded_model import DNOLoadEmbeddedModel
-from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise, DNOVariations
 from .page import offer_to_stop
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
@@ -46,6 +46,7 @@ NODES = [
     DNOSaveNoise,
     DNOLoadNoise,
     DNONoiseFromBatch,
+    DNOVariations,
     DNOReplayNoise,
     DNONoiseProbability,
     DNOLoadEmbeddedModel,

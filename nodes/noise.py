@@ -125,6 +125,48 @@ class DNONoiseFromBatch(io.ComfyNode):
         return io.NodeOutput(noise.item(picture))
 
 
+class DNOVariations(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOVariations",
+            display_name="DNO Variations",
+            category=sockets.CATEGORY,
+            description=(
+                "Neighbours of one picture's noise, to choose among by eye: the picture itself first, then others that"
+                " are like it. Sample them by a DNO Sampler with 0 iterations, pick one, vary that one, and so on."
+            ),
+            inputs=[
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise; of one picture or of a batch."),
+                io.Int.Input(
+                    "picture", default=0, min=0, max=4096,
+                    tooltip="Of a batch, the number of the picture that was chosen, from 0.",
+                ),
+                io.Int.Input("count", default=4, min=1, max=4096, tooltip="Pictures to make, the chosen one included."),
+                io.Float.Input(
+                    "strength", default=0.2, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="How far the others are, the share of their noise that is new: 0.1 changes details, 0.4 the"
+                    " layout, 1 everything.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    tooltip="Random seed of what is new.",
+                ),
+            ],
+            outputs=[
+                sockets.Noise.Output(
+                    "variations", display_name="noise",
+                    tooltip="A batch, the chosen one first: for start_noise of a DNO Sampler with a latent of as many.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, noise, picture, count, strength, seed) -> io.NodeOutput:
+        chosen = replace(noise.item(picture), checkpoint=None)
+        return io.NodeOutput(chosen.variations(count, strength, seed))
+
+
 class DNOReplayNoise(io.ComfyNode):
     @classmethod
     def define_schema(cls):
