@@ -124,9 +124,10 @@ class SampleMap:
     def settings(self):
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
-        known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
-        if schedule.s_noise != 1.0:
-            known["s_noise"] = schedule.s_noise
+        known = {
+            "sigmas": list(schedule.sigmas), "family": schedule.family, "s_noise": schedule.s_noise, "eta": self.eta,
+            "model": self.model,
+        }  # fmt: skip
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):

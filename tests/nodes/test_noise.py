@@ -76,7 +76,7 @@ def test_a_saved_noise_says_all_that_replays_it(comfy):
     graph = NoiseWorkflow()
     graph.saved(comfy, graph.dno(iterations=1, solver=graph.gradient())[2], "settings")
     noise = core.Noise.load(comfy.folder / "output" / "dno" / "settings_00001_.safetensors")
-    names = {"seed", "steps", "cfg", "scheduler", "denoise", "eta", "sigmas", "family", "model"}
+    names = {"seed", "steps", "cfg", "scheduler", "denoise", "eta", "sigmas", "family", "s_noise", "model"}
     assert set(noise.settings) == names
     assert len(noise.settings["sigmas"]) == 7 and noise.settings["seed"] == 3
     assert noise.checkpoint.iteration == 1 and set(noise.checkpoint.memory) == {"exp_avg", "exp_avg_sq"}
