@@ -239,9 +239,9 @@ class Optimization:
                 )
         elif batch > 1 and probe.couples_pictures():
             raise ValueError(
-                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
-                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
-                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+                f"the {batch} pictures of this batch depend on each other, by a patch or guider (Perp-Neg, Mahiro,"
+                " motion modules) or by the kind of model, so that none has a noise of its own; expected pictures that"
+                " do not. Set the batch size to 1, or remove the patch"
             )
         elif several and probe.mixes_candidates():
             log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")
