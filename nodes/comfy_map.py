@@ -27,6 +27,7 @@ import torch
 from .. import core
 from ..core.memory import is_out_of_memory
 from . import patches
+from .stock_samplers import StockSampler
 
 # Relative difference of a result from that in a larger batch above which its rows are mixed: above the rounding of
 # kernels that differ with the batch, in float32 and in half precision.
@@ -52,6 +53,7 @@ class ComfyRun:
         seed: for the guider.
         expect_gradient: told before each call whether its result must have a gradient.
         load: called before each run, to load the guider's models.
+        stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
     """
@@ -66,6 +68,7 @@ class ComfyRun:
     expect_gradient: object = staticmethod(lambda expect: None)
     load: object = staticmethod(stays)
     repeats: bool = True
+    stock: StockSampler | None = None
 
     @property
     def model_sampling(self):
@@ -74,7 +77,7 @@ class ComfyRun:
     @property
     def schedule(self):
         """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
-        if getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
+        if self.stock is None and getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
             raise ValueError("this model scales injected noise, which the DNO Sampler does not support; use another")
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
@@ -88,6 +91,22 @@ class ComfyRun:
 
     def denoise(self, x, sigma):
         """Return the guider's denoised, with the kept part of an inpainting put in as `KSamplerX0Inpaint` does."""
+        return self._denoised(x, sigma, self.model_options)
+
+    def denoise_twice(self, x, sigma):
+        """Return denoised, and behind it in as many channels the guider's unconditional result."""
+        found = []
+
+        def keep(results):
+            found[:] = [results["uncond_denoised"]]
+            return results["denoised"]
+
+        options = comfy.model_patcher.set_model_options_post_cfg_function(
+            dict(self.model_options), keep, disable_cfg1_optimization=True
+        )
+        return torch.cat([self._denoised(x, sigma, options), *found], dim=1)
+
+    def _denoised(self, x, sigma, model_options):
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
@@ -95,7 +114,7 @@ class ComfyRun:
         # Only then is sigma read, which makes the host wait for the device.
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
         with patches.repeatable(x.device, key):
-            return model(x, sigma, mask, model_options=self.model_options, seed=self.seed)
+            return model(x, sigma, mask, model_options=model_options, seed=self.seed)
 
     def mixes_rows(self):
         """Whether a picture depends on what else is in its call, or no more than a batch may be in one.
@@ -122,16 +141,29 @@ class ComfyRun:
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
 
     def sample_map(self, eta, decode=None, **settings):
-        return core.SampleMap(
-            self.denoise, self.schedule, tuple(self.noise.shape), eta, start=self.start, finish=self.finish,
-            decode=decode, model=core.fingerprint(self.guider.inner_model.diffusion_model), mask=self.denoise_mask,
-            **settings,
+        settings |= {
+            "start": self.start, "finish": self.finish, "decode": decode, "mask": self.denoise_mask,
+            "model": core.fingerprint(self.guider.inner_model.diffusion_model),
+            # What is left noisy is not for the reward's eyes.
+            "judge_denoised": bool(self.sigmas[-1] > 0),
+        }  # fmt: skip
+        shape = tuple(self.noise.shape)
+        if self.stock is None:
+            return core.SampleMap(self.denoise, self.schedule, shape, eta, **settings)
+        denoise = self.denoise_twice if self.stock.asks_for_uncond else self.denoise
+        return core.SamplerMap(
+            denoise, self.schedule, shape, **settings, sampler=self.stock, traits=self.stock.traits,
+            sampler_settings=self.stock.settings,
         )  # fmt: skip
 
     def first_noise(self, injected, settings):
-        """Return iteration 0's noise: x_T as the guider got it, the rest by the stock rule with seed + 1 on the CPU."""
-        drawn = core.Noise.randn(self.noise.shape, injected, self.seed).injected
-        return core.Noise(self.noise.float(), drawn.to(self.noise.device), settings)
+        """Return iteration 0's noise: x_T as the guider got it, the rest as the stock sampler draws them on a CPU."""
+        kept = None
+        if self.stock is None:
+            drawn = core.Noise.randn(self.noise.shape, injected, self.seed).injected
+        else:
+            drawn, kept = self.stock.first_noises(self.noise.shape), self.stock.first_kept(self.noise)
+        return core.Noise(self.noise.float(), drawn.to(self.noise.device), settings, kept)
 
     @staticmethod
     def _rows(tensor, x):
