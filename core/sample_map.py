@@ -15,10 +15,12 @@ steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from .checks import check_finite, check_whole
+from .in_place import InPlace
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
@@ -60,7 +62,8 @@ class SampleMap:
             of the injected noises.
         most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
         keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
-            keeps a state between calls is not noticed then.
+            keeps a state between calls is not noticed then. Steps of a model that changes in place what its gradient
+            needs are re-run all the same (`InPlace`).
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
             raise from it to interrupt.
         rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.
@@ -96,6 +99,7 @@ class SampleMap:
         if self.start is None or getattr(self.start, "__func__", None) is SampleMap._pure_noise:
             self.start = self._pure_noise
         self.finish = self.finish or _same
+        self.in_place = InPlace()
         optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
         if self.prompts is not None and len(self.prompts) != self.shape[0]:
@@ -121,6 +125,8 @@ class SampleMap:
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
         known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
+        if schedule.s_noise != 1.0:
+            known["s_noise"] = schedule.s_noise
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
@@ -263,7 +269,7 @@ class SampleMap:
             return denoised
         sigma, sigma_next = self.schedule.intervals[index]
         injected = noise.injected[index] if index < len(noise.injected) else None
-        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family)
+        return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
 
     def _is_judged(self, index):
         """Whether the denoised of step `index` is the latent, so that the noise injected there has no effect."""
@@ -325,7 +331,7 @@ class Pullback:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
         self._map, self._noise = sample_map, noise
-        self._graphs = [] if sample_map.keep_graphs else None
+        self._graphs = [] if sample_map.keep_graphs and "model" not in sample_map.in_place.found else None
         self._reruns = []  # (index, difference and what is allowed) of each step that was run again
         with torch.no_grad():
             self._samples = self._forward()
@@ -345,11 +351,8 @@ class Pullback:
         x = self._stored()[-1].detach().requires_grad_()
         try:
             self._map.report("backward", 0, self._map.stages)
-            with torch.enable_grad():
-                images = self._map.decode(self._map.to_latent(x))
-            if not images.requires_grad:
-                raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-            return self._through_steps(_vjp(images, x, d_images))
+            gradient = self._map.in_place.differentiate("decoder", lambda: self._decoder_vjp(x, d_images))
+            return self._through_steps(gradient)
         finally:
             self.release()
 
@@ -359,7 +362,7 @@ class Pullback:
         try:
             with torch.enable_grad():
                 latent = self._map.to_latent(x)
-            return self._through_steps(_vjp(latent, x, d_latent) if latent is not x else d_latent)
+            return self._through_steps(vjp(latent, x, d_latent) if latent is not x else d_latent)
         finally:
             self.release()
 
@@ -372,6 +375,13 @@ class Pullback:
             raise RuntimeError("this pullback was used or released already; take a new one from sample_map.pullback")
         return self._samples
 
+    def _decoder_vjp(self, x, d_images):
+        with torch.enable_grad():
+            images = self._map.decode(self._map.to_latent(x))
+        if not images.requires_grad:
+            raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
+        return vjp(images, x, d_images)
+
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule
         injected = torch.zeros_like(self._noise.injected, dtype=gradient.dtype)
@@ -380,13 +390,19 @@ class Pullback:
             c_x, c_denoised, c_noise = self._coefficients(index)
             if index < len(injected):
                 injected[index] = c_noise * gradient
-            x, denoised = self._step_graph(index)
-            gradient = c_x * gradient + _vjp(denoised, x, c_denoised * gradient)
+            by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
+            gradient = c_x * gradient + sample_map.in_place.differentiate("model", by_denoised)
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
+    def _step_vjp(self, index, cotangent):
+        x, denoised = self._step_graph(index)
+        return vjp(denoised, x, cotangent)
+
     def _step_graph(self, index):
         """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
+        if "model" in self._map.in_place.found:
+            self._graphs = None  # kept without copies of what the model has changed since
         if self._graphs is not None:
             return self._graphs.pop()
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
@@ -401,7 +417,7 @@ class Pullback:
         if self._map._is_judged(index):
             return 0.0, 1.0, 0.0
         schedule = self._map.schedule
-        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family)
+        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)
 
     def _check_reruns(self):
         """Raise RuntimeError where a step that was run again gave another result than in the forward pass."""
@@ -413,8 +429,7 @@ class Pullback:
                 raise RuntimeError(
                     f"{self.part} {index + 1} gave another result when it was run again (difference {error:.3g},"
                     f" allowed {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache,"
-                    " EasyCache, DeepCache), context windows, keyframed hooks or random augmentation, or keep the"
-                    " graphs"
+                    " EasyCache, DeepCache) or random augmentation, or use a solver that needs no gradient"
                 )
 
     @torch.no_grad()
@@ -437,7 +452,7 @@ class Pullback:
             x = self._map.start(initial)
         if not x.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="model's noise scaling"))
-        return _vjp(x, initial, gradient)
+        return vjp(x, initial, gradient)
 
 
 def optimised_injected(part, injected):
@@ -453,7 +468,7 @@ def optimised_injected(part, injected):
     return range(int(count)) if side == "first" else range(injected - int(count), injected)
 
 
-def _vjp(output, x, cotangent):
+def vjp(output, x, cotangent):
     """Return the gradient of <cotangent, output> by x in the cotangent's dtype, freeing output's graph.
 
     Each item's cotangent enters the network scaled to a largest entry of 1, and the factor comes back outside: half

@@ -20,12 +20,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from .noise import Noise
-from .sample_map import LOST_GRADIENT, Pullback, SampleMap, _size, _vjp
+from .sample_map import LOST_GRADIENT, Pullback, SampleMap, _size, vjp
 
 
 @dataclass(frozen=True)
@@ -225,17 +226,22 @@ class SamplerPullback(Pullback):
             self._calls.append((x.clone(), sigma, denoised.clone()))
         else:
             self._graphs.append(self._map.denoise_with_graph(x.clone(), index, sigma))
-            self._calls.append((x, sigma, None))
             denoised = self._graphs[-1][1].detach()
+            self._calls.append((x.clone(), sigma, denoised.clone()))
         return index, denoised
 
     def _through_call(self, index, gradient):
         """Return the gradient by a call's x for that by its denoised."""
         self._map.report("backward", len(self._calls) - index, self._map.stages)
+        return self._map.in_place.differentiate("model", partial(self._call_vjp, index, gradient))
+
+    def _call_vjp(self, index, gradient):
         x, denoised = self._call_graph(index)
-        return _vjp(denoised, x, gradient)
+        return vjp(denoised, x, gradient)
 
     def _call_graph(self, index):
+        if "model" in self._map.in_place.found:
+            self._graphs = None  # kept without copies of what the model has changed since
         if self._graphs is not None:
             graph, self._graphs[index] = self._graphs[index], None
             return graph

@@ -35,7 +35,7 @@ def signal_level(sigma, family="vp"):
     return 1.0 if family == "vp" else 1.0 - sigma
 
 
-def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
+def step_coefficients(sigma, sigma_next, eta=1.0, family="vp", s_noise=1.0):
     """Return (c_x, c_denoised, c_noise) of one step: x_next = c_x * x + c_denoised * denoised + c_noise * noise.
 
     With alpha_t, alpha_s the signal levels at sigma and sigma_next,
@@ -52,6 +52,8 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
         nu = sqrt(sigma_next^2 - (a * sigma_down)^2)
         x_next = a * (r x + (1 - r) D) + nu * noise,  r = sigma_down / sigma
 
+    Either nu is multiplied by s_noise, which is 1 but for models whose noise has another variance.
+
     Example:
         >>> step_coefficients(2.0, 1.0, eta=0.0)  # the ODE's step goes half of the way to denoised, without noise
         (0.5, 0.5, 0.0)
@@ -61,6 +63,7 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
         sigma_next: noise level of the next sample, in [0, sigma].
         eta: in [0, 1].
         family: "vp", "flow" or "flow_rf".
+        s_noise: k-diffusion's factor of the injected noise.
 
     Returns:
         Three floats; (0, 1, 0) when sigma_next is 0.
@@ -75,15 +78,15 @@ def step_coefficients(sigma, sigma_next, eta=1.0, family="vp"):
         ratio = sigma_down / sigma
         scale = (1 - sigma_next) / (1 - sigma_down) if sigma_next < 1 else 1.0
         nu = math.sqrt(max(sigma_next**2 - (scale * sigma_down) ** 2, 0.0))
-        return scale * ratio, scale * (1 - ratio), nu if eta > 0 else 0.0
+        return scale * ratio, scale * (1 - ratio), s_noise * nu if eta > 0 else 0.0
     alpha, alpha_next = signal_level(sigma, family), signal_level(sigma_next, family)
     q = alpha * sigma_next / (alpha_next * sigma) if alpha_next > 0 else 1.0
     nu = eta * sigma_next * math.sqrt(max(1 - q * q, 0.0))
     c_x = math.sqrt(max(sigma_next**2 - nu**2, 0.0)) / sigma
-    return c_x, alpha_next - c_x * alpha, nu
+    return c_x, alpha_next - c_x * alpha, s_noise * nu
 
 
-def sde_step(x, denoised, sigma, sigma_next, eta=1.0, noise=None, family="vp"):
+def sde_step(x, denoised, sigma, sigma_next, eta=1.0, noise=None, family="vp", s_noise=1.0):
     """Take one step of the sampling SDE (Eq. (5) of the paper) from sigma to sigma_next; see `step_coefficients`.
 
     Example:
@@ -97,6 +100,7 @@ def sde_step(x, denoised, sigma, sigma_next, eta=1.0, noise=None, family="vp"):
         eta: in [0, 1].
         noise: unit variance, shape of x; may be None where the step injects none (eta 0 or sigma_next 0).
         family: "vp", "flow" or "flow_rf".
+        s_noise: factor of the injected noise.
 
     Returns:
         The sample at sigma_next, shape of x.
@@ -104,7 +108,7 @@ def sde_step(x, denoised, sigma, sigma_next, eta=1.0, noise=None, family="vp"):
     Raises:
         ValueError: eta or family unknown, or the noise of a step that injects some is missing.
     """
-    c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, eta, family)
+    c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, eta, family, s_noise)
     if float(sigma_next) == 0.0:
         return denoised
     x_next = c_x * x + c_denoised * denoised
@@ -130,10 +134,12 @@ class Schedule:
     Attributes:
         sigmas: T + 1 non-increasing noise levels, the last may be 0; any sequence or 1-d tensor.
         family: "vp", "flow" or "flow_rf".
+        s_noise: factor of the injected noise, 1 but for models whose noise has another variance (HiDream O1).
     """
 
     sigmas: tuple
     family: str = "vp"
+    s_noise: float = 1.0
 
     def __post_init__(self):
         object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in self.sigmas))

@@ -17,7 +17,8 @@ tensor's way there, and its gradient's way back:
     found                           the best's latent, picture, noise and history are the node's outputs
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.model_sampling
 import comfy.samplers
@@ -25,13 +26,10 @@ import comfy.utils
 import torch
 
 from .. import core
-from ..core.memory import is_out_of_memory
+from ..core.precision import repeatable
 from . import patches
 from .stock_samplers import StockSampler
-
-# Relative difference of a result from that in a larger batch above which its rows are mixed: above the rounding of
-# kernels that differ with the batch, in float32 and in half precision.
-MIXED, MIXED_HALF = 3e-5, 1e-2
+from .weights import Renewal
 
 
 def stays():
@@ -53,9 +51,11 @@ class ComfyRun:
         seed: for the guider.
         expect_gradient: told before each call whether its result must have a gradient.
         load: called before each run, to load the guider's models.
-        stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
+        to_keyframes: told each call's sigma first, to set the keyframes of the prompts' hooks.
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
+        renewal: runs the guider where it is differentiated.
+        stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
     """
 
     guider: object
@@ -67,7 +67,9 @@ class ComfyRun:
     seed: int
     expect_gradient: object = staticmethod(lambda expect: None)
     load: object = staticmethod(stays)
+    to_keyframes: object = staticmethod(lambda sigma: None)
     repeats: bool = True
+    renewal: Renewal = field(default_factory=Renewal)
     stock: StockSampler | None = None
 
     @property
@@ -76,11 +78,15 @@ class ComfyRun:
 
     @property
     def schedule(self):
-        """The sigmas with the family of ComfyUI's own `euler_ancestral` for this model."""
-        if self.stock is None and getattr(self.model_sampling, "noise_scale", 1.0) != 1.0:
-            raise ValueError("this model scales injected noise, which the DNO Sampler does not support; use another")
+        """The sigmas with the family and factor of noise of ComfyUI's own `euler_ancestral` for this model."""
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
-        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp")
+        if flow and self.sigmas[0] > 1:
+            raise ValueError(
+                f"the noise levels of this flow model reach {float(self.sigmas[0]):.3g}; expected at most 1. Models"
+                " that turn a picture into another without noise (FlowRVS) leave nothing to search: use KSampler"
+            )
+        s_noise = getattr(self.model_sampling, "noise_scale", 1.0) if flow else 1.0
+        return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp", s_noise)
 
     def start(self, noise):
         """Return x at the first sigma, as `KSAMPLER.sample` begins; step caches begin anew with every run."""
@@ -108,34 +114,20 @@ class ComfyRun:
 
     def _denoised(self, x, sigma, model_options):
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.to_keyframes(sigma)
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
         mask = self._rows(self.denoise_mask, x)
         # Only then is sigma read, which makes the host wait for the device.
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
-        with patches.repeatable(x.device, key):
-            return model(x, sigma, mask, model_options=model_options, seed=self.seed)
+        with repeatable(x.device, key):
+            return self.renewal(partial(model, model_options=model_options, seed=self.seed), x, sigma, mask)
 
-    def mixes_rows(self):
-        """Whether a picture depends on what else is in its call, or no more than a batch may be in one.
-
-        Some patches of the guidance weigh or compare a batch's rows. The model is asked by two calls in the middle of
-        the schedule, where it has such a patch.
-        """
-        if not patches.changes_guidance(self.model_options):
-            return False
+    def halfway(self):
+        """Return a sample such as the model may meet in the middle of the schedule, and its noise level."""
+        sigma = self.sigmas[len(self.sigmas) // 2 - 1].to(self.noise)
         with torch.no_grad():
-            sigma = self.sigmas[len(self.sigmas) // 2 - 1].to(self.noise)
-            x = self.start(self.noise) * (sigma / self.sigmas[0])
-            alone = self.denoise(x, sigma.expand(len(x)))
-            try:
-                together = self.denoise(torch.cat([x, x.flip(-1) + sigma]), sigma.expand(2 * len(x)))[: len(x)]
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                return True
-        same = MIXED_HALF if self.guider.inner_model.get_dtype().itemsize < 4 else MIXED
-        return bool((together - alone).norm() > same * alone.norm())
+            return self.start(self.noise) * (sigma / self.sigmas[0]), sigma
 
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
@@ -192,7 +184,7 @@ def decode_raw(vae, autoencoder, model, load, every, latent):
     load()
     latent = seen_by(vae, model.process_latent_out(latent.float()))
     # Some decoders draw noise of their own (LTX).
-    with patches.repeatable(vae.device, ("decoder",)):
+    with repeatable(vae.device, ("decoder",)):
         raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
     if raw.ndim == 5:
         raw = raw[:, :, 0] if raw.shape[2] == 1 else raw[:, :, ::every].movedim(2, 1)

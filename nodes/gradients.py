@@ -1,22 +1,18 @@
-"""Gradients inside a running ComfyUI, without a copy of the weights.
+"""Gradients inside a running ComfyUI: what a search switches off or on while it runs, and puts back.
 
-ComfyUI runs every node in `torch.inference_mode()`: weights, schedules and conditionings are inference tensors, which
-autograd refuses to save. Leaving the mode is not enough; the tensors must be made anew. For weights that is free: a
-new tensor object over the same storage (`rewrap`). Conditionings are small and copied (`thaw`).
-
-Which ComfyUI versions and settings stand in the way, and what to do about each, is said by `refuse_undifferentiable`
-and `explained`.
+Tensors that autograd accepts are made in `weights.py`. Which ComfyUI versions and settings stand in the way all the
+same, and what to do about each, is said by `refuse_undifferentiable` and `explained`.
 """
 
 import contextlib
-import logging
+import sys
 
 import comfy.model_management as mm
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
-log = logging.getLogger(__name__)
+from .weights import rewrap
 
 _searching = []
 """The models that the search now running differentiates: they stay in memory whole until its last backward pass."""
@@ -25,7 +21,6 @@ NO_FORMULA = (
     "no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved",
     "inplace update to inference tensor", "is a view and is being modified inplace", "leaf variable that requires grad",
 )  # fmt: skip
-CHANGED_IN_PLACE = "modified by an inplace operation"
 
 
 @contextlib.contextmanager
@@ -36,7 +31,8 @@ def gradients_enabled(of_models=True):
         of_models: ask the models for their plain operations, which can be differentiated.
     """
     training = getattr(mm, "in_training", None)
-    with torch.inference_mode(False), torch.enable_grad(), explained():
+    plain = plain_kernels() if of_models else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), explained(), plain:
         try:
             if of_models and training is not None:
                 # Flux, Lumina, LTX and others then avoid fused kernels that have no backward pass (ComfyUI 0.33).
@@ -46,6 +42,25 @@ def gradients_enabled(of_models=True):
             _searching.clear()
             if training is not None:
                 mm.in_training = training
+
+
+@contextlib.contextmanager
+def plain_kernels():
+    """Put comfy_kitchen's plain functions in the place of its fused kernels, and those back on exit (ComfyUI 0.33).
+
+    Rotary positions and norms are computed by kernels without a backward pass, in ERNIE-Image, Cosmos Predict 2, Anima
+    and JoyImage whatever ComfyUI is told. The plain functions that the kernels are tested against have one.
+    """
+    kitchen, plain = (sys.modules.get(name) for name in ("comfy_kitchen", "comfy_kitchen.backends.eager"))
+    names = [name for name in dir(plain) if ("rope" in name or "adaln" in name) and callable(getattr(plain, name))]
+    fused = {name: getattr(kitchen, name) for name in names if hasattr(kitchen, name)}
+    try:
+        for name in fused:
+            setattr(kitchen, name, getattr(plain, name))
+        yield
+    finally:
+        for name, kernel in fused.items():
+            setattr(kitchen, name, kernel)
 
 
 @contextlib.contextmanager
@@ -62,24 +77,6 @@ def explained():
             " patch the model (attention, quantisation, caches), try another checkpoint format, or use another model or"
             " reward"
         ) from error
-
-
-def keeping_what_is_changed(search):
-    """Return search(), where a model may change in place what autograd has saved, as FreeU_V2 and Flux do.
-
-    Copies are then kept of what is changed. To watch for that costs some 0.1 ms an operation (measured on a CPU: a tiny
-    network takes 6 times as long, a middling one 1.3 times), so a search begins without, and begins anew where autograd
-    finds, in its first backward pass, that the model needs it.
-    """
-    try:
-        return search()
-    except RuntimeError as error:
-        if CHANGED_IN_PLACE not in str(error):
-            raise
-    # Out here the error no longer holds on to the first try's graphs.
-    log.info("the model changes tensors in place that its gradient needs: the search begins anew and keeps copies")
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():
-        return search()
 
 
 def load_together(patchers, memory_required):
@@ -120,44 +117,6 @@ def _load_whole(patchers, memory_required):
                 " weights are overwritten before the backward pass reads them. Start ComfyUI without --lowvram or"
                 " --novram, free memory, use a smaller model, or a solver that differentiates none (ZeNO, Search)"
             )
-
-
-def rewrap(module):
-    """Replace a module's inference tensors by normal ones over the same storage: no copy, no gradient of their own."""
-    renewed = {}
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
-                    tensors[name] = renewed.setdefault(id(tensor), _renew(tensor, name))
-
-
-@torch.inference_mode(False)
-def _renew(tensor, name):
-    if type(tensor.data) is not torch.Tensor:
-        raise RuntimeError(
-            f"the weight {name} is stored as {type(tensor.data).__name__}; expected plain tensors, since quantised"
-            " ones cannot be differentiated. Load a checkpoint in float8, float16, bfloat16 or float32"
-        )
-    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-    if isinstance(tensor, torch.nn.Parameter):
-        plain = torch.nn.Parameter(plain, requires_grad=False)
-    plain.__dict__.update(tensor.__dict__)
-    return plain
-
-
-def thaw(value):
-    """Return `value` with the inference tensors in its dicts, lists, tuples and conditioning objects copied."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {key: thaw(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(thaw(item) for item in value)
-    if hasattr(value, "_copy_with") and hasattr(value, "cond"):
-        return value._copy_with(thaw(value.cond))
-    return value
 
 
 def with_plain_attention(model_options):

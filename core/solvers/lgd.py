@@ -15,6 +15,7 @@ not guided.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -73,12 +74,13 @@ class LGD(Solver):
         x = sample_map.start(noise.initial)
         for index, (sigma, sigma_next) in enumerate(sample_map.schedule.intervals[: len(injected)]):
             sample_map.report("forward", index)
-            family = sample_map.schedule.family
-            c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family)
-            alpha = signal_level(sigma, family)
-            denoised, gradient = self._guidance(problem, x, index, sigma / math.hypot(alpha, sigma))
+            family, s_noise = sample_map.schedule.family, sample_map.schedule.s_noise
+            c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family, s_noise)
+            alpha, level = signal_level(sigma, family), s_noise * sigma
+            guidance = partial(self._guidance, problem, x, index, level / math.hypot(alpha, level))
+            denoised, gradient = sample_map.in_place.differentiate("guided step", guidance)
             if c_noise > 0 and alpha > 0:
-                injected[index] += free[index] * (c_denoised * sigma**2 / alpha / c_noise * gradient).to(injected)
+                injected[index] += free[index] * (c_denoised * level**2 / alpha / c_noise * gradient).to(injected)
             x = c_x * x + c_denoised * denoised + c_noise * injected[index]
         return Noise(noise.initial, injected, noise.settings), evaluation
 

@@ -58,6 +58,7 @@ def test_inside_gradients_are_on_and_afterwards_every_flag_is_as_before(comfy):
     inside = notes_of(comfy.run(graph))["flags"]
     assert before["inference"] and not before["grad"] and not before["in_training"]
     assert inside["grad"] and not inside["inference"] and inside["in_training"] is not False
+    assert before["kernels"] is None or before["kernels"] != inside["kernels"]
     assert flags(comfy) == before
 
 

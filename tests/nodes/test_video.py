@@ -8,8 +8,6 @@ from workflows import NoiseWorkflow, error, history_of, notes_of
 PICTURE, VIDEO = 1, 5
 """Frames of a latent; the decoder makes 1 and 17 of them."""
 
-BORN_IN_INFERENCE_MODE = pytest.mark.xfail(reason="the latent format holds tensors born in inference mode", strict=True)
-
 
 class VideoWorkflow(NoiseWorkflow):
     """A graph with a tiny Wan 2.1 in it."""
@@ -40,7 +38,6 @@ def test_zero_iterations_equal_ksampler(comfy, record_property, frames, eta, sam
     assert found.shape == (2, 16, frames, 4, 4) and error(found, expected) < 1e-5
 
 
-@BORN_IN_INFERENCE_MODE
 @pytest.mark.parametrize("frames", [PICTURE, VIDEO])
 def test_the_gradient_is_that_of_differences(comfy, record_property, frames):
     graph = VideoWorkflow()
@@ -56,7 +53,6 @@ def test_candidates_in_one_call_are_what_they_are_alone(comfy):
     assert notes_of(comfy.run(graph))["candidates_error"] < 1e-5
 
 
-@BORN_IN_INFERENCE_MODE
 def test_a_search_raises_the_mean_reward_of_a_videos_frames_and_its_noise_replays(comfy):
     graph = VideoWorkflow()
     latent = graph.frames(VIDEO)
@@ -92,7 +88,6 @@ def test_the_score_is_the_mean_over_each_so_many_frames(comfy, every):
     assert history_of(run)["rows"][0]["score"][0] == pytest.approx(expected, rel=0.02)
 
 
-@BORN_IN_INFERENCE_MODE
 def test_a_pictures_empty_latent_becomes_one_frame_as_in_ksampler(comfy):
     graph = VideoWorkflow()
     ours = graph.dno(iterations=1)

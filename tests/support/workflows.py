@@ -118,6 +118,11 @@ def rose(history):
     return all(after > before for before, after in zip(first, best, strict=True))
 
 
+def warnings_of(run, node):
+    """Return what a DNO Sampler node says beside what it gained and why it stopped."""
+    return run.outputs[node.id]["text"][0].splitlines()[2:]
+
+
 def notes_of(run):
     (notes,) = [output["notes"][0] for output in run.outputs.values() if "notes" in output]
     return notes

@@ -1,9 +1,12 @@
 """What a user's workflow may hold that stands in the way of gradients."""
 
+import logging
 import time
+from functools import partial
 
 import comfy.ops
 import comfy.patcher_extension
+import comfy.sd
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
@@ -34,12 +37,35 @@ def counting_calls(run, args, calls=[0]):  # noqa: B006
     return run(args["input"], args["timestep"], **args["c"]) * (1 + 0.1 * (calls[0] % 7))
 
 
+def counting_calls_a_little(run, args, calls=[0]):  # noqa: B006
+    """A state that is too small for what a step may differ by when it is run again."""
+    calls[0] += 1
+    return run(args["input"], args["timestep"], **args["c"]) * (1 + 0.002 * (calls[0] % 7))
+
+
+def loudly(run, args):
+    logging.info("the network is called")
+    return run(args["input"], args["timestep"], **args["c"])
+
+
 def not_finite(run, args):
     return run(args["input"], args["timestep"], **args["c"]) * float("nan")
 
 
+def through_a_mask_of_inference_mode(mask, run, args):
+    """As an IP-Adapter with an attention mask: a patch that holds a tensor which was made while a node ran."""
+    denoised = run(args["input"], args["timestep"], **args["c"])
+    return denoised * mask
+
+
+def changing_a_mask_of_inference_mode(mask, run, args):
+    return through_a_mask_of_inference_mode(mask.add_(args["input"].mean()), run, args)
+
+
+MASKS = {"mask": through_a_mask_of_inference_mode, "changing mask": changing_a_mask_of_inference_mode}
+
 WRAPPERS = {
-    "nan": not_finite,
+    "nan": not_finite, "loud": loudly, "weakly stateful": counting_calls_a_little,
     "no_grad": without_gradients, "fused kernel": through_a_fused_kernel, "slow": slowly, "stateful": counting_calls
 }  # fmt: skip
 
@@ -53,12 +79,23 @@ def detaching_attention(func, q, k, v, *args, **kwargs):
     return attention_pytorch(q.detach(), k, v.detach(), *args, **kwargs)
 
 
+def lora_of_queries(model):
+    """A LoRA of rank 2 for every layer of the UNet that makes queries."""
+    generator, lora = torch.Generator().manual_seed(9), {}
+    for key, weight in model.model.diffusion_model.state_dict().items():
+        if key.endswith("to_q.weight"):
+            name = "diffusion_model." + key.removesuffix(".weight")
+            lora[name + ".lora_up.weight"] = torch.randn(len(weight), 2, generator=generator) / 4
+            lora[name + ".lora_down.weight"] = torch.randn(2, weight.shape[1], generator=generator) / 4
+    return lora
+
+
 class DNOTestObstacle:
     """A model with something in the way."""
 
     KINDS = (
         *WRAPPERS, "network under no_grad", "detaching attention", "lora", "fast fp8", "multigpu", "lowvram",
-        "wide block",
+        "wide block", "bypass lora", *MASKS, "noise scale",
     )  # fmt: skip
 
     @classmethod
@@ -83,6 +120,14 @@ class DNOTestObstacle:
             weights = {k: w for k, w in model.model.state_dict().items() if k.endswith("to_q.weight")}
             change = {k: (0.5 * torch.randn(w.shape, generator=generator),) for k, w in weights.items()}
             model.add_patches(change, 1.0)
+        elif kind == "bypass lora":
+            model, _ = comfy.sd.load_bypass_lora_for_models(model, None, lora_of_queries(model), 1.0, 0.0)
+        elif kind in MASKS:
+            model.set_model_unet_function_wrapper(partial(MASKS[kind], torch.linspace(0.5, 1.5, 8)))
+        elif kind == "noise scale":
+            sampling = type(model.model.model_sampling)(model.model.model_config)
+            sampling.set_noise_scale(2.0)
+            model.add_object_patch("model_sampling", sampling)
         elif kind == "multigpu":
             model.set_additional_models("multigpu", [model.clone()])
         elif kind == "fast fp8":
@@ -125,7 +170,7 @@ class DNOTestReward:
     @classmethod
     def INPUT_TYPES(cls):
         kinds = ["nan", "nan later", "raises", "detached", "scalar", "not differentiable"]
-        kinds += ["out of memory 1", "out of memory 4"]
+        kinds += ["out of memory 1", "out of memory 2", "out of memory 4"]
         return {"required": {"kind": (kinds,)}}
 
     RETURN_TYPES = ("DNO_REWARD",)

@@ -1,5 +1,7 @@
 """A solver that looks around from inside a run instead of optimising, and a node for the process's global flags."""
 
+import sys
+
 import comfy.model_management as mm
 import torch
 
@@ -12,6 +14,7 @@ def flags():
     return {
         "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
         "in_training": getattr(mm, "in_training", None), "anomaly": torch.is_anomaly_enabled(),
+        "kernels": getattr(getattr(sys.modules.get("comfy_kitchen"), "apply_rope", None), "__module__", None),
         "deterministic": torch.are_deterministic_algorithms_enabled(), "autocast": torch.is_autocast_enabled(),
         "dtype": str(torch.get_default_dtype()), "threads": torch.get_num_threads(),
     }  # fmt: skip
@@ -35,20 +38,55 @@ class Witness:
 
     def gradient(self, problem, noise):
         """The gradient against a central difference along itself, where rounding weighs least: (B,) relative errors."""
+        # Scores then differ by 2 * rise: above float32 rounding, below what bends the slope.
+        self.notes["gradient_error"] = (self._slope(problem, noise, rise=2e-5) - 1).abs().tolist()
+
+    def extrapolated_gradient(self, problem, noise):
+        """The same by larger differences, whose rounding weighs 1e-4 where it weighed 1e-3, without what bends them."""
+        near, far = (self._slope(problem, noise, rise) for rise in (1e-4, 2e-4))
+        self.notes["gradient_error"] = ((4 * near - far) / 3 - 1).abs().tolist()
+
+    def _slope(self, problem, noise, rise):
+        """The slope of the scores along the gradient by central differences, in units of the gradient's own: (B,)."""
         _, gradient = problem.gradient(noise)
         flat = gradient.flat()
         norm = flat.norm(dim=1)
-        # Scores then differ by 2 * rise: above float32 rounding, below what bends the slope.
-        rise = 2e-5
         direction = (rise / norm.square())[:, None] * flat
         high, low = (problem.evaluate(noise.with_flat(noise.flat() + end * direction)).scores for end in (1, -1))
-        self.notes["gradient_error"] = ((high - low) / (2 * rise) - 1).abs().tolist()
+        return (high - low) / (2 * rise)
+
+    def cosine(self, problem, noise):
+        """The gradient's cosine with the true one, as central differences along random directions tell it."""
+        _, gradient = problem.gradient(noise)
+        generator = torch.Generator().manual_seed(0)
+        slopes, step = [], 1e-2
+        for _ in range(16):
+            direction = torch.randn(noise.flat().shape, generator=generator)
+            high, low = (problem.evaluate(noise.with_flat(noise.flat() + end * direction)) for end in (step, -step))
+            difference = (high.scores - low.scores).sum() / (2 * step)
+            slopes.append(torch.stack([difference, (gradient.flat() * direction).sum()]))
+        self.notes["cosine"] = torch.cosine_similarity(*torch.stack(slopes).double().unbind(1), dim=0).item()
 
     def storage(self, problem, noise):
         parameters = list(self.model.model.parameters())
         self.notes["same_storage"] = pointers(self.model) == self.before
         self.notes["inference_weights"] = sum(parameter.is_inference() for parameter in parameters)
         self.notes["trainable_weights"] = sum(parameter.requires_grad for parameter in parameters)
+
+    def cast_weights(self, problem, noise):
+        """The shapes of the weights that one step's graph holds and that are not the model's own tensors."""
+        weights = [weight for weight in self.model.model.parameters() if weight.ndim == 2]
+        shapes = {shape for weight in weights for shape in (tuple(weight.shape), tuple(weight.T.shape))}
+        stored, found = {weight.data_ptr() for weight in weights}, []
+
+        def look(tensor):
+            if tuple(tensor.shape) in shapes and tensor.data_ptr() not in stored:
+                found.append(list(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
+            problem.sample_map.denoise_with_graph(problem.sample_map.start(noise.initial), 0)
+        self.notes["cast_weights"] = found
 
     def flags(self, problem, noise):
         self.notes["flags"] = flags()

@@ -1,0 +1,58 @@
+"""What users do around KSampler is right, or refused in a sentence before anything is sampled; all of it: -m slow."""
+
+import pytest
+from sampler_uses import inside_comfyui
+from uses.verdicts import LATE, MISSING, REFUSED, RIGHT, STOCK, verdict, verdicts
+
+REPRESENTATIVE = [
+    "mask and image to image", "InpaintModelConditioning, inpainting model", "batch index (Latent From Batch)",
+    "a prompt for each picture", "ConditioningSetMask, mask bounds", "LoRA", "ModelSamplingContinuousV",
+    "SelfAttentionGuidance", "SkipLayerGuidanceSD3", "DualCFGGuider, nested", "scheduler ddim_uniform", "FlipSigmas",
+]  # fmt: skip
+
+
+def judged(row):
+    """Return the words of the verdicts on a use, after a check that it does something."""
+    if "missing" not in row and not row["idle"]:
+        assert row["stock"]["values"].get("effect", 1.0) > 1e-4, f"{row['use']} does nothing here"
+    return {part: f"{each.word}: {each.why}" for part, each in verdicts(row).items() if not each.is_good}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {row["use"]: row for row in inside_comfyui(*REPRESENTATIVE)}
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_a_use_is_right_or_refused_before_anything_is_sampled(rows, name):
+    assert judged(rows[name]) == {}
+
+
+@pytest.mark.slow
+def test_all_uses_are_right_or_refused_before_anything_is_sampled():
+    (version,) = inside_comfyui()
+    names = [name for name, _ in version["uses"]]
+    bad = {row["use"]: judged(row) for row in inside_comfyui(*names)}
+    assert set(bad) == set(names)
+    assert {name: words for name, words in bad.items() if words} == {}
+
+
+def tried(error="", own=True, calls=0, **values):
+    return {"error": error, "own": own, "calls": calls, "values": values}
+
+
+@pytest.mark.parametrize("attempt, word", [
+    (tried(replay=1e-6, gain=0.1), RIGHT), (tried("ValueError: expected two"), REFUSED),
+    (tried("ValueError: expected two", calls=4), LATE), (tried("TypeError: 'NoneType'", own=False), "crash"),
+    (tried(replay=1e-4, gain=0.1), "wrong"), (tried(replay=float("nan"), gain=0.1), "wrong"),
+    (tried(replay=1e-6, gain=0.0), "wrong"),
+])  # fmt: skip
+def test_a_verdict_is_good_only_where_all_is_right_or_nothing_was_sampled(attempt, word):
+    found = verdict(attempt, {"replay": 1e-5}, run=4)
+    assert found.word == word and found.is_good == (word in (RIGHT, REFUSED))
+
+
+def test_a_use_that_comfyui_lacks_or_fails_at_is_not_held_against_the_pack():
+    broken = {"rounding": 1e-5, "slope": 5e-3, "stock": tried("RuntimeError: shapes", own=False)}
+    assert {each.word for each in verdicts({"missing": "NAGuidance"}).values()} == {MISSING}
+    assert {each.word for each in verdicts(broken).values()} == {STOCK}

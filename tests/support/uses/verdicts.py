@@ -1,0 +1,71 @@
+"""What the measurements of a use say: right, refused, or in which way not."""
+
+from dataclasses import dataclass
+
+RIGHT, REFUSED, MISSING, STOCK = "right", "refused", "not in this version", "ComfyUI fails too"
+LATE, WRONG, CRASH = "refused late", "wrong", "crash"
+GOOD = (RIGHT, REFUSED, MISSING, STOCK)
+"""What a user may meet: all else is to be mended."""
+
+ACROSS = 30
+"""How much less exact a difference along a random direction is than along the gradient: 30 times was measured."""
+
+
+@dataclass
+class Verdict:
+    """What is said of one part of a use.
+
+    Attributes:
+        word: one of those above.
+        why: the error's message, or which numbers are too large.
+    """
+
+    word: str
+    why: str = ""
+
+    @property
+    def is_good(self):
+        return self.word in GOOD
+
+
+def verdicts(row):
+    """Return the verdicts on a use: of plain sampling, of searches by gradient and of searches by candidates.
+
+    Args:
+        row: of `measures.measured`.
+    """
+    if "missing" in row:
+        return dict.fromkeys(("start", "gradient", "search"), Verdict(MISSING))
+    if row["stock"]["error"]:
+        return dict.fromkeys(("start", "gradient", "search"), Verdict(STOCK, row["stock"]["error"]))
+    rounding, slope = row["rounding"], row["slope"]
+    limits = {
+        "start": {"euler": rounding, "replay": rounding},
+        "gradient": {"along": slope, "across": ACROSS * slope},
+        "climb": {"replay": rounding},
+        "search": {"replay": rounding, "singles": rounding},
+    }
+    run = row["stock"]["calls"]
+    found = {part: verdict(row[part], limit, run) for part, limit in limits.items()}
+    if found["gradient"].word == RIGHT:
+        found["gradient"] = found["climb"]
+    return {part: found[part] for part in ("start", "gradient", "search")}
+
+
+def verdict(tried, limits, run):
+    """Return the verdict on one attempt.
+
+    Args:
+        tried: a `measures.Tried` as a dict.
+        limits: what its values must not exceed, by name; beside these, the reward must rise where it was to.
+        run: calls of the network in one sampling run: with fewer, a model may have been asked, but nothing was sampled.
+    """
+    if tried["error"]:
+        if not tried["own"]:
+            return Verdict(CRASH, tried["error"])
+        return Verdict(REFUSED if tried["calls"] < run else LATE, tried["error"].partition(": ")[2])
+    values = tried["values"]
+    wrong = [f"{name} {values[name]:.1g}" for name, limit in limits.items() if not values[name] <= limit]
+    if not values.get("gain", 1.0) > 0:
+        wrong.append("no gain")
+    return Verdict(WRONG, ", ".join(wrong)) if wrong else Verdict(RIGHT)
