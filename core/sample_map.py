@@ -141,7 +141,7 @@ class SampleMap:
         if noise.batch != self.shape[0]:
             raise ValueError(f"the noise is of {noise.batch} pictures; expected {self.shape[0]}, or one item of it")
         # A noise that says how it was made, but of no sampler, was made by steps of `sde_step`.
-        known = {"sampler": None, **noise.settings} if noise.settings else {}
+        known = {"sampler": None, **noise.settings} if "sigmas" in noise.settings else noise.settings
         for name, ours in {"sampler": None, **self.settings}.items():
             theirs = known.get(name, ours)
             if not _same_setting(theirs, ours):
