@@ -17,7 +17,7 @@ import torch
 
 from .. import core
 from ..core.slopes import refuse_a_wrong_gradient
-from . import gradients, hooks, page, patches, weights
+from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -73,7 +73,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
                 self.optimization.every,
             )  # fmt: skip
-            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+            with contextlib.ExitStack() as kept:
+                for weights_of in (hooks.weights_kept(patcher), recast.casting_again()) if differentiates else ():
+                    kept.enter_context(weights_of)
                 self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
@@ -208,6 +210,7 @@ class Optimization:
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
+            stop=lambda: progress.stopped,
         )  # fmt: skip
         progress.end()
         result.history.settings |= result.noise.settings

@@ -30,6 +30,7 @@ from ..precision import wide
 from ..problem import Best
 from ..sample_map import LOST_GRADIENT, optimised_injected, vjp
 from ..schedule import sde_step, step_coefficients
+from ..spectrum import heard
 from .base import Leader, Solver, evaluated, neighbour
 
 
@@ -204,11 +205,9 @@ def tilted(noise, gradient, strength, free):
     """
     dims, sides = tuple(range(2, noise.ndim)), noise.shape[2:]
     spectrum = torch.fft.rfftn(wide(gradient) * free, dim=dims)
-    size = spectrum.abs()
-    rounding = 8 * torch.finfo(size.dtype).eps * size.flatten(1).amax(dim=1)
-    heard = size > rounding.view(-1, *[1] * (size.ndim - 1))
-    white = torch.fft.irfftn(torch.sgn(spectrum) * heard, s=sides, dim=dims, norm="ortho")
-    own = torch.fft.irfftn(torch.fft.rfftn(wide(noise), dim=dims) * heard, s=sides, dim=dims)
+    decided = heard(spectrum, dims=(1, *dims))
+    white = torch.fft.irfftn(torch.sgn(spectrum) * decided, s=sides, dim=dims, norm="ortho")
+    own = torch.fft.irfftn(torch.fft.rfftn(wide(noise), dim=dims) * decided, s=sides, dim=dims)
     white = white * _lost(white, free, dims)
     moved = noise + ((math.sqrt(1 - strength**2) - 1) * own + strength * white).to(noise)
     return torch.where(free, moved, noise)

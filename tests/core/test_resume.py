@@ -14,6 +14,7 @@ SOLVERS = {
     "zeno": core.ZeNO(candidates=4, beta=0.1),
     "search": core.Search(candidates=3),
     "tilt": core.Tilt(),
+    "trust": core.TrustAscent(),
 }
 
 
