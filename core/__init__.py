@@ -27,7 +27,7 @@ from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
 from .sampler_trial import CannotBeSearchedError, try_sampler
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import LGD, GradientAscent, Search, Solver, ZeNO
+from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
@@ -57,6 +57,8 @@ __all__ = [
     "Schedule",
     "Search",
     "Solver",
+    "Tilt",
+    "TrustAscent",
     "ZeNO",
     "ZerothOrder",
     "diagnose",

@@ -98,3 +98,50 @@ def normal(shape, like, *key):
     place = like.device if like.device.type == "cuda" else torch.device("cpu")
     generator = torch.Generator(place).manual_seed(mixed_seed(*key))
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=place).to(like.device)
+
+
+@contextlib.contextmanager
+def repeatable(device, key):
+    """Let random numbers of the global generators be those that `key` decides, and leave the generators as found.
+
+    Some patches of models draw them in every call (ToMe, HyperTile), and some decoders: a noise would give another
+    picture each time. With None as the key they draw on, as without this.
+
+    Example:
+        >>> import torch
+        >>> with repeatable(torch.device("cpu"), ("step", 1)):
+        ...     first = torch.rand(2)
+        >>> with repeatable(torch.device("cpu"), ("step", 1)):
+        ...     torch.equal(torch.rand(2), first)
+        True
+
+    Args:
+        device: the torch.device that is drawn on, beside the CPU.
+        key: numbers and words, or None.
+    """
+    generators = [] if key is None else global_generators(device)
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(mixed_seed(*key))
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def global_generators(device):
+    """Return the generators that random numbers come from where none is named: the CPU's and the device's.
+
+    Example:
+        >>> import torch
+        >>> global_generators(torch.device("cpu")) == [torch.default_generator]
+        True
+    """
+    library = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, torch.mps
+    if hasattr(library, "default_generators"):
+        index = library.current_device() if device.index is None else device.index
+        return [torch.default_generator, library.default_generators[index]]
+    if device.type == "mps":
+        return [torch.default_generator, torch.mps._get_default_mps_generator()]
+    return [torch.default_generator]

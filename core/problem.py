@@ -7,6 +7,7 @@ Scores, probabilities and norms are moved to the noise's device (`_on_noise`), w
 Watched scores stay where the reward gave them: they are only recorded.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -153,9 +154,50 @@ class Problem:
             penalty, extra = self.regularizer.gradient(self.sample_map, noise, self.iteration)
             self.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
             gradient = Noise(gradient.initial + extra.initial, gradient.injected + extra.injected)
-        if self.ended:
-            gradient = gradient.with_flat(torch.where(self.goes_on(noise)[:, None], gradient.flat(), 0.0))
+        gradient = self._of_those_that_go_on(gradient)
         return self.evaluation(noise, estimate.latent, estimate.images, scores, norm, penalty), gradient
+
+    @contextlib.contextmanager
+    def trial(self, noise, estimator=None):
+        """Sample and score `noise`, ready for a gradient that is paid for only where it is asked for.
+
+        A solver that rejects what it tried leaves the context without asking, and so without any backward pass. The
+        regulariser's term is not in it.
+
+        Example:
+            >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+            >>> noise = sample_map.randn(seed=0)
+            >>> with Problem(sample_map, rewards.Brightness()).trial(noise) as (evaluation, gradient):
+            ...     if evaluation.scores > 0:
+            ...         gradient().initial.shape
+            torch.Size([1, 3, 4, 4])
+
+        Args:
+            noise: where.
+            estimator: Exact(), Hybrid1(..) or Hybrid2(..); default Exact().
+
+        Yields:
+            the Evaluation of `noise`, and a function that returns the Noise of gradients of its scores, 0 for pictures
+            that have ended; it may be called once.
+        """
+        images, vjp = self.sample_map.pullback(noise)
+
+        def gradient():
+            found = vjp((estimator or Exact()).by_images(self, noise, images)[1])
+            self.end_where_not_finite(found.flat().norm(dim=1), "the gradient of the reward by the noise")
+            return self._of_those_that_go_on(found)
+
+        try:
+            scores = self._on_noise(score(self.reward, images, self.sample_map.prompts), noise)
+            yield self.evaluation(noise, vjp.latent, images, scores), gradient
+        finally:
+            vjp.release()
+
+    def _of_those_that_go_on(self, gradient):
+        """Return a Noise of gradients, 0 for the pictures that have ended."""
+        if not self.ended:
+            return gradient
+        return gradient.with_flat(torch.where(self.goes_on(gradient)[:, None], gradient.flat(), 0.0))
 
     def candidates(self, noise, count, propose):
         """Sample candidates without gradient, one call's worth at a time, and forget each when the next is asked for.

@@ -362,7 +362,7 @@ class Pullback:
         try:
             with torch.enable_grad():
                 latent = self._map.to_latent(x)
-            return self._through_steps(_vjp(latent, x, d_latent) if latent is not x else d_latent)
+            return self._through_steps(vjp(latent, x, d_latent) if latent is not x else d_latent)
         finally:
             self.release()
 
@@ -380,7 +380,7 @@ class Pullback:
             images = self._map.decode(self._map.to_latent(x))
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-        return _vjp(images, x, d_images)
+        return vjp(images, x, d_images)
 
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule
@@ -397,7 +397,7 @@ class Pullback:
 
     def _step_vjp(self, index, cotangent):
         x, denoised = self._step_graph(index)
-        return _vjp(denoised, x, cotangent)
+        return vjp(denoised, x, cotangent)
 
     def _step_graph(self, index):
         """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
@@ -429,8 +429,7 @@ class Pullback:
                 raise RuntimeError(
                     f"{self.part} {index + 1} gave another result when it was run again (difference {error:.3g},"
                     f" allowed {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache,"
-                    " EasyCache, DeepCache), context windows, keyframed hooks or random augmentation, or keep the"
-                    " graphs"
+                    " EasyCache, DeepCache) or random augmentation, or use a solver that needs no gradient"
                 )
 
     @torch.no_grad()
@@ -453,7 +452,7 @@ class Pullback:
             x = self._map.start(initial)
         if not x.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="model's noise scaling"))
-        return _vjp(x, initial, gradient)
+        return vjp(x, initial, gradient)
 
 
 def optimised_injected(part, injected):
@@ -469,7 +468,7 @@ def optimised_injected(part, injected):
     return range(int(count)) if side == "first" else range(injected - int(count), injected)
 
 
-def _vjp(output, x, cotangent):
+def vjp(output, x, cotangent):
     """Return the gradient of <cotangent, output> by x in the cotangent's dtype, freeing output's graph.
 
     Each item's cotangent enters the network scaled to a largest entry of 1, and the factor comes back outside: half

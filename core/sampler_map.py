@@ -26,7 +26,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .noise import Noise
-from .sample_map import LOST_GRADIENT, Pullback, SampleMap, _size, _vjp
+from .sample_map import LOST_GRADIENT, Pullback, SampleMap, _size, vjp
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class SamplerPullback(Pullback):
 
     def _call_vjp(self, index, gradient):
         x, denoised = self._call_graph(index)
-        return _vjp(denoised, x, gradient)
+        return vjp(denoised, x, gradient)
 
     def _call_graph(self, index):
         if "model" in self._map.in_place.found:

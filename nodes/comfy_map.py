@@ -26,13 +26,9 @@ import comfy.utils
 import torch
 
 from .. import core
-from ..core.memory import is_out_of_memory
+from ..core.precision import repeatable
 from . import patches
 from .weights import Renewal
-
-# Relative difference of a result from that in a larger batch above which its rows are mixed: above the rounding of
-# kernels that differ with the batch, in float32 and in half precision.
-MIXED, MIXED_HALF = 3e-5, 1e-2
 
 
 def stays():
@@ -81,6 +77,11 @@ class ComfyRun:
     def schedule(self):
         """The sigmas with the family and factor of noise of ComfyUI's own `euler_ancestral` for this model."""
         flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
+        if flow and self.sigmas[0] > 1:
+            raise ValueError(
+                f"the noise levels of this flow model reach {float(self.sigmas[0]):.3g}; expected at most 1. Models"
+                " that turn a picture into another without noise (FlowRVS) leave nothing to search: use KSampler"
+            )
         s_noise = getattr(self.model_sampling, "noise_scale", 1.0) if flow else 1.0
         return core.Schedule(self.sigmas.tolist(), "flow_rf" if flow else "vp", s_noise)
 
@@ -100,29 +101,14 @@ class ComfyRun:
         mask = self._rows(self.denoise_mask, x)
         # Only then is sigma read, which makes the host wait for the device.
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
-        with patches.repeatable(x.device, key):
+        with repeatable(x.device, key):
             return self.renewal(partial(model, model_options=self.model_options, seed=self.seed), x, sigma, mask)
 
-    def mixes_rows(self):
-        """Whether a picture depends on what else is in its call, or no more than a batch may be in one.
-
-        Some patches of the guidance weigh or compare a batch's rows. The model is asked by two calls in the middle of
-        the schedule, where it has such a patch.
-        """
-        if not patches.changes_guidance(self.model_options):
-            return False
+    def halfway(self):
+        """Return a sample such as the model may meet in the middle of the schedule, and its noise level."""
+        sigma = self.sigmas[len(self.sigmas) // 2 - 1].to(self.noise)
         with torch.no_grad():
-            sigma = self.sigmas[len(self.sigmas) // 2 - 1].to(self.noise)
-            x = self.start(self.noise) * (sigma / self.sigmas[0])
-            alone = self.denoise(x, sigma.expand(len(x)))
-            try:
-                together = self.denoise(torch.cat([x, x.flip(-1) + sigma]), sigma.expand(2 * len(x)))[: len(x)]
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                return True
-        same = MIXED_HALF if self.guider.inner_model.get_dtype().itemsize < 4 else MIXED
-        return bool((together - alone).norm() > same * alone.norm())
+            return self.start(self.noise) * (sigma / self.sigmas[0]), sigma
 
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
@@ -166,7 +152,7 @@ def decode_raw(vae, autoencoder, model, load, every, latent):
     load()
     latent = seen_by(vae, model.process_latent_out(latent.float()))
     # Some decoders draw noise of their own (LTX).
-    with patches.repeatable(vae.device, ("decoder",)):
+    with repeatable(vae.device, ("decoder",)):
         raw = autoencoder.decode(latent.to(device=vae.device, dtype=vae.vae_dtype)).float()
     if raw.ndim == 5:
         raw = raw[:, :, 0] if raw.shape[2] == 1 else raw[:, :, ::every].movedim(2, 1)

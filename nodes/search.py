@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
@@ -15,7 +16,8 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, weights
+from ..core.slopes import refuse_a_wrong_gradient
+from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -45,11 +47,13 @@ class OptimizedSampler(comfy.samplers.Sampler):
     ):
         if self.optimization.iterations > 0:
             refuse_an_empty_mask(denoise_mask)
+        if self.optimization.searches:
+            patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if differentiates:
-            patches.refuse_a_cache(model_options)
+            patches.refuse_a_state(model_options)
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
             for each in (patcher, vae_patcher):
                 gradients.refuse_undifferentiable(each)
@@ -69,7 +73,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
                 self.optimization.every,
             )  # fmt: skip
-            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+            with contextlib.ExitStack() as kept:
+                for weights_of in (hooks.weights_kept(patcher), recast.casting_again()) if differentiates else ():
+                    kept.enter_context(weights_of)
                 self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
@@ -159,14 +165,10 @@ class Optimization:
         return self.iterations > 0 or self.diagnose
 
     @property
-    def climbs(self):
-        """Whether the solver differentiates model and VAE."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-
-    @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        return self.climbs or self.diagnose
+        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return climbs or self.diagnose
 
     @property
     def candidates(self):
@@ -193,12 +195,12 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
-        if self.searches and most_rows > sample_map.shape[0] and run.mixes_rows():
-            log.warning(
-                "a patch of the model mixes the pictures of a call, so candidates are sampled one at a time. Pictures"
-                " of a batch depend on each other too; search one at a time for noises that replay"
-            )
-            sample_map.most_rows = sample_map.shape[0]
+        if self.searches:
+            self._probe(run, sample_map)
+        if self.differentiates:
+            x, sigma = run.halfway()
+            network = run.guider.inner_model.diffusion_model
+            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
@@ -208,10 +210,42 @@ class Optimization:
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
+            stop=lambda: progress.stopped,
         )  # fmt: skip
         progress.end()
         result.history.settings |= result.noise.settings
         return result
+
+    def _probe(self, run, sample_map):
+        """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.
+
+        Raises:
+            RuntimeError: the model keeps a state, and is to be differentiated.
+            ValueError: the pictures of the batch depend on each other.
+        """
+        batch, several = sample_map.shape[0], sample_map.most_rows > sample_map.shape[0]
+        if patches.has_cache(run.model_options) or not (self.differentiates or batch > 1 or several):
+            return
+        probe = patches.Probe(run)
+        if probe.keeps_a_state():
+            # Then runs may be alike though calls are not, and calls of other sizes may break.
+            sample_map.most_rows = batch
+            if self.differentiates:
+                raise RuntimeError(
+                    "the same call of the model gives another result the second time: it keeps a state between calls,"
+                    " or draws random numbers of its own, so that there is no gradient to follow. Remove patches that"
+                    " skip or remember steps (TeaCache, DeepCache), or use a solver that needs none (ZeNO, Search,"
+                    " Zeroth-Order's zo-sgd)"
+                )
+        elif batch > 1 and probe.couples_pictures():
+            raise ValueError(
+                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
+                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
+                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+            )
+        elif several and probe.mixes_candidates():
+            log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")
+            sample_map.most_rows = batch
 
     def _calibrated(self, run, sample_map):
         """Return the reward and the watched ones, z-scored where they ask for it by unsearched noises of the run.

@@ -4,6 +4,8 @@ import json
 import math
 
 import gradient_free
+import in_place
+import model_families
 import pytest
 import sde_ode
 import study
@@ -161,3 +163,42 @@ def test_bands_reach_as_far_as_every_curve():
     (line,) = axes.lines
     x, y = torch.tensor(line.get_xydata()).T
     assert x.max() == 2 and y[-1] == 3  # the mean of 2 and 4
+
+
+def test_the_networks_whose_cost_is_compared_have_one_gradient():
+    """In place or not, watched or not: and each arm's graph is counted."""
+    every, x = in_place.arms(hidden=64, blocks=1), torch.randn(1, 16, 64)
+    expected = {kind: in_place.differentiate(*every[kind], x) for kind in ("Flux-like, not in place", "SD-like")}
+    for name, arm in every.items():
+        (kind,) = (kind for kind in expected if kind.split("-")[0] == name.split("-")[0])
+        torch.testing.assert_close(in_place.differentiate(*arm, x), expected[kind], rtol=1e-5, atol=1e-6)
+        assert in_place.held(*arm, x) > 10 * x.nbytes
+
+
+ROW = {
+    "failed": {}, "KSampler": 2e-7, "ancestral": 2e-7, "candidates": 0.0, "replay": 0.0,
+    "gradient": {"along": 1e-4, "random": 1e-3, "rise": 0.1},
+}  # fmt: skip
+
+
+def test_a_family_is_right_where_all_was_measured_and_nothing_is_wrong():
+    without = {name: value for name, value in ROW.items() if name != "gradient"}
+    assert model_families.right(ROW)
+    assert not model_families.right(without)
+    assert not model_families.right({**ROW, "replay": 1e-3})
+    assert not model_families.right({**ROW, "candidates": math.nan})
+    assert not model_families.right({**ROW, "gradient": {**ROW["gradient"], "rise": -0.1}})
+
+
+def test_the_table_sets_what_is_wrong_in_bold_and_gives_each_reason_once():
+    family = model_families.FAMILIES[0]
+    row = {**ROW, "candidates": 0.3, "failed": {"replay": "ValueError: no noise", "ancestral": "ValueError: no noise"}}
+    del row["replay"], row["ancestral"]
+    assert model_families.cells(family, row) == [
+        family.name, f"`{family.model}`", "2e-7", "-", "1e-4 / 1e-3", "0.100", "**3e-1**", "-",
+        "replay, ancestral: no noise",
+    ]  # fmt: skip
+
+
+def test_the_page_of_models_is_what_was_measured():
+    assert model_families.PAGE.read_text() == model_families.page(model_families.result_files())

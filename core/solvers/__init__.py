@@ -1,9 +1,11 @@
 """Solvers of max_z r(M(z)) + regulariser: each one's `step(problem, noise)` evaluates the noise and proposes the next.
 
     GradientAscent   Adam or Nesterov SGD on a gradient, exact or estimated (the paper's Sections 2 to 4)
+    TrustAscent      the gradient again, by steps whose length is found by trial
     ZeNO             path-integral control from candidates' rewards; nothing is differentiated
     Search           keep the best of N candidates around a pivot: best-of-N, zero-order search, pCN hill-climb
     LGD              loss-guided diffusion, which steers one sampling run
+    Tilt             one sampling run whose injected noises lean towards the reward and stay white
 
 A solver object holds settings; `fresh()` gives the copy with state that one run uses up, so that a solver can be
 shared between runs. The state can be kept with a noise (`Noise.checkpoint`) and given to `fresh` to go on.
@@ -13,6 +15,8 @@ from .ascent import GradientAscent
 from .base import Solver
 from .lgd import LGD
 from .search import Search
+from .tilt import Tilt
+from .trust import TrustAscent
 from .zeno import ZeNO
 
-__all__ = ["LGD", "GradientAscent", "Search", "Solver", "ZeNO"]
+__all__ = ["LGD", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]

@@ -1,6 +1,11 @@
-"""What the loop asks of every solver, and the neighbours that several of them try."""
+"""What the loop asks of every solver, and what several of them share: the neighbours they try, what they found."""
 
 import math
+from dataclasses import dataclass
+
+import torch
+
+from ..problem import taken, where
 
 
 class Solver:
@@ -18,7 +23,8 @@ class Solver:
 
     Attributes:
         regularized: whether it climbs the regulariser's term too.
-        differentiates: whether it differentiates the sample map, which then must be differentiable.
+        differentiates: what must be differentiable: True the whole sample map, "decoder" its decoder alone, False
+            neither.
     """
 
     regularized = False
@@ -63,3 +69,39 @@ def neighbour(problem, noise, flat, index, beta, seed):
     """
     xi = problem.draw(index, flat, seed)
     return problem.sample_map.moved(noise, xi.mul_(math.sqrt(beta)).add_(flat, alpha=math.sqrt(1 - beta)))
+
+
+@dataclass(frozen=True)
+class Leader:
+    """Each picture's best noise of one step, sampled and scored: the noise of the next.
+
+    Attributes:
+        flat, latent, images, scores: (B, ..).
+        watched: what is recorded beside the scores, where it is known of all B.
+    """
+
+    flat: torch.Tensor
+    latent: torch.Tensor
+    images: torch.Tensor
+    scores: torch.Tensor
+    watched: dict | None
+
+    def or_better(self, candidates, scores):
+        """Return the Leader with those candidates in it that score (c, B) higher."""
+        highest, index = scores.max(dim=0)
+        better = highest > self.scores
+        if not better.any():
+            return self
+        stacks = (candidates.flat, self.flat), (candidates.latent, self.latent), (candidates.images, self.images)
+        return Leader(
+            *(where(better, taken(stack, index), old) for stack, old in stacks),
+            torch.where(better, highest, self.scores),
+            None,
+        )
+
+
+def evaluated(problem, noise, leader):
+    """Return the Evaluation of `noise`; what `leader`, a Leader or None, knows is neither sampled nor scored again."""
+    if leader is None or not torch.equal(leader.flat, noise.flat()):
+        return problem.evaluate(noise)
+    return problem.evaluation(noise, leader.latent, leader.images, leader.scores, watched=leader.watched)

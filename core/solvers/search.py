@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from ..checks import check_whole
-from ..problem import taken, where
-from .base import Solver, neighbour
+from .base import Leader, Solver, evaluated, neighbour
 
 
 @dataclass
@@ -32,7 +29,7 @@ class Search(Solver):
     beta: float = 0.1
     seed: int = 0
     differentiates = False
-    _leader: "Leader | None" = field(default=None, init=False, repr=False, compare=False)
+    _leader: Leader | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_whole(1, candidates=self.candidates)
@@ -76,36 +73,4 @@ class Search(Solver):
 
     def evaluate(self, problem, noise):
         """Evaluate `noise`; what the last step has found is neither sampled nor scored again."""
-        known = self._leader
-        if known is None or not torch.equal(known.flat, noise.flat()):
-            return problem.evaluate(noise)
-        return problem.evaluation(noise, known.latent, known.images, known.scores, watched=known.watched)
-
-
-@dataclass(frozen=True)
-class Leader:
-    """Each picture's best noise of one step, sampled and scored; the next step's pivot.
-
-    Attributes:
-        flat, latent, images, scores: (B, ..).
-        watched: what is recorded beside the scores, where it is known of all B.
-    """
-
-    flat: torch.Tensor
-    latent: torch.Tensor
-    images: torch.Tensor
-    scores: torch.Tensor
-    watched: dict | None
-
-    def or_better(self, candidates, scores):
-        """Return the Leader with those candidates in it that score (c, B) higher."""
-        highest, index = scores.max(dim=0)
-        better = highest > self.scores
-        if not better.any():
-            return self
-        stacks = (candidates.flat, self.flat), (candidates.latent, self.latent), (candidates.images, self.images)
-        return Leader(
-            *(where(better, taken(stack, index), old) for stack, old in stacks),
-            torch.where(better, highest, self.scores),
-            None,
-        )
+        return evaluated(problem, noise, self._leader)

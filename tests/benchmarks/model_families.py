@@ -27,48 +27,64 @@ PAGE = ROOT / "docs" / "models.md"
 LIMITS = {"KSampler": 2e-4, "ancestral": 2e-4, "along": 1e-2, "random": 3e-2, "candidates": 1e-4, "replay": 1e-5}
 """Above these a number is wrong. What was measured is a tenth of them, but for the families whose note says why."""
 
-HEAD = f"""# Models
+HEAD = """# Models
 
-What was measured of each model family that ComfyUI knows, by `python tests/benchmarks/model_families.py`, which wrote this page. Each is a
-tiny model with random weights, made by ComfyUI's own class of that family: {{steps}} steps, a batch of two, float32, on a CPU. The numbers
-tell whether the nodes do for a family what they say, not how much a search gains with it.
+What was measured of each model family that ComfyUI knows. `python tests/benchmarks/model_families.py` wrote this page.
+Each is a tiny model with random weights, made by ComfyUI's own class of that family and sampled in 3 steps, a batch of
+two, in float32 on a CPU. So this tells whether the nodes do for a family what they say, not how much a search gains.
 
-- **KSampler**: at 0 iterations and eta 0, how far the latent is from that of KSampler's `euler`, in parts of its largest number.
+- **KSampler**: at 0 iterations and eta 0, how far the latent is from that of `euler`, in parts of its largest number.
 - **ancestral**: likewise at eta 1 from `euler_ancestral`, which was given the same noises.
 - **gradient**: its error against central differences, along the gradient / along a random direction.
 - **rise**: what three iterations of Adam add to the brightness of the worse picture.
-- **candidates**: how far a search that samples its candidates together is from one that samples them one at a time.
-- **replay**: how far the stock SamplerCustomAdvanced is from the search's latent when Replay Noise gives it the noise that was found.
+- **candidates**: how far a search that samples its candidates together is from one that samples one at a time.
+- **replay**: how far the stock SamplerCustomAdvanced, given the found noise by Replay Noise, is from the latent.
 
-A number in bold is wrong: above {", ".join(f"{limit:.0e} ({name})" for name, limit in LIMITS.items())}, or a rise that is none. A dash: it
-could not be measured, for the reason that follows.
+A number in bold is wrong: {limits}; and a rise that is none. A dash was not measured, for the
+reason that the remark gives.
 """
 COLUMNS = ("family", "class", "KSampler", "ancestral", "gradient", "rise", "candidates", "replay", "remark")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--again", nargs="+", metavar="NAME", default=[], help="measure these families anew; 'all'")
+    parser.add_argument(
+        "--again", nargs="+", metavar="NAME", default=[], help="measure these families anew; 'all', 'wrong'"
+    )
     parser.add_argument("--page-only", action="store_true", help="measure nothing, write docs/models.md")
     options = parser.parse_args()
     if not options.page_only:
         measure(options.again)
-    PAGE.write_text(page(sorted(RESULTS.glob("model_families_*.json"), reverse=True)))
+    PAGE.write_text(page(result_files()))
 
 
 def measure(again):
     """Measure the families of the tests' ComfyUI that have no result yet, and those that are wanted `again`."""
     (version,) = inside_comfyui()
     settings = {name: version[name] for name in ("comfyui", "torch")}
-    runs = Runs(RESULTS / f"model_families_{version['comfyui']}.json", settings)
-    runs.done = {name: row for name, row in runs.done.items() if name in version["families"]}
-    runs.done = {name: row for name, row in runs.done.items() if name not in again and "all" not in again}
+    runs = Runs(result_file(version["comfyui"]), settings)
+    kept = [name for name in runs.done if name in version["families"] and name not in again and "all" not in again]
+    runs.done = {name: runs.done[name] for name in kept if right(runs.done[name]) or "wrong" not in again}
     while wanted := [name for name in version["families"] if name not in runs.done]:
         for row in inside_comfyui(*wanted):
             runs.once(row["family"], lambda row=row: row)
         if wanted[0] not in runs.done:  # the process died of the family that came first
             runs.once(wanted[0], lambda: {"failed": {"twin": "ComfyUI's process died of it"}})
     runs.write(classes=version["classes"])
+
+
+def result_file(version):
+    return RESULTS / f"model_families_{version}.json"
+
+
+def result_files():
+    """Return the results of all versions, the newest first."""
+    return sorted(RESULTS.glob("model_families_*.json"), reverse=True)
+
+
+def results_of(version):
+    """Return the rows of a ComfyUI version by name, as they were measured."""
+    return json.loads(result_file(version).read_text())["runs"]
 
 
 def inside_comfyui(*names):
@@ -86,7 +102,8 @@ def inside_comfyui(*names):
 
 def page(results):
     """Return docs/models.md from the result files of all versions."""
-    parts = [HEAD.format(steps=3)]
+    limits = ", ".join(f"{name} above {limit:.0e}" for name, limit in LIMITS.items())
+    parts = [HEAD.format(limits=limits)]
     for path in results:
         found = json.loads(path.read_text())
         settings, rows = found["settings"], found["runs"]
@@ -104,7 +121,7 @@ def page(results):
 
 
 def numbers(row):
-    """Return a row's numbers by name, those of the gradient beside the others; what could not be measured is left out."""
+    """Return a row's numbers by name, those of the gradient beside the others, without what could not be measured."""
     flat = {name: row[name] for name in ("KSampler", "ancestral", "candidates", "replay") if name in row}
     return {**flat, **row.get("gradient", {})}
 

@@ -1,13 +1,15 @@
 """The loop: what it returns, what stops it, what it never loses."""
 
+import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from tiny_models import sample_map
+from tiny_models import SIGMAS, sample_map
 
 
 def mean_pixel(images, prompts):
@@ -526,3 +528,58 @@ def test_the_time_budget_leaves_room_for_the_check_of_the_best(monkeypatch):
         clock = clock_of.Clock(problem, core.GradientAscent(), seconds)
         now[0] = 10.0
         assert bool(clock.spent()) == spent
+
+
+EVERY_SOLVER = {
+    "adam": core.GradientAscent(lr=0.05), "hybrid": core.GradientAscent(lr=0.05, estimator=core.Hybrid2(q=2)),
+    "zo-sgd": core.GradientAscent(lr=0.05, optimizer="sgd", estimator=core.ZerothOrder(q=2)),
+    "zeno": core.ZeNO(candidates=4), "best of N": core.Search.best_of_n(3),
+    "zero-order": core.Search.zero_order(3), "pCN": core.Search.pcn(), "LGD": core.LGD(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("solver", EVERY_SOLVER.values(), ids=EVERY_SOLVER)
+def test_every_solver_warns_of_a_noise_that_gives_another_latent_when_it_is_sampled_once_more(solver, resumed):
+    plain = sample_map(keep_graphs=True)  # whose steps are not run again, which would notice the state
+    noise = start(plain)
+    if resumed:
+        noise = core.optimize(plain, mean_pixel, noise, solver, iterations=1, floor=0.0).noise
+    steady = core.optimize(plain, mean_pixel, noise, solver, iterations=1, floor=0.0)
+    assert not any("sampled once more" in warning for warning in steady.history.warnings)
+    calls = itertools.count(1)
+    drifting = replace(plain, denoise=lambda x, sigma: plain.denoise(x, sigma) * (1 + 0.01 * next(calls)))
+    found = core.optimize(drifting, mean_pixel, noise, solver, iterations=1, floor=0.0)
+    assert any("sampled once more, gives another latent" in warning for warning in found.history.warnings)
+
+
+@pytest.mark.parametrize("solver", [core.GradientAscent(), core.Search(candidates=50), core.ZeNO(candidates=50)])
+@pytest.mark.parametrize("calls", [0, 9, 23])
+def test_a_stop_keeps_the_best_within_one_network_call(solver, calls):
+    made, asked = [], []
+
+    def stop():
+        asked.append(len(made))
+        return len(made) > calls
+
+    def denoise(x, sigma):
+        made.append(len(x))
+        return 0.5 * x
+
+    noise_map = core.SampleMap(denoise, core.Schedule(SIGMAS["vp"]), (1, 3, 4, 4), most_rows=1)
+    noise = noise_map.randn(0)
+    result = core.optimize(noise_map, rewards.Brightness(), noise, solver, iterations=40, stop=stop, diagnose=True)
+    # Without a best there is nothing to keep: the first pass, of four calls each way, is awaited.
+    assert len(made) <= max(calls + 1, 2 * 4) and result.history.stopped == "stopped by hand"
+    assert result.history.rows and result.history.diagnosis is None
+    assert torch.allclose(noise_map.sample(result.noise), result.images)
+
+
+def test_a_run_that_nobody_stops_is_as_without_the_question():
+    noise_map = sample_map()
+    noise = start(noise_map)
+    found, expected = (
+        core.optimize(noise_map, rewards.Brightness(), noise, iterations=2, **more) for more in ({"stop": bool}, {})
+    )
+    assert torch.equal(found.noise.flat(), expected.noise.flat())
+    assert found.history.stopped == expected.history.stopped == "2 iterations done"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from comfyui_dno import core
-from comfyui_dno.core.precision import mixed_seed, normal, outside_autocast, wide
+from comfyui_dno.core.precision import mixed_seed, normal, outside_autocast, repeatable, wide
 from comfyui_dno.core.scoring import exact
 from tiny_models import sample_map
 
@@ -99,3 +99,32 @@ def test_the_backward_pass_of_a_float32_reward_is_not_rounded_by_an_autocast_aro
     expected = exact(reward, images)[1]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(exact(reward, images)[1], expected)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_random_numbers_of_every_kind_of_device_are_those_of_the_key_and_its_generator_is_left_as_found(
+    monkeypatch, kind
+):
+    """A CPU generator stands for that of the device, which this machine need not have."""
+    theirs = torch.Generator().manual_seed(3)
+    if kind == "mps":
+        monkeypatch.setattr(torch.mps, "_get_default_mps_generator", lambda: theirs)
+    else:
+        monkeypatch.setattr(getattr(torch, kind), "default_generators", (None, theirs))
+        monkeypatch.setattr(getattr(torch, kind), "current_device", lambda: 1)
+
+    def drawn(step):
+        with repeatable(torch.device(kind), ("step", step)):
+            return torch.cat([torch.rand(2), torch.rand(2, generator=theirs)])
+
+    before = theirs.get_state()
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert torch.equal(first, again) and not torch.isclose(first, other).any()
+    assert torch.equal(theirs.get_state(), before)
+
+
+def test_without_a_key_random_numbers_go_on():
+    generators = torch.default_generator.get_state()
+    with repeatable(torch.device("cpu"), None):
+        torch.rand(2)
+    assert not torch.equal(torch.default_generator.get_state(), generators)

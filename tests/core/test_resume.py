@@ -13,6 +13,8 @@ SOLVERS = {
     "hybrid": core.GradientAscent(lr=0.05, estimator=core.Hybrid2(q=2)),
     "zeno": core.ZeNO(candidates=4, beta=0.1),
     "search": core.Search(candidates=3),
+    "tilt": core.Tilt(),
+    "trust": core.TrustAscent(),
 }
 
 

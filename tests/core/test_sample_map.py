@@ -1,5 +1,6 @@
 """The staged backward pass against whole-graph autograd and central differences."""
 
+import contextlib
 import dataclasses
 import gc
 import weakref
@@ -178,6 +179,59 @@ def test_a_model_that_keeps_state_between_calls_is_named():
     _, vjp = noise_map.pullback(noise_map.randn(0))
     with pytest.raises(RuntimeError, match="keeps a state between calls"):
         vjp(torch.ones(1, 1, 4, 4))
+
+
+def test_a_drift_of_three_percent_is_a_state_and_one_of_one_percent_may_be_rounding():
+    """The tolerance is 2 %, and a model that gives the same from then on leaves no doubt by its kernels."""
+    for drift, named in ((0.03, True), (0.01, False)):
+        calls = []
+
+        def drifting(x, sigma, drift=drift, calls=calls):
+            calls.append(1)
+            return x * 0.5 * (1 + drift * (len(calls) > 4))
+
+        noise_map = core.SampleMap(drifting, core.Schedule((4.0, 2.0, 1.0, 0.5, 0.0)), (1, 1, 8, 8))
+        _, vjp = noise_map.pullback(noise_map.randn(0))
+        expected = pytest.raises(RuntimeError, match="keeps a state") if named else contextlib.nullcontext()
+        with expected:
+            vjp(torch.ones(1, 1, 8, 8))
+
+
+def augmented(share):
+    """A linear denoiser that adds random numbers of its own, so many times as large as its result."""
+    generator = torch.Generator().manual_seed(0)
+
+    def denoise(x, sigma):
+        own = torch.randn(x.shape, generator=generator)
+        return x * 0.5 + share * own * (x * 0.5).square().mean().sqrt()
+
+    return core.SampleMap(denoise, core.Schedule((4.0, 2.0, 1.0, 0.5, 0.0)), (1, 3, 16, 16))
+
+
+def test_random_augmentation_is_told_by_the_last_check_and_named_at_once_where_no_kernel_would_differ_so_much():
+    """Two runs differ by sqrt(2) times the share; kernels that add up in any order may by five tolerances, 10 %."""
+    noise_map = augmented(0.03)
+    result = core.optimize(noise_map, lambda images, prompts: images.mean((1, 2, 3)), noise_map.randn(0), iterations=1)
+    (warning,) = result.history.warnings
+    assert "gives another latent" in warning and "random numbers of its own" in warning
+    _, vjp = augmented(0.1).pullback(noise_map.randn(0))
+    with pytest.raises(RuntimeError, match="random augmentation"):
+        vjp(torch.ones(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("part, searched", [
+    ("all", [True, True, True, True]), ("initial", [True, False, False, False]),
+    ("injected", [False, True, True, True]), ("first 1", [False, True, False, False]),
+    ("first 2", [False, True, True, False]), ("last 1", [False, False, False, True]),
+    ("last 2", [False, False, True, True]), ("last 3", [False, True, True, True]),
+])
+def test_a_part_is_the_noises_that_its_name_says(part, searched):
+    noise_map = sample_map(part=part)
+    noise = double_noise(noise_map)
+    images, vjp = noise_map.pullback(noise)
+    gradient = vjp(torch.ones_like(images))
+    assert [bool(each.any()) for each in (gradient.initial, *gradient.injected)] == searched
+    assert all(len(vector) == sum(searched) * 3 * 6 * 6 for vector in noise_map.active(noise))
 
 
 def test_a_model_that_keeps_state_is_named_although_one_picture_is_not_finite():

@@ -32,6 +32,8 @@ SEARCHES = {
     "zero order": {"solver": core.Search.zero_order(candidates=3)},
     "pcn": {"solver": core.Search.pcn()},
     "lgd": {"solver": core.LGD(samples=2)},
+    "tilt": {"solver": core.Tilt()},
+    "trust": {"solver": core.TrustAscent()},
     "probability": {"regularizer": core.ProbabilityRegularizer(permutations=5)},
     "probability of the whole": {"regularizer": core.ProbabilityRegularizer(permutations=5, k=3, apart=False)},
     "norm": {"regularizer": core.NormRegularizer()},

@@ -16,6 +16,8 @@ SOLVERS = {
     "zeno": core.ZeNO(candidates=8),
     "search": core.Search(candidates=8),
     "lgd": core.LGD(samples=2, scale=5.0),
+    "tilt": core.Tilt(),
+    "trust": core.TrustAscent(),
 }
 
 

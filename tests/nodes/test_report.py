@@ -1,6 +1,7 @@
 """The report nodes inside a real ComfyUI: curves, contact sheets, and why a search stopped."""
 
-from workflows import NoiseWorkflow, Workflow
+import torch
+from workflows import NoiseWorkflow, Workflow, history_of
 
 
 def test_diagnostics_say_why_it_stopped_and_need_to_be_asked_for(comfy):
@@ -23,3 +24,39 @@ def test_a_picture_outside_the_batch_is_refused(comfy):
     graph.keep("image", graph.node("DNOTrajectory", history=ours[3], picture=2, count=4)[0])
     found = comfy.fail(graph)
     assert "picture is 2" in found and "expected 0 .. 1" in found
+
+
+def test_a_report_draws_the_curves_of_one_picture_or_of_all(comfy):
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=2, solver=graph.gradient())
+    for picture in (-1, 0, 1):
+        graph.keep(f"curves {picture}", graph.node("DNOReport", history=ours[3], picture=picture)[0])
+    alone = graph.dno(iterations=2, solver=graph.gradient(), latent=graph.latent(batch=1, scale=0.0))
+    graph.keep("alone", graph.node("DNOReport", history=alone[3], picture=-1)[0])
+    curves = {key: kept["tensor"] for key, kept in comfy.run(graph).kept.items()}
+    assert len({curve.numpy().tobytes() for curve in curves.values()}) == 4
+    assert all(0 <= curve.min() < curve.max() <= 1 for curve in curves.values())
+    assert len({curve.shape for curve in curves.values()}) == 1
+
+
+def test_a_trajectory_begins_with_the_start_and_has_as_many_pictures_as_are_asked_for(comfy):
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=5, solver=graph.gradient(0.1))
+    graph.keep("start", graph.dno(iterations=0)[1])
+    graph.keep("best", ours[1])
+    graph.keep("sheet", graph.node("DNOTrajectory", history=ours[3], picture=1, count=4)[0])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    start, best, sheet = (run.kept[key]["tensor"] for key in ("start", "best", "sheet"))
+    assert history_of(run)["best"][1] == 5
+    assert sheet.shape[2] == 4 * 166 + 6  # tiles of 160 pixels, 6 apart
+    tiles = [small(sheet[0, 6:166, 6 + 166 * place : 166 + 166 * place]) for place in (0, 3)]
+    pictures = [small(picture[1]) for picture in (start, best)]
+    errors = torch.tensor([[(tile - picture).abs().mean() for picture in pictures] for tile in tiles])
+    # Scaled from 64 pixels to 160 and rounded to 1 / 255, a tile is its own picture and not the other.
+    assert (errors.diag() < 1 / 255).all() and (errors.diag() < errors.flip(1).diag() / 4).all(), errors
+
+
+def small(picture):
+    """Average a square picture (H, W, 3) over areas to 32 pixels a side."""
+    return torch.nn.functional.interpolate(picture.movedim(-1, 0)[None], size=(32, 32), mode="area")

@@ -140,9 +140,9 @@ def test_a_file_of_another_model_is_told_what_it_is(blip_files):
         rewards.ImageReward("ImageReward.pt")
 
 
-@pytest.mark.parametrize(("dtype", "score", "slope"), [(torch.bfloat16, 0.05, 0.05), (torch.float16, 0.005, 0.01)])
+@pytest.mark.parametrize(("dtype", "score", "slope"), [(torch.bfloat16, 0.055, 0.09), (torch.float16, 0.0015, 0.012)])
 def test_low_precision_towers_err_by_little(blip_files, reward, dtype, score, slope):
-    """Relative error of the gradient's norm; the module's docstring states what was measured at full size."""
+    """Four times what was measured here; the module's docstring states what was measured at full size."""
     low = rewards.ImageReward(blip(blip_files / "ImageReward.pt", dtype=dtype))
     expected, d_expected = gradient(reward, pictures())
     found, d_found = gradient(low, pictures())
@@ -156,4 +156,4 @@ def test_a_gradient_that_is_small_for_float16_survives(blip_files, reward):
     _, expected = gradient(lambda images, prompts: 1e-6 * reward(images, prompts), pictures())
     _, found = gradient(lambda images, prompts: 1e-6 * low(images, prompts), pictures())
     assert expected.abs().max() < torch.finfo(torch.float16).tiny
-    assert (found - expected).norm() < 0.01 * expected.norm()
+    assert (found - expected).norm() < 0.012 * expected.norm()  # as where it is not small

@@ -31,6 +31,7 @@ def gradient(tower, weight=1.0):
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.25), (torch.float16, 0.025)])
 def test_half_precision_changes_the_gradient_little_however_small_it_is(files, dtype, error):
+    """The errors are four times what was measured, 0.062 and 0.005."""
     expected = gradient(load_tower(files["hps"]))
     tower = load_tower(files["hps"], dtype=dtype)
     assert tower.image_embeds(pixels()).dtype == tower.text_embeds(TEXTS).dtype == torch.float32

@@ -72,6 +72,8 @@ def test_masked_entries_stay_where_they_are(solver):
     core.Search.pcn(),
     core.Search(candidates=7),
     core.LGD(samples=2),
+    core.Tilt(),
+    core.Tilt(through="decoder", strengths=(0.2, 0.3), every=2),
 ])
 def test_the_stages_of_a_run_are_known_beforehand(solver, most_rows):
     calls = []

@@ -1,5 +1,6 @@
 """Nodes for the tests only: tiny models, stock sampling with given noises, nodes that keep or break things."""
 
+from .clips import NODES as CLIPS
 from .full_size import NODES as FULL_SIZE
 from .hooks import NODES as HOOKS
 from .keep import NODES as KEEP
@@ -14,7 +15,8 @@ from .witness import NODES as WITNESSES
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (
-        *FULL_SIZE, *HOOKS, *KEEP, *MODELS, *NETWORKS, *OBSTACLES, *PICTURES, *PREVIEWS, *STOCK, *TOWERS, *WITNESSES,
+    for nodes in (
+        CLIPS, FULL_SIZE, HOOKS, KEEP, MODELS, NETWORKS, OBSTACLES, PICTURES, PREVIEWS, STOCK, TOWERS, WITNESSES,
     )  # fmt: skip
+    for node in nodes
 }

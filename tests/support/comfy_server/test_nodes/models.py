@@ -8,14 +8,36 @@ import comfy.supported_models
 import comfy.taesd.taesd
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.wan.vae import WanVAE
 from comfy.nested_tensor import NestedTensor
 
 CONTEXT = 16
+
+
+class ResultHalfDetached(UNetModel):
+    """An invented network of a family that nobody has tried: half of its result has no gradient."""
+
+    def forward(self, *args, **kwargs):
+        first, second = super().forward(*args, **kwargs).chunk(2, dim=1)
+        return torch.cat([first, second.detach()], dim=1)
+
+
+class InputHalfDetached(UNetModel):
+    """Another one, which looks at half of its input without a gradient."""
+
+    def forward(self, x, *args, **kwargs):
+        first, second = x.chunk(2, dim=1)
+        return super().forward(torch.cat([first, second.detach()], dim=1), *args, **kwargs)
+
+
+NETWORKS = {"result half detached": ResultHalfDetached, "input half detached": InputHalfDetached}
+"""Networks of the families in place of ComfyUI's own."""
 FAMILIES = {
     "eps": comfy.model_base.ModelType.EPS,
     "v": comfy.model_base.ModelType.V_PREDICTION,
     "flow": comfy.model_base.ModelType.FLOW,
+    **dict.fromkeys(NETWORKS, comfy.model_base.ModelType.EPS),
 }
 UNET = {
     "image_size": 32,
@@ -48,7 +70,8 @@ def fill(module: torch.nn.Module, seed: int) -> None:
 def unet(family: str, seed: int, dtype=torch.float32) -> comfy.model_patcher.ModelPatcher:
     config = comfy.supported_models.SD15(dict(UNET))
     config.set_inference_dtype(dtype, torch.float32 if dtype != torch.float32 else None)
-    model = comfy.model_base.BaseModel(config, model_type=FAMILIES[family])
+    network = NETWORKS.get(family, UNetModel)
+    model = comfy.model_base.BaseModel(config, model_type=FAMILIES[family], unet_model=network)
     fill(model.diffusion_model, seed)
     # A random network is rougher than a trained one: differences would not show its gradient.
     model.diffusion_model.out[-1].weight.data.mul_(0.1)

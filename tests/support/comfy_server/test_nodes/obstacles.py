@@ -1,5 +1,6 @@
 """What a user's workflow may hold that stands in the way of gradients."""
 
+import logging
 import time
 from functools import partial
 
@@ -36,6 +37,17 @@ def counting_calls(run, args, calls=[0]):  # noqa: B006
     return run(args["input"], args["timestep"], **args["c"]) * (1 + 0.1 * (calls[0] % 7))
 
 
+def counting_calls_a_little(run, args, calls=[0]):  # noqa: B006
+    """A state that is too small for what a step may differ by when it is run again."""
+    calls[0] += 1
+    return run(args["input"], args["timestep"], **args["c"]) * (1 + 0.002 * (calls[0] % 7))
+
+
+def loudly(run, args):
+    logging.info("the network is called")
+    return run(args["input"], args["timestep"], **args["c"])
+
+
 def not_finite(run, args):
     return run(args["input"], args["timestep"], **args["c"]) * float("nan")
 
@@ -53,7 +65,7 @@ def changing_a_mask_of_inference_mode(mask, run, args):
 MASKS = {"mask": through_a_mask_of_inference_mode, "changing mask": changing_a_mask_of_inference_mode}
 
 WRAPPERS = {
-    "nan": not_finite,
+    "nan": not_finite, "loud": loudly, "weakly stateful": counting_calls_a_little,
     "no_grad": without_gradients, "fused kernel": through_a_fused_kernel, "slow": slowly, "stateful": counting_calls
 }  # fmt: skip
 
@@ -158,7 +170,7 @@ class DNOTestReward:
     @classmethod
     def INPUT_TYPES(cls):
         kinds = ["nan", "nan later", "raises", "detached", "scalar", "not differentiable"]
-        kinds += ["out of memory 1", "out of memory 4"]
+        kinds += ["out of memory 1", "out of memory 2", "out of memory 4"]
         return {"required": {"kind": (kinds,)}}
 
     RETURN_TYPES = ("DNO_REWARD",)

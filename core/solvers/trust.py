@@ -1,0 +1,248 @@
+"""TrustAscent: gradient ascent on the shells where noise lives, by steps whose length is found by trial.
+
+[derived] Ours; no part of it is the paper's but the probability that it watches. Each part z_j of z, x_T and every
+injected noise, turns on its own sphere |z_j| = const by one angle, so that no part's length ever drifts. Per picture:
+
+    accept     r(trial) > r(z)  and  (ln P(trial) >= ln 0.01 + 1  or  ln P(trial) > ln P(z))
+               then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.25 angle)
+               else angle = 0.4 angle, and the rejected trial has cost no backward pass
+    u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
+    push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)) and
+               lambda = clamp((ln P(z) + 1.5) / (ln 0.01 + 2.5), 0, 2)
+    v          unit(tangent(u + 0.5 v)), without the old v after a rejection
+    trial_j    cos(angle) z_j + sin(angle) |z_j| v_j
+
+ln P is the smaller of ln P(z) and ln P(x_T); fft, tangent and unit are of each part alone. Everything is a direction or
+a comparison: the reward's scale makes no difference. white_p keeps a step from spending itself on the few frequencies
+that the reward hears best. A floor on P that only rejects would bring the angle to 0 at the floor: the soft push, which
+begins before it, is what lets the climb go on along it.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..estimators import Exact
+from ..noise import Noise
+from ..precision import wide
+from ..problem import where
+from ..regularizer import P_SUSPICIOUS, ProbabilityRegularizer
+from ..spectrum import heard
+from .base import Solver
+
+START, MOST, GROW, SHRINK = 0.15, 0.6, 1.25, 0.4
+"""Angles in radians: the first and the largest; and what an accepted and a rejected trial multiply them by."""
+MOMENTUM = 0.5
+PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.5, 2.0
+
+
+@dataclass
+class TrustAscent(Solver):
+    """Climb by trial steps that grow while they succeed: no learning rate, no gamma, whatever the reward's units.
+
+    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. `optimize`'s regulariser is
+    not used: the solver keeps the noise probable by itself.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = core.optimize(sample_map, rewards.Contrast(), noise, TrustAscent(), iterations=5)
+        >>> rewards.Contrast()(result.images) > rewards.Contrast()(sample_map.sample(noise))
+        tensor([True])
+
+    Attributes:
+        whitening: p in [0, 1]. 0 follows the gradient as it is and soon stalls, 1 hears every frequency alike, which
+            suits precise rewards (a likeness); 0.5 is nearly as good there and safer on broad ones (brightness).
+        estimator: Exact(), or Hybrid1(..) or Hybrid2(..) for rewards without a gradient.
+        push: whose gradient pushes a noise back that becomes improbable; its weight does not count.
+    """
+
+    whitening: float = 0.5
+    estimator: object = field(default_factory=Exact)
+    push: object = field(default_factory=ProbabilityRegularizer)
+    _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if not 0 <= self.whitening <= 1:
+            raise ValueError(f"whitening is {self.whitening}; expected a number in [0, 1]")
+        if not hasattr(self.estimator, "by_images"):
+            raise ValueError(
+                f"the estimator is {type(self.estimator).__name__}, which has no gradient by the pictures; expected"
+                " Exact(), Hybrid1(..) or Hybrid2(..)"
+            )
+
+    def fresh(self, checkpoint=None):
+        solver = replace(self)
+        if checkpoint is not None and checkpoint.memory:
+            solver._held = Held.remembered(checkpoint.memory)
+        return solver
+
+    def memory(self):
+        return {} if self._held is None else self._held.memory()
+
+    def stages(self, sample_map):
+        return self.estimator.passes(sample_map) * sample_map.stages
+
+    def step(self, problem, noise):
+        """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""
+        with problem.trial(noise, self.estimator) as (evaluation, gradient_of):
+            accepted = self._accepts(evaluation)
+            gradient = gradient_of() if accepted.any() else None
+        if gradient is not None:
+            evaluation = replace(evaluation, gradient_norm=gradient.flat().norm(dim=1))
+        self._held = self._after(problem, evaluation, gradient, accepted)
+        return self._held.trial(problem.sample_map), evaluation
+
+    def _accepts(self, evaluation):
+        """Return (B,) booleans: which pictures' trials become their noise; the first noise always does."""
+        if self._held is None:
+            return torch.ones_like(evaluation.scores, dtype=torch.bool)
+        log_p = _least(evaluation)
+        probable = (log_p >= PROBABLE_ENOUGH) | (log_p > self._held.log_p)
+        return (evaluation.scores > self._held.scores) & probable
+
+    def _after(self, problem, evaluation, gradient, accepted):
+        """Return the Held of the next trial."""
+        held = self._held
+        if held is None:
+            angle = torch.full_like(evaluation.scores, START)
+            zero = evaluation.noise.map(torch.zeros_like)
+            held = Held(evaluation.noise, zero, zero, evaluation.scores, _least(evaluation), angle)
+        else:
+            angle = torch.where(accepted, GROW * held.angle, SHRINK * held.angle)
+        direction = held.direction
+        if gradient is not None:
+            direction = _mixed(accepted, self._direction(problem, evaluation, gradient), direction)
+        noise = _mixed(accepted, evaluation.noise, held.noise)
+        sphere = Sphere.of(problem.sample_map, noise)
+        kept = MOMENTUM * accepted.to(sphere.z).view(-1, *[1] * (sphere.z.ndim - 2))
+        velocity = sphere.unit(sphere.tangent(_parts(direction) + kept * _parts(held.velocity)))
+        scores = torch.where(accepted, evaluation.scores, held.scores)
+        log_p = torch.where(accepted, _least(evaluation), held.log_p)
+        return Held(noise, direction, _noise(velocity), scores, log_p, angle.clamp(max=MOST))
+
+    def _direction(self, problem, evaluation, gradient):
+        """Return u, the Noise of directions at the evaluated noise: whitened, on the spheres, pushed where need be."""
+        sphere = Sphere.of(problem.sample_map, evaluation.noise)
+        whitened = _whitened(sphere.tangent(_parts(gradient)), self.whitening)
+        u = sphere.unit(sphere.tangent(whitened))
+        log_p = _least(evaluation)
+        weight = ((log_p - PUSHED_BELOW) / (PROBABLE_ENOUGH - PUSHED_BELOW)).clamp(0, MOST_PUSH)
+        if (weight > 0).any():
+            extra = self.push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
+            problem.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
+            d = sphere.tangent(_parts(extra))
+            length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
+            u = u + (weight.to(d) * math.sqrt(len(u)) / length).view(-1, *[1] * (d.ndim - 2)) * d
+        return _noise(u)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where each picture stands, and what its next trial is made of.
+
+    Attributes:
+        noise: the Noise that was accepted last.
+        direction: u there, a Noise.
+        velocity: v of the next trial, a Noise.
+        scores, log_p: (B,), of the noise; ln P is the smaller of that of z and of x_T.
+        angle: (B,), of the next trial, radians.
+    """
+
+    noise: Noise
+    direction: Noise
+    velocity: Noise
+    scores: torch.Tensor
+    log_p: torch.Tensor
+    angle: torch.Tensor
+
+    def trial(self, sample_map):
+        """Return the noise to try: every part turned by the angle towards the velocity."""
+        sphere, v = Sphere.of(sample_map, self.noise), _parts(self.velocity)
+        angle = self.angle.to(v).view(-1, *[1] * (v.ndim - 2))
+        turned = angle.cos() * sphere.z + angle.sin() * sphere.length * v
+        moves = sphere.free & (_norm(v) > 0)  # a part without any direction stays, and keeps its length
+        moved = torch.where(moves, turned.to(self.noise.initial), _parts(self.noise))
+        return replace(_noise(moved), settings=self.noise.settings)
+
+    def memory(self):
+        """Return it as name -> Noise; a number of a picture fills that picture's entries."""
+        numbers = {name: getattr(self, name) for name in ("scores", "log_p", "angle")}
+        filled = {name: _noise(_filled(values, _parts(self.noise))) for name, values in numbers.items()}
+        return {name: getattr(self, name) for name in ("noise", "direction", "velocity")} | filled
+
+    @classmethod
+    def remembered(cls, memory):
+        """Return what `memory` returned as a Held."""
+        numbers = {name: memory[name].initial.flatten(1)[:, 0] for name in ("scores", "log_p", "angle")}
+        return cls(*(memory[name] for name in ("noise", "direction", "velocity")), **numbers)
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """The spheres that the searched entries of each part of z lie on; tensors are (parts, B, C, H, W).
+
+    Attributes:
+        z: the searched entries, float32 or wider, 0 elsewhere.
+        free: booleans, which entries are searched.
+        length: (parts, B, 1, 1, 1), Euclidean.
+    """
+
+    z: torch.Tensor
+    free: torch.Tensor
+    length: torch.Tensor
+
+    @classmethod
+    def of(cls, sample_map, noise):
+        free = _parts(noise.with_flat(sample_map.active_entries(noise)))
+        z = wide(_parts(noise)) * free
+        return cls(z, free, _norm(z))
+
+    def tangent(self, vectors):
+        """Return the searched entries of vectors, less what points along z."""
+        vectors = vectors.to(self.z) * self.free
+        radial = (vectors * self.z).flatten(2).sum(dim=2).view(self.length.shape)
+        return vectors - radial / self.length.square().clamp(min=torch.finfo(self.z.dtype).tiny) * self.z
+
+    @staticmethod
+    def unit(vectors):
+        """Return the vectors with each part at length 1, or 0 where it is 0."""
+        return vectors / _norm(vectors).clamp(min=torch.finfo(vectors.dtype).tiny)
+
+
+def _whitened(vectors, power):
+    """Return ifft(f / |f|^power) of each part of each picture, f its Fourier transform over all but those two."""
+    dims = tuple(range(2, vectors.ndim))
+    spectrum = torch.fft.rfftn(Sphere.unit(vectors), dim=dims)
+    size = torch.where(heard(spectrum, dims), spectrum.abs(), torch.inf)
+    return torch.fft.irfftn(spectrum / size**power, s=vectors.shape[2:], dim=dims)
+
+
+def _parts(noise):
+    """Return x_T and the injected noises of a Noise as one tensor, (parts, B, C, H, W)."""
+    return torch.cat([noise.initial[None], noise.injected])
+
+
+def _noise(parts):
+    return Noise(parts[0], parts[1:])
+
+
+def _norm(vectors):
+    """Return the lengths of (parts, B, ..) vectors, (parts, B, 1, ..)."""
+    return vectors.flatten(2).norm(dim=2).view(*vectors.shape[:2], *[1] * (vectors.ndim - 2))
+
+
+def _filled(values, like):
+    """Return (parts, B, ..) of `like`'s shape, filled with each picture's value of (B,)."""
+    return values.view(1, -1, *[1] * (like.ndim - 2)).expand(like.shape)
+
+
+def _mixed(accepted, new, old):
+    """Return the Noise of the pictures that are accepted, and `old`'s of the others."""
+    return replace(_noise(where(accepted, _parts(new), _parts(old), dim=1)), settings=old.settings)
+
+
+def _least(evaluation):
+    """Return (B,), the smaller of ln P of z and of x_T."""
+    return torch.minimum(evaluation.log_p, evaluation.log_p_initial)
