@@ -27,7 +27,6 @@ from ..checks import check_whole
 from ..estimators import Exact, Hybrid1
 from ..noise import Noise
 from ..precision import wide
-from ..problem import Best
 from ..sample_map import LOST_GRADIENT, optimised_injected, vjp
 from ..schedule import sde_step, step_coefficients
 from ..spectrum import heard
@@ -56,7 +55,7 @@ class Tilt(Solver):
         start, stop: the share of the noisy steps where the tilting begins and ends, 0 .. 1.
         every: of those steps each how many one is tilted.
         strengths: several strengths to try one after another in place of `strength`; of each picture the run that
-            scores highest stays, among those whose noise is probable enough, or the weakest.
+            scores highest stays, among those that pass the search's floors, or else the weakest.
         estimator: Exact(), or Hybrid1() for rewards without a gradient.
         guide_decode: latent -> images for the gradient alone, where a cheaper decoder is to be had; None: the map's.
         seed: of the new noises of further iterations.
@@ -110,11 +109,11 @@ class Tilt(Solver):
         clean = noise
         if problem.iteration > 0:
             clean = noise.with_flat(neighbour(problem, noise, noise.flat(), 0, 1.0, self.seed))
-        best = Best(problem.best.floor)
+        best = problem.best.anew()
         for strength in self._strengths:
             found = self._tilted(problem, clean, strength)
             log_p = torch.minimum(*problem.log_probabilities(found[0]))
-            best.offer(*found, log_p, problem.iteration)
+            best.offer(*found, log_p, problem.iteration, problem.under_floors(found[2]))
         self._leader = Leader(best.noise.flat(), best.latent, best.images, best.scores, None)
         return best.noise, evaluation
 
