@@ -19,6 +19,9 @@ from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED, STOPPED = "interrupted", "stopped by hand"
+"""Why a run ended that somebody was in a hurry to end."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -61,6 +64,7 @@ def optimize(
     floor=P_SUSPICIOUS,
     check_gradient=False,
     diagnose=False,
+    stop=None,
     floors=None,
 ):
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
@@ -99,6 +103,8 @@ def optimize(
         check_gradient: first compare the gradient with a directional difference and record the error.
         diagnose: at the end find out why the best stopped improving (`diagnostics`): about ten more gradients, which
             the time budget does not cover.
+        stop: asked before every network call; once it returns True and a noise has been evaluated, the search ends at
+            once and the best so far is returned, neither checked nor diagnosed.
         floors: watched reward's name -> the least score of a picture that may become the best: a number, or Drop(d)
             for no more than d below the first evaluation of this very call. Without, P alone decides what is
             admissible, and P does not see every picture that a reward has ruined. `history.held` tells which held.
@@ -125,6 +131,8 @@ def optimize(
         problem.regularizer = None
     if iterations > 0:
         _leave_out_zeros(problem, noise)
+    if stop is not None:
+        problem.sample_map = replace(problem.sample_map, on_step=_stoppable(problem, stop))
     history = History(reward=name_of(reward), warnings=problem.warnings)
     if isinstance(getattr(reward, "part_settings", None), dict):
         history.settings["parts"] = reward.part_settings
@@ -185,7 +193,11 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
     except KeyboardInterrupt:
         if not history.rows:
             raise
-        history.stopped = "interrupted"
+        history.stopped = INTERRUPTED
+    except _Stopped:
+        if not history.rows:
+            history.record(problem.latest)
+        history.stopped = STOPPED
     except NotFiniteError as error:
         if not history.rows:
             raise
@@ -208,10 +220,29 @@ def _conclude(problem, history, floor, diagnose):
     if problem.iterations > 0:
         _warn_of_the_floor(problem, floor)
     history.conclude(best, problem)
-    if problem.iterations > 0 and history.stopped != "interrupted":
+    if history.stopped in (INTERRUPTED, STOPPED):
+        return
+    if problem.iterations > 0:
         _unless_it_breaks(problem, "the check of the best noise", verify, problem)
-    if diagnose and history.stopped != "interrupted":
+    if diagnose:
         history.diagnosis = _unless_it_breaks(problem, "the diagnosis", diagnosis_of, problem, best.noise)
+
+
+class _Stopped(Exception):
+    """Ends a run from inside a sampling run."""
+
+
+def _stoppable(problem, stop):
+    """Return the map's `on_step`, which ends the run as well once stop() says so and there is something to keep."""
+    on_step = problem.sample_map.on_step
+
+    def told(phase, index, total):
+        if on_step is not None:
+            on_step(phase, index, total)
+        if problem.latest is not None and stop():
+            raise _Stopped
+
+    return told
 
 
 def verify(problem):

@@ -38,8 +38,8 @@ def listed(values):
     """
     values = [None if value is None else float(value) for value in values]
     if len(values) > MOST_NUMBERS and None not in values:
-        return f"{min(values):.4g} .. {max(values):.4g}"
-    return " ".join(written(value, ".4g") for value in values)
+        return f"{min(values):.3g} .. {max(values):.3g}"
+    return " ".join(written(value, ".3g") for value in values)
 
 
 def duration(seconds):

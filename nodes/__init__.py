@@ -4,6 +4,7 @@
     search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
     gradients        what makes ComfyUI's models differentiable for the duration of a search
+    weights, recast  tensors that autograd accepts; weights that are stored in few bits
     hooks            each prompt's own LoRAs, as gradients and repeated runs need them
     patches          what makes patches of other nodes repeatable
     solvers          how the noise is changed
@@ -21,6 +22,7 @@ from comfy_api.latest import ComfyExtension
 
 from .embedded_model import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .page import offer_to_stop
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .rewards import REWARDS
@@ -54,4 +56,5 @@ class Extension(ComfyExtension):
     """What ComfyUI asks the pack's `comfy_entrypoint` for."""
 
     async def get_node_list(self):
+        offer_to_stop()  # here, for ComfyUI 0.3.75 asks for nothing else
         return NODES

@@ -27,12 +27,15 @@ class Progress:
     """
 
     def __init__(self, iterations):
-        self.iterations, self.first = iterations, None
+        self.iterations, self.first, self.node = iterations, None, node_that_runs()
+        self.stopped = False
+        """Whether the user wants the search to end with what it has."""
         self.console = tqdm(total=iterations, desc="DNO", unit="iteration", disable=not iterations or not sys.stderr)
 
     def begin(self, stages):
         """Start the bar, of as many steps as `core.stages` says."""
         self.bar, self.started = comfy.utils.ProgressBar(stages), time.perf_counter()
+        _running.append(self)
 
     def on_step(self, phase, index, total):
         """Count one network call or decode; raise ComfyUI's exception where the user has cancelled."""
@@ -56,24 +59,58 @@ class Progress:
         if not 0 < done < self.iterations or not self.bar.current:
             return ""
         spent = time.perf_counter() - self.started
-        return f", about {duration(spent * (self.bar.total / self.bar.current - 1))} left"
+        return f", {duration(spent * (self.bar.total / self.bar.current - 1))} left"
 
     def end(self):
         """Fill the bar: a spent budget ends a run early."""
         self.bar.update_absolute(self.bar.total)
 
     def close(self):
-        """End the console's line, however the search ended."""
+        """End the console's line and the way to stop it, however the search ended."""
         self.console.close()
+        if self in _running:
+            _running.remove(self)
+
+
+_running = []
+"""The searches that run: one, or none."""
+
+
+def stop(node):
+    """End the search on a node with the best that it has, so that the workflow goes on from there.
+
+    Args:
+        node: its id; inside a subgraph ComfyUI puts those of the subgraphs before it.
+
+    Returns:
+        whether a search runs there.
+    """
+    found = [progress for progress in _running if node in (progress.node, (progress.node or "").rpartition(":")[2])]
+    for progress in found:
+        progress.stopped = True
+    return bool(found)
+
+
+def offer_to_stop():
+    """Let the button on the sampler nodes (`web/stop.js`) reach `stop`: POST /dno/stop with {"node": id}."""
+    server = prompt_server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.post("/dno/stop")
+    async def answer(request):
+        node = str((await request.json()).get("node", ""))
+        return web.json_response({"stopped": stop(node)})
 
 
 def numbers_of(evaluation, best):
-    """Return what an iteration found, a text each: reward, probability of the noise, watched rewards."""
+    """Return what an iteration found, a text each: the best reward, this one's with its P, the watched rewards."""
     log_p = [min(pair) for pair in zip(evaluation.log_p.tolist(), evaluation.log_p_initial.tolist(), strict=True)]
     lowest = min(log_p) if all(map(math.isfinite, log_p)) else None
     return [
-        f"reward {listed(evaluation.scores)} (best {listed(best.scores)})",
-        f"P {probability(lowest)}",
+        f"best {listed(best.scores)}",
+        f"now {listed(evaluation.scores)}, P {probability(lowest)}",
         *(f"{name} {listed(scores)}" for name, scores in evaluation.watched.items()),
     ]
 
@@ -90,8 +127,18 @@ def show(text):
     Args:
         text: a line or several.
     """
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # programs use ComfyUI without one
-    running = get_executing_context()
-    if server is None or running is None or server.instance.client_id is None:  # no client: any browser would show it
+    server, node = prompt_server(), node_that_runs()
+    if server is None or node is None or server.client_id is None:  # no client: any browser would show it
         return
-    server.instance.send_progress_text(text, running.node_id, server.instance.client_id)
+    server.send_progress_text(text, node, server.client_id)
+
+
+def prompt_server():
+    """Return ComfyUI's server, or None: programs use ComfyUI without one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def node_that_runs():
+    """Return the id of the node that ComfyUI runs now, or None."""
+    running = get_executing_context()
+    return None if running is None else str(running.node_id)

@@ -1,4 +1,8 @@
-"""Patches of the model that keep a state or draw random numbers: made repeatable, so that a noise has one picture."""
+"""Patches of the model by other nodes and packs: what they may do to a search, and which are refused.
+
+A noise must have one picture, whatever was sampled before and whatever else is in its call, and a gradient needs steps
+that stand alone. What is known by name is refused before the model is called; what is not, `Probe` finds out.
+"""
 
 import inspect
 
@@ -6,10 +10,13 @@ import torch
 
 from ..core.memory import is_out_of_memory
 
-# Relative differences of a result from that in another batch above which the pictures are mixed, and from an earlier
-# result of the same call above which the model keeps a state: above the rounding of kernels that differ with the batch
-# or add up in any order, in float32 and in half precision.
-MIXED, CHANGED, MIXED_HALF = 3e-5, 1e-3, 1e-2
+# Relative difference of a picture's result beside other pictures above which they are mixed. A call of the same shape
+# rounds the same, whatever the precision.
+MIXED = 3e-5
+
+# Where that is not so: above the rounding of kernels that differ with the batch, or add up in any order, in float32 and
+# in half precision, and of activations that are quantised by the largest of a batch.
+ROUNDED, CHANGED, ROUNDED_HALF = 3e-5, 1e-3, 1e-2
 
 
 def has_cache(model_options):
@@ -69,8 +76,11 @@ class Probe:
     def __init__(self, run):
         self._run = run
         self._x, self._sigma = run.halfway()
-        half = run.guider.inner_model.get_dtype().itemsize < 4
-        self._mixed, self._changed = (MIXED_HALF, MIXED_HALF) if half else (MIXED, CHANGED)
+        model = run.guider.inner_model
+        half = model.get_dtype().itemsize < 4
+        self._rounded, self._changed = (ROUNDED_HALF, ROUNDED_HALF) if half else (ROUNDED, CHANGED)
+        quantised = any(hasattr(weight, "__tensor_flatten__") for weight in model.parameters())
+        self._mixed = ROUNDED_HALF if quantised else MIXED
         self._other = self._x.flip(-1) + self._sigma
         self._alone = self._denoised(self._x)
 
@@ -90,12 +100,13 @@ class Probe:
     def mixes_candidates(self):
         """Whether a picture depends on how many more are in its call, or no more than a batch may be in one."""
         try:
-            together = self._denoised(torch.cat([self._x, self._other]))
+            together, again = (self._denoised(torch.cat([self._x, beside])) for beside in (self._other, -self._other))
         except (RuntimeError, IndexError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
             return True
-        return self._differs(together[: len(self._x)], self._alone, self._mixed)
+        together, again = together[: len(self._x)], again[: len(self._x)]
+        return self._differs(together, self._alone, self._rounded) or self._differs(together, again, self._mixed)
 
     @torch.no_grad()
     def _denoised(self, x):

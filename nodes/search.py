@@ -16,7 +16,8 @@ import comfy.utils
 import torch
 
 from .. import core
-from . import gradients, hooks, page, patches, slopes, weights
+from ..core.slopes import refuse_a_wrong_gradient
+from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 
@@ -72,7 +73,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
                 self.optimization.every,
             )  # fmt: skip
-            with hooks.weights_kept(patcher) if differentiates else contextlib.nullcontext():
+            with contextlib.ExitStack() as kept:
+                for weights_of in (hooks.weights_kept(patcher), recast.casting_again()) if differentiates else ():
+                    kept.enter_context(weights_of)
                 self.result = self.optimization.search(run, decode, most_rows)
         return self.result.latent
 
@@ -197,7 +200,7 @@ class Optimization:
         if self.differentiates:
             x, sigma = run.halfway()
             network = run.guider.inner_model.diffusion_model
-            slopes.refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
+            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
@@ -207,6 +210,7 @@ class Optimization:
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
+            stop=lambda: progress.stopped,
         )  # fmt: skip
         progress.end()
         result.history.settings |= result.noise.settings

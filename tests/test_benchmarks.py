@@ -4,6 +4,7 @@ import json
 import math
 
 import gradient_free
+import in_place
 import model_families
 import pytest
 import sde_ode
@@ -162,6 +163,16 @@ def test_bands_reach_as_far_as_every_curve():
     (line,) = axes.lines
     x, y = torch.tensor(line.get_xydata()).T
     assert x.max() == 2 and y[-1] == 3  # the mean of 2 and 4
+
+
+def test_the_networks_whose_cost_is_compared_have_one_gradient():
+    """In place or not, watched or not: and each arm's graph is counted."""
+    every, x = in_place.arms(hidden=64, blocks=1), torch.randn(1, 16, 64)
+    expected = {kind: in_place.differentiate(*every[kind], x) for kind in ("Flux-like, not in place", "SD-like")}
+    for name, arm in every.items():
+        (kind,) = (kind for kind in expected if kind.split("-")[0] == name.split("-")[0])
+        torch.testing.assert_close(in_place.differentiate(*arm, x), expected[kind], rtol=1e-5, atol=1e-6)
+        assert in_place.held(*arm, x) > 10 * x.nbytes
 
 
 ROW = {

@@ -35,7 +35,7 @@ CPU. So this tells whether the DNO Sampler does with a use what it says, not how
   and the found noise replays.
 
 "right" is all of that: latents to 1e-5 of their largest value, gradients to 0.5 % along themselves (in half precision
-as far as it goes). "refused" means one sentence, before the model was run once.
+as far as it goes). "refused" means one sentence before anything was sampled; the model may have been asked.
 """
 COLUMNS = ("use", "0 iterations", "gradient", "candidates", "remark")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from tiny_models import sample_map
+from tiny_models import SIGMAS, sample_map
 
 
 def mean_pixel(images, prompts):
@@ -551,3 +551,35 @@ def test_every_solver_warns_of_a_noise_that_gives_another_latent_when_it_is_samp
     drifting = replace(plain, denoise=lambda x, sigma: plain.denoise(x, sigma) * (1 + 0.01 * next(calls)))
     found = core.optimize(drifting, mean_pixel, noise, solver, iterations=1, floor=0.0)
     assert any("sampled once more, gives another latent" in warning for warning in found.history.warnings)
+
+
+@pytest.mark.parametrize("solver", [core.GradientAscent(), core.Search(candidates=50), core.ZeNO(candidates=50)])
+@pytest.mark.parametrize("calls", [0, 9, 23])
+def test_a_stop_keeps_the_best_within_one_network_call(solver, calls):
+    made, asked = [], []
+
+    def stop():
+        asked.append(len(made))
+        return len(made) > calls
+
+    def denoise(x, sigma):
+        made.append(len(x))
+        return 0.5 * x
+
+    noise_map = core.SampleMap(denoise, core.Schedule(SIGMAS["vp"]), (1, 3, 4, 4), most_rows=1)
+    noise = noise_map.randn(0)
+    result = core.optimize(noise_map, rewards.Brightness(), noise, solver, iterations=40, stop=stop, diagnose=True)
+    # Without a best there is nothing to keep: the first pass, of four calls each way, is awaited.
+    assert len(made) <= max(calls + 1, 2 * 4) and result.history.stopped == "stopped by hand"
+    assert result.history.rows and result.history.diagnosis is None
+    assert torch.allclose(noise_map.sample(result.noise), result.images)
+
+
+def test_a_run_that_nobody_stops_is_as_without_the_question():
+    noise_map = sample_map()
+    noise = start(noise_map)
+    found, expected = (
+        core.optimize(noise_map, rewards.Brightness(), noise, iterations=2, **more) for more in ({"stop": bool}, {})
+    )
+    assert torch.equal(found.noise.flat(), expected.noise.flat())
+    assert found.history.stopped == expected.history.stopped == "2 iterations done"

@@ -3,11 +3,15 @@
 import model_families
 import pytest
 from families import FAMILIES, NOT_TRIED
+from workflows import Workflow
 
 USUAL = [
     "Stable Diffusion 1.5", "SDXL", "Stable Diffusion 3", "Flux dev", "Qwen-Image", "Wan 2.1", "Hunyuan Video",
     "Z-Image", "HiDream I1",
 ]  # fmt: skip
+CLIP = "Stable Video Diffusion"
+DETACHING = ["result half detached", "input half detached"]
+"""Invented families: half of what they compute has no gradient."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,7 @@ def version():
 @pytest.fixture(scope="module")
 def usual():
     """The rows of the families that people use most, by name."""
-    return {row["family"]: row for row in model_families.inside_comfyui(*USUAL)}
+    return {row["family"]: row for row in model_families.inside_comfyui(*USUAL, CLIP)}
 
 
 def wrong(row):
@@ -45,8 +49,37 @@ def test_a_family_that_people_use_is_right_in_everything(usual, name):
     assert not wrong(usual[name])
 
 
+def test_a_model_that_takes_a_batch_for_one_clip_is_sampled_as_ksampler_does_and_not_searched(usual):
+    numbers, failed = model_families.numbers(usual[CLIP]), usual[CLIP]["failed"]
+    assert not model_families.is_wrong("KSampler", numbers["KSampler"])
+    assert set(failed) == {"gradient", "candidates", "replay"}
+    assert all("the frames of one clip" in reason for reason in failed.values())
+
+
 @pytest.mark.slow
 def test_every_family_is_as_docs_models_md_says(version):
     expected = model_families.results_of(version["comfyui"])
     rows = {row["family"]: row for row in model_families.inside_comfyui(*version["families"])}
     assert {name for name, row in rows.items() if wrong(row)} == {n for n, row in expected.items() if wrong(row)}
+
+
+@pytest.mark.parametrize("family", DETACHING)
+def test_a_model_that_detaches_a_half_is_refused_by_solvers_that_need_its_gradient(comfy, family):
+    graph = Workflow(family=family)
+    graph.keep("latent", graph.dno(iterations=2)[0])
+    found = comfy.fail(graph)
+    assert "the gradient through this model is wrong" in found and "ZeNO" in found, found
+
+
+def test_a_model_that_detaches_a_half_is_searched_without_gradients(comfy):
+    graph = Workflow(family=DETACHING[0])
+    solver = graph.node("DNOSolverSearch", method="zero-order", candidates=2, beta=0.1, seed=0)[0]
+    graph.keep("latent", graph.dno(iterations=1, solver=solver)[0])
+    assert comfy.run(graph).kept["latent"]["samples"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_whose_gradient_is_right_is_searched_in_every_precision(comfy, dtype):
+    graph = Workflow(dtype=dtype)
+    graph.keep("latent", graph.dno(iterations=1)[0])
+    assert comfy.run(graph).kept["latent"]["samples"].isfinite().all()

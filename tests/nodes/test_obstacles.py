@@ -131,3 +131,49 @@ class TestNoiseScale:
         graph.keep("replayed", graph.replay(ours[2], latent)[0])
         kept = comfy.run(graph).kept
         assert error(kept["replayed"]["samples"], kept["ours"]["samples"]) < 1e-5
+
+
+def quantised(comfy, kind, rounds_input=False):
+    """A workflow whose model has quantised weights; its seed is another's, so that no test gets another's layers."""
+    older = comfy.version <= (0, 3, 75)
+    if older != (kind == "scaled") and kind != "float8_e4m3fn":
+        pytest.skip("this ComfyUI has no weights of this kind")
+    graph = Workflow()
+    seed = 20 + rounds_input
+    graph.model = graph.node("DNOTestQuantised", kind=kind, seed=seed, rounds_input=rounds_input)[0]
+    return graph
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "scaled"])
+def test_the_gradient_is_right_with_quantised_weights(comfy, record_property, kind):
+    assert_right_gradient(comfy, quantised(comfy, kind), record_property)
+
+
+def test_the_gradient_is_right_where_layers_would_round_their_input_and_lose_it(comfy, record_property):
+    if comfy.version > (0, 3, 75):
+        pytest.skip("this ComfyUI rounds with a gradient of its own, which no difference shows")
+    assert_right_gradient(comfy, quantised(comfy, "float8_e4m3fn", rounds_input=True), record_property)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "scaled"])
+def test_a_search_climbs_with_quantised_weights_and_the_stock_sampler_runs_as_before(comfy, kind):
+    stock = []
+    for iterations in (0, 3):
+        graph = quantised(comfy, kind)
+        if iterations:
+            history = graph.node("DNOTestHistory", history=graph.dno(iterations=iterations, cfg=3.0)[3])
+        inputs = graph.sampling(cfg=8.0 + iterations * 1e-12)
+        graph.keep("stock", graph.node("KSampler", **inputs, sampler_name="euler")[0])
+        run = comfy.run(graph)
+        stock.append(run.kept["stock"]["samples"])
+    scores = torch.tensor([row["score"] for row in run.outputs[history.id]["history"][0]["rows"]])
+    assert (scores.amax(dim=0) > scores[0]).all(), scores
+    assert torch.equal(*stock)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "scaled"])
+def test_a_graph_holds_quantised_weights_as_they_are_stored(comfy, kind):
+    """The cast ones of the attention are four times as many bytes."""
+    graph = quantised(comfy, kind)
+    graph.witnessed("cast_weights")
+    assert notes_of(comfy.run(graph))["cast_weights"] == []

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from comfy_server.browser import front_end
 from PIL import Image
 from workflows import Workflow, history_of
 
@@ -46,12 +47,13 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     assert len(texts) == 4  # three evaluations, and the end
     for row, text in zip(rows, texts, strict=False):
         iteration, *numbers = text.splitlines()
-        assert re.fullmatch(rf"iteration {row['iteration']} of 2(, about \d+ s left)?", iteration), iteration
-        assert numbers[0].startswith(f"reward {row['score'][0]:.4g} (best ") and numbers[1].startswith("P 0.")
-        assert numbers[2] == f"contrast {row['watch/contrast'][0]:.4g}"
+        assert re.fullmatch(rf"iteration {row['iteration']} of 2(, \d+ s left)?", iteration), iteration
+        best = max(row["score"][0] for row in rows if row["iteration"] <= int(iteration.split()[1]))
+        assert numbers[0] == f"best {best:.3g}" and re.fullmatch(rf"now {row['score'][0]:.3g}, P 0\.\d\d", numbers[1])
+        assert numbers[2] == f"contrast {row['watch/contrast'][0]:.3g}"
     assert "left" in texts[1] and "left" not in texts[0] + texts[2]
     assert texts[3].splitlines() == [
-        f"brightness {rows[0]['score'][0]:.4g} -> {max(row['score'][0] for row in rows):.4g}", "2 iterations done",
+        f"brightness {rows[0]['score'][0]:.3g} -> {max(row['score'][0] for row in rows):.3g}", "2 iterations done",
     ]  # fmt: skip
     assert run.outputs[ours.id]["text"] == [texts[3]]
     assert "DNO: 100%" in comfy.log() and numbers[0] in comfy.log()
@@ -80,3 +82,47 @@ def test_a_saved_picture_says_what_it_scored(comfy):
     assert found["reward"] == "brightness" and found["start"] == first["score"]
     assert found["best"] == [max(pair) for pair in zip(first["score"], last["score"], strict=True)]
     assert len(found["P"]) == 2 and all(0.01 < float(p) <= 1 for p in found["P"])
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_stop_and_keep_ends_a_search_within_one_network_call_with_its_best(comfy, when):
+    graph = Workflow(obstacle="slow")
+    ours = graph.dno(iterations=50, steps=6, seed=len(when))  # a workflow of its own: ComfyUI would keep the other's
+    graph.keep("image", ours[1])
+    graph.keep("noise", ours[2])
+    graph.node("DNOTestHistory", history=ours[3])
+    moment, asked = 2 * 14 + (3 if when == "forward" else 10), []
+
+    def stop(run, kind, data):
+        if kind == "progress" and data["value"] >= moment and not asked:
+            asked.append(data["value"])
+            assert comfy.post("/dno/stop", {"node": "no such node"}) == {"stopped": False}
+            assert comfy.post("/dno/stop", {"node": ours.id}) == {"stopped": True}
+
+    run = comfy.run(graph, on_message=stop)
+    history = history_of(run)
+    calls = [data["value"] for data in run.of_type("progress") if data["value"] < data["max"]]
+    assert run.ended == "execution_success" and calls[-1] <= asked[0] + 2
+    assert history["stopped"] == "stopped by hand" and "stopped by hand" in run.outputs[ours.id]["text"][0]
+    assert [best >= first for best, first in zip(history["best"], history["rows"][0]["score"], strict=True)]
+    assert comfy.post("/dno/stop", {"node": ours.id}) == {"stopped": False}
+
+
+def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy):
+    graph = Workflow(obstacle="slow")
+    ours = graph.dno(iterations=200, steps=4)
+    saved = graph.node("PreviewImage", images=ours[1])
+    with front_end(comfy) as page:
+        page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+        node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
+        widgets = page.evaluate(f"{node}.widgets.map(w => w.name)")
+        values = page.evaluate(f"{node}.serialize().widgets_values")
+        assert widgets[-1] == "stop_and_keep" and len(values) == len(widgets) - 1
+        page.evaluate("app.queuePrompt(0)")
+        page.wait_for_function(f"{node}.imgs?.length || document.body.innerText.includes('iteration 2 of 200')")
+        page.wait_for_function("document.body.innerText.includes('iteration 2 of 200')")
+        page.screenshot(path=comfy.folder / "running.png")
+        page.evaluate(f"{node}.widgets.find(w => w.name == 'stop_and_keep').callback()")
+        page.wait_for_function("document.body.innerText.includes('stopped by hand')")
+        page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
+        page.screenshot(path=comfy.folder / "stopped.png")

@@ -31,14 +31,17 @@ def test_a_search_finds_a_noise_that_replays_though_the_patch_has_a_state_or_is_
     assert error(found["start"], found["ours"]) > 1e-3
 
 
-@pytest.mark.parametrize("patch, settings, batch", [
-    ("VideoLinearCFGGuidance", {"min_cfg": 1.0}, 2), ("Mahiro", {}, 1),
-    ("RenormCFG", {"cfg_trunc": 100.0, "renorm_cfg": 1.0}, 1),
-    ("TemporalScoreRescaling", {"tsr_k": 0.95, "tsr_sigma": 1.0}, 1),
-])
-def test_candidates_are_sampled_one_at_a_time_where_a_patch_mixes_a_calls_pictures(comfy, patch, settings, batch):
+@pytest.mark.parametrize("patch, settings, batch, dtype", [
+    ("VideoLinearCFGGuidance", {"min_cfg": 1.0}, 2, "float32"),
+    ("Mahiro", {}, 1, "float32"), ("Mahiro", {}, 1, "bfloat16"),
+    ("RenormCFG", {"cfg_trunc": 100.0, "renorm_cfg": 1.0}, 1, "float32"),
+    ("TemporalScoreRescaling", {"tsr_k": 0.95, "tsr_sigma": 1.0}, 1, "float32"),
+])  # fmt: skip
+def test_candidates_are_sampled_one_at_a_time_where_a_patch_mixes_a_calls_pictures(
+    comfy, patch, settings, batch, dtype
+):
     """Or where it takes no more than one: RenormCFG and TemporalScoreRescaling compare tensors as if of one picture."""
-    graph = NoiseWorkflow()
+    graph = NoiseWorkflow(dtype=dtype)
     graph.model = graph.node(patch, model=graph.model, **settings)[0]
     latent = graph.latent(batch=batch)
     search = graph.node("DNOSolverSearch", **{**SEARCH, "candidates": 8})[0]
@@ -186,9 +189,10 @@ def test_noise_that_windows_copy_from_frame_to_frame_is_refused(comfy):
     assert "Switch freenoise off" in found and calls(comfy) == before, found
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("patch", ["PerpNeg", "Mahiro"])
-def test_pictures_that_a_patch_lets_depend_on_each_other_are_refused(comfy, patch):
-    graph = NoiseWorkflow()
+def test_pictures_that_a_patch_lets_depend_on_each_other_are_refused(comfy, patch, dtype):
+    graph = NoiseWorkflow(dtype=dtype)
     other = graph.node("DNOTestModel", family="eps", seed=9, dtype="float32", vae_channels=4)[1]
     settings = {"PerpNeg": {"empty_conditioning": other, "neg_scale": 1.0}, "Mahiro": {}}
     graph.model = graph.node(patch, model=graph.model, **settings[patch])[0]

@@ -45,18 +45,25 @@ def verdicts(row):
         "climb": {"replay": rounding},
         "search": {"replay": rounding, "singles": rounding},
     }
-    found = {part: verdict(row[part], limit) for part, limit in limits.items()}
+    run = row["stock"]["calls"]
+    found = {part: verdict(row[part], limit, run) for part, limit in limits.items()}
     if found["gradient"].word == RIGHT:
         found["gradient"] = found["climb"]
     return {part: found[part] for part in ("start", "gradient", "search")}
 
 
-def verdict(tried, limits):
-    """Return the verdict on one attempt, whose values must be below `limits`, and whose gain must not be negative."""
+def verdict(tried, limits, run):
+    """Return the verdict on one attempt.
+
+    Args:
+        tried: a `measures.Tried` as a dict.
+        limits: what its values must not exceed, by name; beside these, the reward must rise where it was to.
+        run: calls of the network in one sampling run: with fewer, a model may have been asked, but nothing was sampled.
+    """
     if tried["error"]:
         if not tried["own"]:
             return Verdict(CRASH, tried["error"])
-        return Verdict(LATE if tried["calls"] else REFUSED, tried["error"].partition(": ")[2])
+        return Verdict(REFUSED if tried["calls"] < run else LATE, tried["error"].partition(": ")[2])
     values = tried["values"]
     wrong = [f"{name} {values[name]:.1g}" for name, limit in limits.items() if not values[name] <= limit]
     if not values.get("gain", 1.0) > 0:

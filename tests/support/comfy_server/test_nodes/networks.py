@@ -1,5 +1,7 @@
 """Tiny networks of ComfyUI's that autograd meets an obstacle in: changes in place, fused kernels, scaled noise."""
 
+import json
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_base
@@ -12,7 +14,7 @@ import comfy.t2i_adapter.adapter
 import comfy.taesd.taesd
 import torch
 
-from .models import CONTEXT, UNET, another_vae, fill
+from .models import CONTEXT, UNET, another_vae, fill, unet
 
 # Rotary positions want heads of a certain size, so the attention's shape is kept and all else is small.
 FLUX = {
@@ -91,6 +93,61 @@ def autoencoder(channels):
     return comfy.sd.VAE(sd=model.state_dict(), metadata={"tae_latent_channels": channels})
 
 
+def quantised(kind, seed):
+    """The tiny UNet with the layers of its attention in float8, as checkpoints of that kind are loaded."""
+    config = comfy.supported_models.SD15(dict(UNET))
+    config.set_inference_dtype(torch.float32, torch.float32)
+    weights = unet("eps", seed).model.diffusion_model.state_dict()
+    layers = [key.removesuffix(".weight") for key, weight in weights.items() if "attn" in key and weight.ndim == 2]
+    if kind == "scaled":
+        config.scaled_fp8 = torch.float8_e4m3fn
+        config.unet_config["dtype"] = torch.float32
+        layers = [name.removesuffix(".weight") for name, weight in weights.items() if weight.ndim == 2]
+    else:
+        config.quant_config = config.layer_quant_config = {layer: {"format": kind} for layer in layers}
+    for layer in layers:
+        weights |= stored(layer, weights[layer + ".weight"], kind)
+    model = comfy.model_base.BaseModel(config)
+    model.diffusion_model.load_state_dict(weights, strict=False)
+    return patcher_of(model)
+
+
+def stored(layer, weight, kind):
+    """A layer's weight and its scale, as they lie in a file."""
+    if kind == "int8_tensorwise":
+        scale = weight.abs().max() / 127
+        values = (weight / scale).round().to(torch.int8)
+    else:
+        scale = weight.abs().max() / 448
+        values = (weight / scale).to(torch.float8_e4m3fn)
+    tensors = {f"{layer}.weight": values, f"{layer}.{'scale_weight' if kind == 'scaled' else 'weight_scale'}": scale}
+    if kind != "scaled" and NEWER:
+        tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+    return tensors
+
+
+class DNOTestQuantised:
+    """A model with quantised weights, to put in the place of `DNOTestModel`'s."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        kinds = ["float8_e4m3fn", "int8_tensorwise", "scaled"]
+        required = {"kind": (kinds,), "seed": ("INT", {"default": 0}), "rounds_input": ("BOOLEAN", {"default": False})}
+        return {"required": required}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    def load(self, kind, seed, rounds_input):
+        model = quantised(kind, seed)
+        for layer in model.model.modules():
+            if rounds_input and hasattr(layer, "layout_type"):  # as on a GPU with float8 arithmetic
+                layer._full_precision_mm, layer.comfy_cast_weights = False, False
+                layer.input_scale = torch.nn.Parameter(torch.tensor(0.02), requires_grad=False)
+        return (model,)
+
+
 def control_net(seed):
     sizes = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
     operations = comfy.ops.disable_weight_init
@@ -122,4 +179,4 @@ class DNOTestControl:
         return (self.KINDS[kind](seed),)
 
 
-NODES = (DNOTestNetwork, DNOTestControl)
+NODES = (DNOTestNetwork, DNOTestQuantised, DNOTestControl)

@@ -73,6 +73,21 @@ class Witness:
         self.notes["inference_weights"] = sum(parameter.is_inference() for parameter in parameters)
         self.notes["trainable_weights"] = sum(parameter.requires_grad for parameter in parameters)
 
+    def cast_weights(self, problem, noise):
+        """The shapes of the weights that one step's graph holds and that are not the model's own tensors."""
+        weights = [weight for weight in self.model.model.parameters() if weight.ndim == 2]
+        shapes = {shape for weight in weights for shape in (tuple(weight.shape), tuple(weight.T.shape))}
+        stored, found = {weight.data_ptr() for weight in weights}, []
+
+        def look(tensor):
+            if tuple(tensor.shape) in shapes and tensor.data_ptr() not in stored:
+                found.append(list(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
+            problem.sample_map.denoise_with_graph(problem.sample_map.start(noise.initial), 0)
+        self.notes["cast_weights"] = found
+
     def flags(self, problem, noise):
         self.notes["flags"] = flags()
 

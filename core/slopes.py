@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 
-from ..core.precision import normal
+from .precision import normal
 
 # Lengths of the two differences, in parts of x: the second is taken only where the first disagrees with autograd.
 SHORT, LONG = 1e-2, 2e-2
@@ -17,7 +17,7 @@ SHORT, LONG = 1e-2, 2e-2
 # Where the two differ by more than the first, in parts of their size, they tell nothing: the model is rough here, or
 # computes in half precision. Where autograd's slope is off by more than the second, it is wrong. A network that
 # detaches a half of its result is off by a half.
-UNCLEAR, WRONG = 0.05, 0.2
+UNCLEAR, WRONG = 0.02, 0.1
 
 
 def refuse_a_wrong_gradient(denoise, network, x, sigma, in_place):
@@ -27,22 +27,30 @@ def refuse_a_wrong_gradient(denoise, network, x, sigma, in_place):
     random direction by differences, D, with autograd's, of which <D, J direction> is all that one backward pass gives.
 
     Args:
-        denoise, in_place: of the `core.SampleMap`.
+        denoise: denoise(x, sigma) -> denoised, which runs `network`.
         network: the module inside the model.
-        x: (B, ..), the scaled sample at `sigma`, (B,).
+        x: (B, ..), the scaled sample at `sigma`.
+        sigma: (B,).
+        in_place: the `InPlace` of the `SampleMap`.
+
+    Example:
+        >>> from comfyui_dno.core.in_place import InPlace
+        >>> network = torch.nn.Linear(8, 8)
+        >>> x, sigma = torch.randn(2, 8), torch.ones(2)
+        >>> refuse_a_wrong_gradient(lambda x, sigma: x - network(x), network, x, sigma, InPlace())
     """
     direction = normal(x.shape, x, "check of the model's gradient") * x.std()
     with torch.no_grad():
-        slopes = differences(denoise, network, x, sigma, direction, SHORT)
+        slopes = _differences(denoise, network, x, sigma, direction, SHORT)
 
     def by_autograd():
-        return products(denoise, network, x, sigma, direction, slopes)
+        return _products(denoise, network, x, sigma, direction, slopes)
 
-    found, expected = in_place.differentiate("model", by_autograd), len(slopes)
+    found, expected = in_place.differentiate("model", by_autograd), sum(bool(slope.any()) for slope in slopes)
     if not abs(found - expected) > WRONG * expected:  # also where they are no numbers, which the search itself tells of
         return
     with torch.no_grad():
-        longer = differences(denoise, network, x, sigma, direction, LONG)
+        longer = _differences(denoise, network, x, sigma, direction, LONG)
     if any((b - a).norm() > UNCLEAR * a.norm() for a, b in zip(slopes, longer, strict=True)):
         return
     raise RuntimeError(
@@ -53,17 +61,17 @@ def refuse_a_wrong_gradient(denoise, network, x, sigma, in_place):
     )
 
 
-def differences(denoise, network, x, sigma, direction, length):
+def _differences(denoise, network, x, sigma, direction, length):
     """Return the derivative of each result along `direction`, by central differences of this length."""
-    ends = [results(denoise, network, x + sign * length * direction, sigma) for sign in (1, -1)]
+    ends = [_results(denoise, network, x + sign * length * direction, sigma) for sign in (1, -1)]
     return [(ahead - behind) / (2 * length) for ahead, behind in zip(*ends, strict=True)]
 
 
-def products(denoise, network, x, sigma, direction, slopes):
-    """Return the sum of <slope, J direction> / |slope|^2 by autograd: how many results there are, where it is right."""
+def _products(denoise, network, x, sigma, direction, slopes):
+    """Return the sum of <slope, J direction> / |slope|^2 by autograd: how many results change, where it is right."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        found = results(denoise, network, x, sigma)
+        found = _results(denoise, network, x, sigma)
         weights = [slope / slope.square().sum().clamp(min=1e-30) for slope in slopes]
         # Scaled to a largest entry of 1, so that the way back through half precision loses nothing.
         scale = max(weight.abs().max() for weight in weights).clamp(min=1e-30)
@@ -73,20 +81,21 @@ def products(denoise, network, x, sigma, direction, slopes):
     return float((gradient * direction).sum() * scale)
 
 
-def results(denoise, network, x, sigma):
+def _results(denoise, network, x, sigma):
     """Return all that the network returns while x is denoised, and the denoised, in float32."""
-    with kept_results(network) as found:
+    with _kept_results(network) as found:
         denoised = denoise(x, sigma)
     return [part.float() for part in (*found, denoised)]
 
 
 @contextlib.contextmanager
-def kept_results(network):
+def _kept_results(network):
     """Give a list that takes a copy of every tensor that the network returns."""
     found = []
 
     def keep(_module, _args, output):
-        found.extend(part.clone() for part in (output if isinstance(output, (list, tuple)) else [output]))
+        parts = output if isinstance(output, (list, tuple)) else [output]
+        found.extend(part.clone() for part in parts if torch.is_tensor(part))
 
     hook = network.register_forward_hook(keep)
     try:
