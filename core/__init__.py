@@ -20,7 +20,7 @@ from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
-from .problem import Problem
+from .problem import Drop, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
@@ -35,6 +35,7 @@ __all__ = [
     "Checkpoint",
     "Diagnosis",
     "DiscreteDenoiser",
+    "Drop",
     "Evaluation",
     "Exact",
     "GradientAscent",

@@ -261,11 +261,12 @@ class SampleMap:
             else:
                 kept.append(self.denoise_with_graph(x, index))
                 denoised = kept[-1][1].detach()
-            x = self._step(x, denoised, index, noise)
+            x = self.step(x, denoised, index, noise)
             samples.append(x)
         return samples
 
-    def _step(self, x, denoised, index, noise):
+    def step(self, x, denoised, index, noise):
+        """Return the x that follows step `index` from x (B, ..) and its denoised, with the noise that it injects."""
         if self._is_judged(index):
             return denoised
         sigma, sigma_next = self.schedule.intervals[index]
@@ -407,7 +408,7 @@ class Pullback:
         if self._graphs is not None:
             return self._graphs.pop()
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
-        again = self._map._step(self._samples[index], denoised.detach(), index, self._noise)
+        again = self._map.step(self._samples[index], denoised.detach(), index, self._noise)
         _, c_denoised, _ = self._coefficients(index)
         allowed = self._map.rerun_tolerance * abs(c_denoised) * _size(denoised.detach()) + 1e-6 * _size(again)
         # Read later, all at once: each reading makes the host wait for the device.
@@ -445,7 +446,7 @@ class Pullback:
 
     def _again(self, index):
         x = self._samples[index]
-        return self._map._step(x, self._map._denoise(x, index), index, self._noise)
+        return self._map.step(x, self._map._denoise(x, index), index, self._noise)
 
     def _start_vjp(self, gradient):
         initial = self._noise.initial.detach().requires_grad_()
