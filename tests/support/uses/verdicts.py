@@ -8,7 +8,7 @@ GOOD = (RIGHT, REFUSED, MISSING, STOCK)
 """What a user may meet: all else is to be mended."""
 
 ACROSS = 10
-"""How much less exact a difference along a random direction is than along the gradient: at most 9 times was measured."""
+"""How much less exact a difference along a random direction is than along the gradient; 9 times was measured."""
 
 
 @dataclass
