@@ -27,12 +27,22 @@ from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .rewards import REWARDS
 from .sampler import DNOSampler, DNOSamplerAdvanced
-from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
+from .solvers import (
+    DNOSolverGradient,
+    DNOSolverLGD,
+    DNOSolverSearch,
+    DNOSolverTilt,
+    DNOSolverTrust,
+    DNOSolverZeNO,
+    DNOSolverZerothOrder,
+)
 
 NODES = [
     DNOSampler,
     DNOSamplerAdvanced,
     DNOSolverGradient,
+    DNOSolverTrust,
+    DNOSolverTilt,
     DNOSolverZerothOrder,
     DNOSolverZeNO,
     DNOSolverSearch,

@@ -54,6 +54,7 @@ class ComfyRun:
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
         renewal: runs the guider where it is differentiated.
+        load_again: called before each call, where a reward is asked between calls and may have moved the models out.
     """
 
     guider: object
@@ -68,6 +69,7 @@ class ComfyRun:
     to_keyframes: object = staticmethod(lambda sigma: None)
     repeats: bool = True
     renewal: Renewal = field(default_factory=Renewal)
+    load_again: object = staticmethod(stays)
 
     @property
     def model_sampling(self):
@@ -95,6 +97,7 @@ class ComfyRun:
     def denoise(self, x, sigma):
         """Return the guider's denoised, with the kept part of an inpainting put in as `KSamplerX0Inpaint` does."""
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.load_again()
         self.to_keyframes(sigma)
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
