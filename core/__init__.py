@@ -24,7 +24,7 @@ from .problem import Drop, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
-from .sampler_trial import CannotBeSearchedError, try_sampler
+from .sampler_trial import CannotBeSearchedError, try_sampler, wavy
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
 from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
@@ -75,4 +75,5 @@ __all__ = [
     "stages",
     "step_coefficients",
     "try_sampler",
+    "wavy",
 ]

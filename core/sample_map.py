@@ -124,9 +124,10 @@ class SampleMap:
     def settings(self):
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
-        known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
-        if schedule.s_noise != 1.0:
-            known["s_noise"] = schedule.s_noise
+        known = {
+            "sigmas": list(schedule.sigmas), "family": schedule.family, "s_noise": schedule.s_noise, "eta": self.eta,
+            "model": self.model,
+        }  # fmt: skip
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
@@ -140,7 +141,7 @@ class SampleMap:
         if noise.batch != self.shape[0]:
             raise ValueError(f"the noise is of {noise.batch} pictures; expected {self.shape[0]}, or one item of it")
         # A noise that says how it was made, but of no sampler, was made by steps of `sde_step`.
-        known = {"sampler": None, **noise.settings} if noise.settings else {}
+        known = {"sampler": None, **noise.settings} if "sigmas" in noise.settings else noise.settings
         for name, ours in {"sampler": None, **self.settings}.items():
             theirs = known.get(name, ours)
             if not _same_setting(theirs, ours):

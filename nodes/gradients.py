@@ -160,6 +160,15 @@ def with_resident_weights(patcher):
         ) from error
 
 
+def refuse_dynamic_weights(patcher):
+    """Raise RuntimeError where the weights of a model that is loaded already may be overwritten while in use."""
+    if getattr(patcher, "is_dynamic", bool)():
+        raise RuntimeError(
+            f"{type(patcher.model).__name__} keeps its weights in dynamic video memory; expected weights that stay. Use"
+            " a DNO Sampler node, which asks for that, or start ComfyUI with --disable-dynamic-vram"
+        )
+
+
 def refuse_undifferentiable(patcher):
     """Raise RuntimeError for models whose gradients would be missing or silently wrong, and say what to do."""
     if getattr(patcher, "get_additional_models_with_key", lambda _: [])("multigpu"):

@@ -144,7 +144,7 @@ def test_a_search_raises_the_reward():
         core.GradientAscent(lr=0.05), iterations=5,
     )  # fmt: skip
     first = result.history.rows[0]["score"]
-    assert all(best > score for best, score in zip(result.history.best, first, strict=True))
+    assert all(best > score for best, score in zip(result.history.best_row["score"], first, strict=True))
     assert result.noise.settings["sampler"] == "midpoint_sde" and "eta" not in result.noise.settings
     assert not result.history.warnings
 
