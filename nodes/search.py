@@ -107,7 +107,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
 
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
-        is differentiated, it stays, and the model, which a reward may move out between its calls, comes back before each.
+        is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
         """
         call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
