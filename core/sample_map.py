@@ -267,13 +267,13 @@ class SampleMap:
 
     def step(self, x, denoised, index, noise):
         """Return the x that follows step `index` from x (B, ..) and its denoised, with the noise that it injects."""
-        if self._is_judged(index):
+        if self.is_judged(index):
             return denoised
         sigma, sigma_next = self.schedule.intervals[index]
         injected = noise.injected[index] if index < len(noise.injected) else None
         return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
 
-    def _is_judged(self, index):
+    def is_judged(self, index):
         """Whether the denoised of step `index` is the latent, so that the noise injected there has no effect."""
         return self.judge_denoised and index == self.schedule.steps - 1
 
@@ -416,7 +416,7 @@ class Pullback:
         return x, denoised
 
     def _coefficients(self, index):
-        if self._map._is_judged(index):
+        if self._map.is_judged(index):
             return 0.0, 1.0, 0.0
         schedule = self._map.schedule
         return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)

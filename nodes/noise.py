@@ -30,7 +30,7 @@ class DNOSaveNoise(io.ComfyNode):
         return io.Schema(
             node_id="DNOSaveNoise",
             display_name="Save Noise",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description=(
                 "Writes the noise of a search to a small file, with all that replays it and with the solver's state, so"
                 " that the search can go on another day."
@@ -62,7 +62,7 @@ class DNOLoadNoise(io.ComfyNode):
         return io.Schema(
             node_id="DNOLoadNoise",
             display_name="Load Noise",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description="Reads a noise that Save Noise or the dno command wrote.",
             inputs=[
                 io.Combo.Input(
@@ -112,7 +112,7 @@ class DNONoiseFromBatch(io.ComfyNode):
         return io.Schema(
             node_id="DNONoiseFromBatch",
             display_name="Noise From Batch",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description="Takes one picture's noise out of a batch, to replay it or to search on from it alone.",
             inputs=[
                 sockets.Noise.Input("noise", tooltip="The noise of a batch."),
@@ -132,7 +132,8 @@ class DNOVariations(io.ComfyNode):
         return io.Schema(
             node_id="DNOVariations",
             display_name="DNO Variations",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
+            **sockets.aliases("evolve", "mutate", "similar pictures"),
             description=(
                 "Neighbours of one picture's noise, to choose among by eye: the picture itself first, then others that"
                 " are like it. Sample them by a DNO Sampler with 0 iterations, pick one, vary that one, and so on."
@@ -174,7 +175,8 @@ class DNOReplayNoise(io.ComfyNode):
         return io.Schema(
             node_id="DNOReplayNoise",
             display_name="Replay Noise",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
+            **sockets.aliases("same picture again"),
             description=(
                 "Samples a searched noise to its picture again with the stock SamplerCustomAdvanced: connect noise,"
                 " sampler and sigmas to it, and the model and prompt of the search through a guider."
@@ -182,7 +184,7 @@ class DNOReplayNoise(io.ComfyNode):
             inputs=[
                 sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise."),
                 io.Sampler.Input(
-                    "sampler", optional=True,
+                    "searched_with", display_name="sampler", optional=True,
                     tooltip="The sampler that the noise was searched with, where it has options that no file can hold.",
                 ),
             ],
@@ -194,15 +196,15 @@ class DNOReplayNoise(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, noise, sampler=None) -> io.NodeOutput:
+    def execute(cls, noise, searched_with=None) -> io.NodeOutput:
         if "sigmas" not in noise.settings or not {"eta", "sampler"} & set(noise.settings):
             raise ValueError(
                 "the noise does not say with which sigmas and eta it was made; expected one from a DNO Sampler, or from"
                 " Load Noise with its check on"
             )
-        if sampler is None and "sampler" in noise.settings:
-            sampler = stock_samplers.named(noise.settings)
-        replay = ReplaySampler(noise, sampler)
+        if searched_with is None and "sampler" in noise.settings:
+            searched_with = stock_samplers.named(noise.settings)
+        replay = ReplaySampler(noise, searched_with)
         return io.NodeOutput(ReplayedNoise(noise), replay, torch.tensor(noise.settings["sigmas"]))
 
 
@@ -287,7 +289,7 @@ class DNONoiseProbability(io.ComfyNode):
         return io.Schema(
             node_id="DNONoiseProbability",
             display_name="Noise Probability",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description=(
                 "How probable a noise is under the normal distribution that the model was trained with, and where it is"
                 " not: below 0.01 it is suspicious, below 1e-6 the picture is not one the model believes in."

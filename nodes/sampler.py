@@ -21,6 +21,9 @@ class DNOSampler(io.ComfyNode):
             node_id="DNOSampler",
             display_name="DNO Sampler",
             category=sockets.CATEGORY,
+            **sockets.aliases(
+                "ksampler", "optimise noise", "optimize noise", "reward", "aesthetic", "best of n",
+            ),
             description=(
                 "Samples like KSampler, then searches the sampling noise for a picture that the reward likes more. With"
                 " 0 iterations it is KSampler: euler at eta 0; at eta 1 euler_ancestral, its noises drawn on the CPU."
@@ -91,6 +94,9 @@ class DNOSamplerAdvanced(io.ComfyNode):
             node_id="DNOSamplerAdvanced",
             display_name="DNO Sampler (Advanced)",
             category=sockets.CATEGORY,
+            **sockets.aliases(
+                "samplercustomadvanced", "optimise noise", "optimize noise", "reward", "direct noise optimization",
+            ),
             description=(
                 "The DNO Sampler for the nodes around SamplerCustomAdvanced: any guider, any sigmas. Searches the"
                 " sampling noise for a picture that the reward likes more."

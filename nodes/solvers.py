@@ -20,7 +20,8 @@ class DNOSolverGradient(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverGradient",
             display_name="DNO Solver (Gradient)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("adam", "gradient ascent"),
             description="Climbs the reward by its exact gradient by the noise. Needs a differentiable reward.",
             inputs=[learning_rate_input("0.01 is the paper's, 0.03 suits short runs."), *update_inputs()],
             outputs=[solver_output()],
@@ -37,7 +38,8 @@ class DNOSolverZerothOrder(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverZerothOrder",
             display_name="DNO Solver (Zeroth-Order)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("black box", "gradient-free", "hybrid"),
             description=(
                 "Climbs rewards that have no gradient, such as file sizes, along one that is estimated from slightly"
                 " perturbed pictures."
@@ -82,7 +84,8 @@ class DNOSolverZeNO(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverZeNO",
             display_name="DNO Solver (ZeNO)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("gradient-free", "path integral"),
             description=(
                 "Moves the noise towards those of its random neighbours that score high, all of them weighed together."
                 " Differentiates neither model nor reward. The regularizer is not used: the noise keeps its length."
@@ -126,7 +129,8 @@ class DNOSolverSearch(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverSearch",
             display_name="DNO Solver (Search)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("best of n", "random search", "pcn"),
             description=(
                 "Tries random noises and keeps the best: the simplest search, for any reward, to compare the others"
                 " with. Differentiates nothing. The regularizer is not used: every noise that is tried is true noise."
@@ -160,7 +164,7 @@ class DNOSolverLGD(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverLGD",
             display_name="DNO Solver (LGD)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
             description=(
                 "Steers one sampling run towards the reward, step by step (loss-guided diffusion). Quick, but gains"
                 " less than optimising the noise. Set the sampler's iterations to 1 and eta above 0. Needs a"

@@ -18,7 +18,8 @@ class DNOGate(io.ComfyNode):
         return io.Schema(
             node_id="DNOGate",
             display_name="DNO Gate",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
+            **sockets.aliases("filter", "threshold", "accept", "reject"),
             description=(
                 "Parts the pictures of a batch by a reward: those that score high enough, or the best few, and the"
                 " others, each with their latents and noises. Nodes behind an empty side are not run."
