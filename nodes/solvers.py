@@ -197,7 +197,8 @@ class DNOSolverTilt(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverTilt",
             display_name="DNO Solver (Tilt)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("fast", "quick", "noise tilt", "guidance"),
             description=(
                 "One sampling run whose noises lean towards the reward and stay as white as true noise: the most reward"
                 " for the least time. Set the sampler's iterations to 1 and eta above 0; further iterations tilt new"
@@ -254,7 +255,8 @@ class DNOSolverTrust(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverTrust",
             display_name="DNO Solver (Trust)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("trust region", "gradient ascent", "automatic step"),
             description=(
                 "Climbs the reward by steps that grow while they succeed and shrink where they fail: no learning rate"
                 " to choose, whatever the reward's units. Keeps the noise probable by itself: the regularizer is not"
