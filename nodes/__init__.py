@@ -30,13 +30,23 @@ from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .rewards import REWARDS
 from .sampler import DNOSampler, DNOSamplerAdvanced
 from .search_sampler import DNOSearchSampler
-from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
+from .solvers import (
+    DNOSolverGradient,
+    DNOSolverLGD,
+    DNOSolverSearch,
+    DNOSolverTilt,
+    DNOSolverTrust,
+    DNOSolverZeNO,
+    DNOSolverZerothOrder,
+)
 
 NODES = [
     DNOSampler,
     DNOSamplerAdvanced,
     DNOSearchSampler,
     DNOSolverGradient,
+    DNOSolverTrust,
+    DNOSolverTilt,
     DNOSolverZerothOrder,
     DNOSolverZeNO,
     DNOSolverSearch,

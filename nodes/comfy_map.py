@@ -56,6 +56,7 @@ class ComfyRun:
             not, and gives what KSampler gives.
         renewal: runs the guider where it is differentiated.
         stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
+        load_again: called before each call, where a reward is asked between calls and may have moved the models out.
     """
 
     guider: object
@@ -71,6 +72,7 @@ class ComfyRun:
     repeats: bool = True
     renewal: Renewal = field(default_factory=Renewal)
     stock: StockSampler | None = None
+    load_again: object = staticmethod(stays)
 
     @property
     def model_sampling(self):
@@ -114,6 +116,7 @@ class ComfyRun:
 
     def _denoised(self, x, sigma, model_options):
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.load_again()
         self.to_keyframes(sigma)
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)

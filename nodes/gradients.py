@@ -96,6 +96,23 @@ def load_together(patchers, memory_required):
             rewrap(loaded.model.model)
 
 
+def load_decoder_whole(models, decoder, memory_required):
+    """Load a decoder that is differentiated whole, and beside it models that are only run, as KSampler does: in part.
+
+    Args:
+        models: ComfyUI's patchers.
+        decoder: the VAE's patcher.
+        memory_required: bytes, beside the weights.
+
+    Raises:
+        RuntimeError: the decoder's weights do not stay in memory whole.
+    """
+    _searching[:] = [decoder]
+    _load_whole([decoder], memory_required)
+    load([decoder, *models], memory_required)
+    rewrap(decoder.model)
+
+
 def load_beside(patcher, memory_required):
     """Load one more model, which may move out others but none that is differentiated; raise as `load_together` does."""
     _load_whole([patcher, *_searching], memory_required)

@@ -54,11 +54,12 @@ class OptimizedSampler(comfy.samplers.Sampler):
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
+        if self.optimization.differentiates_decoder:
+            gradients.refuse_undifferentiable(vae_patcher)
         if differentiates:
             patches.refuse_a_state(model_options)
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
-            for each in (patcher, vae_patcher):
-                gradients.refuse_undifferentiable(each)
+            gradients.refuse_undifferentiable(patcher)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
         with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
             models = [patcher, *getattr(model_wrap, "loaded_models", ())]
@@ -75,13 +76,17 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 load_models, hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
                 stock=stock,
             )  # fmt: skip
+            if self.optimization.differentiates_decoder and not differentiates:
+                run.load_again = load_models
             decode = partial(
                 weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
                 self.optimization.every,
             )  # fmt: skip
             with contextlib.ExitStack() as kept:
-                for weights_of in (hooks.weights_kept(patcher), recast.casting_again()) if differentiates else ():
-                    kept.enter_context(weights_of)
+                if differentiates:
+                    kept.enter_context(hooks.weights_kept(patcher))
+                if self.optimization.differentiates_decoder:
+                    kept.enter_context(recast.casting_again())
                 self.result, latent = self.optimization.search(run, decode, most_rows)
         return latent
 
@@ -101,7 +106,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
         `couples` the rows of a batch, one candidate is.
 
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
-        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
+        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
+        is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
         """
         call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
@@ -113,6 +119,11 @@ class OptimizedSampler(comfy.samplers.Sampler):
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
             hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
             gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * hooked)
+        elif self.optimization.differentiates_decoder:
+            decode *= GRAPH_FACTOR * (seen[2] if len(seen) == 5 else 1)
+            loaded = partial(gradients.load_decoder_whole, models, vae_patcher, call + decode)
+            loaded()
+            return shape[0], loaded, stays
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
@@ -184,8 +195,17 @@ class Optimization:
     @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-        return climbs or self.diagnose
+        return self.diagnose or self._asked_of_solver is True
+
+    @property
+    def differentiates_decoder(self):
+        """Whether the VAE is differentiated, with the model or by itself."""
+        return self.differentiates or self._asked_of_solver == "decoder"
+
+    @property
+    def _asked_of_solver(self):
+        """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
+        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
 
     @property
     def candidates(self):

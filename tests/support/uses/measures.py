@@ -62,18 +62,25 @@ class Slopes:
         flat = gradient.flat().double()
         size = flat.norm(dim=1, keepdim=True)
         random = torch.randn(flat.shape, generator=torch.Generator().manual_seed(7), dtype=flat.dtype)
+        random = torch.where(flat == 0, 0, random)  # what a mask keeps is not searched
         random = random / random.norm(dim=1, keepdim=True)
-        self.along = self._error(problem, noise, flat, flat / size, size)
-        self.across = self._error(problem, noise, flat, random, size / flat.shape[1] ** 0.5)
+        self.along = self._error(problem, noise, flat, flat / size, 1.0)
+        self.across = self._error(problem, noise, flat, random, flat.shape[1] ** 0.5)
         return noise, evaluation
 
-    def _error(self, problem, noise, gradient, direction, typical):
-        """Return |difference - gradient . direction| of each picture, in units of a typical slope."""
-        reach = RISE / typical
+    def _error(self, problem, noise, gradient, direction, gentleness):
+        """Return |difference - gradient . direction| of each picture, in units of a typical slope.
+
+        Args:
+            gentleness: how much less than along the gradient the score rises in this direction. The step is longer by
+                its root: rounding weighs less by that, and what bends the slope more.
+        """
+        size = gradient.norm(dim=1, keepdim=True)
+        reach, typical = RISE * gentleness**0.5 / size, size / gentleness
         ends = [noise.flat().double() + end * reach * direction for end in (1, -1)]
         high, low = (problem.evaluate(noise.with_flat(end.float())).scores.double() for end in ends)
-        error = (high - low) / (2 * RISE) - ((gradient * direction).sum(1, keepdim=True) / typical)[:, 0]
-        return error.abs().tolist()
+        slope = (high - low)[:, None] / (2 * reach)
+        return ((slope - (gradient * direction).sum(1, keepdim=True)).abs() / typical)[:, 0].tolist()
 
 
 def measured(use):
