@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "uses.md"
 HEAD = """# Uses
 
 What was measured of what users do around KSampler: `python tests/benchmarks/sampler_uses.py` wrote this page. Each use
-was made by ComfyUI's own nodes on a tiny model with random weights, sampled in 4 steps, most as a batch of two, on a
+was made by ComfyUI's own nodes on a tiny model with random weights, sampled in 3 steps, most as a batch of two, on a
 CPU. So this tells whether the DNO Sampler does with a use what it says, not how much a search gains.
 
 - **0 iterations**: the latent is that of KSampler's `euler` at eta 0, and Replay Noise gives it again at eta 1.

@@ -1,6 +1,9 @@
 """What users do around KSampler is right, or refused in a sentence before anything is sampled; all of it: -m slow."""
 
+import json
+
 import pytest
+import sampler_uses
 from sampler_uses import inside_comfyui
 from uses.verdicts import LATE, MISSING, REFUSED, RIGHT, STOCK, verdict, verdicts
 
@@ -56,3 +59,21 @@ def test_a_use_that_comfyui_lacks_or_fails_at_is_not_held_against_the_pack():
     broken = {"rounding": 1e-5, "slope": 5e-3, "stock": tried("RuntimeError: shapes", own=False)}
     assert {each.word for each in verdicts({"missing": "NAGuidance"}).values()} == {MISSING}
     assert {each.word for each in verdicts(broken).values()} == {STOCK}
+
+
+def test_the_page_counts_what_is_good_and_marks_what_is_not(tmp_path, monkeypatch):
+    right = {
+        "rounding": 1e-5, "slope": 5e-4, "stock": tried(calls=4), "start": tried(euler=1e-7, replay=0.0),
+        "gradient": tried(along=1e-4, across=1e-3), "climb": tried(replay=1e-7, gain=0.1),
+        "search": tried(replay=1e-7, singles=1e-7, gain=0.1),
+    }  # fmt: skip
+    late = {**right, "climb": tried("ValueError: no | more", calls=9)}
+    runs = {"a mask": right, "a cache": late, "a node": {"missing": "Node"}}
+    file = tmp_path / "sampler_uses_1.2.3.json"
+    settings = {"comfyui": "1.2.3", "torch": "2.14"}
+    file.write_text(json.dumps({"groups": dict.fromkeys(runs, "Things"), "settings": settings, "runs": runs}))
+    monkeypatch.setattr(sampler_uses, "ROOT", tmp_path)
+    text = sampler_uses.page([file])
+    assert "2 uses, 1 of them right or refused" in text and "Not in this version: a node." in text
+    assert "| a mask | right | right | right |  |" in text
+    assert "| a cache | right | **refused late** | right | no / more |" in text

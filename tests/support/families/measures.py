@@ -44,7 +44,7 @@ class Twin:
             self.model, SEED, STEPS, CFG, SCHEDULER, self.positive, self.negative, self.latent, 1.0, self.vae,
             rewards.Brightness(), **{"eta": 1.0, "iterations": 0, **settings},
         )  # fmt: skip
-        latent, _, noise, history = found.args
+        latent, _, noise, history, *_ = found.args
         return latent["samples"], noise, history
 
     def guider(self):

@@ -58,24 +58,29 @@ class Slopes:
         return self
 
     def step(self, problem, noise):
-        _, gradient = problem.gradient(noise)
+        evaluation, gradient = problem.gradient(noise)
         flat = gradient.flat().double()
         size = flat.norm(dim=1, keepdim=True)
         random = torch.randn(flat.shape, generator=torch.Generator().manual_seed(7), dtype=flat.dtype)
+        random = torch.where(flat == 0, 0, random)  # what a mask keeps is not searched
         random = random / random.norm(dim=1, keepdim=True)
-        typical = size / flat.shape[1] ** 0.5
-        self.along = self._error(problem, noise, flat / size, flat, size, typical * flat.shape[1] ** 0.5)
-        self.across = self._error(problem, noise, random, flat, size, typical)
-        return noise, problem.evaluate(noise)
+        self.along = self._error(problem, noise, flat, flat / size, 1.0)
+        self.across = self._error(problem, noise, flat, random, flat.shape[1] ** 0.5)
+        return noise, evaluation
 
-    def _error(self, problem, noise, direction, gradient, size, unit):
-        """Return |difference - gradient . direction| in `unit`, each picture's."""
-        reach = RISE / size
+    def _error(self, problem, noise, gradient, direction, gentleness):
+        """Return |difference - gradient . direction| of each picture, in units of a typical slope.
 
-        ends = [(noise.flat().double() + end * reach * direction).float() for end in (1, -1)]
-        high, low = (problem.evaluate(noise.with_flat(end)).scores.double() for end in ends)
+        Args:
+            gentleness: how much less than along the gradient the score rises in this direction. The step is longer by
+                its root: rounding weighs less by that, and what bends the slope more.
+        """
+        size = gradient.norm(dim=1, keepdim=True)
+        reach, typical = RISE * gentleness**0.5 / size, size / gentleness
+        ends = [noise.flat().double() + end * reach * direction for end in (1, -1)]
+        high, low = (problem.evaluate(noise.with_flat(end.float())).scores.double() for end in ends)
         slope = (high - low)[:, None] / (2 * reach)
-        return ((slope - (gradient * direction).sum(1, keepdim=True)).abs() / unit)[:, 0].tolist()
+        return ((slope - (gradient * direction).sum(1, keepdim=True)).abs() / typical)[:, 0].tolist()
 
 
 def measured(use):
@@ -162,9 +167,9 @@ def climb(setting):
 def searched(setting):
     """Search with three candidates an iteration, in one call of the model and one at a time."""
     solver = core.Search(candidates=3)
-    latent, values = gain(setting, solver, iterations=2)
+    latent, values = gain(setting, solver, iterations=1)
     with one_candidate_a_call():
-        values["singles"] = error(ours(setting, iterations=2, solver=solver)[0], latent)
+        values["singles"] = error(ours(setting, iterations=1, solver=solver)[0], latent)
     return values
 
 

@@ -104,7 +104,7 @@ class Embedder:
 
 def placed(setting):
     """Return the setting with a thing that GLIGEN puts into a box."""
-    widths = (32, 64, 64, 64, 64, 32, 32)  # of the network's transformers, in their order
+    widths = (32, 64, 32, 32)  # of the network's transformers, in their order
     modules = [comfy.gligen.GatedSelfAttentionDense(width, CONTEXT, 2, width // 2) for width in widths]
     model = comfy.gligen.Gligen(modules, comfy.gligen.PositionNet(CONTEXT, CONTEXT), CONTEXT)
     fill(model, 35)

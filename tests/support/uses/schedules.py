@@ -24,12 +24,12 @@ def changed(node, **inputs):
 
 
 def high(setting):
-    return setting.but(sigmas=stock("SplitSigmas", sigmas=setting.own_sigmas, step=2)[0])
+    return setting.but(sigmas=stock("SplitSigmas", sigmas=setting.own_sigmas, step=1)[0])
 
 
 def low(setting):
     """Return the setting with the steps that are left of another sampler's run."""
-    rest = stock("SplitSigmas", sigmas=setting.own_sigmas, step=2)[1]
+    rest = stock("SplitSigmas", sigmas=setting.own_sigmas, step=1)[1]
     begun = {"samples": sampled(high(setting), "euler")}
     return setting.but(sigmas=rest, noise=stock("DisableNoise"), latent=begun)
 
@@ -47,10 +47,10 @@ def split_denoise(setting):
     return setting.but(sigmas=stock("SplitSigmasDenoise", sigmas=setting.own_sigmas, denoise=0.5)[1])
 
 
-def scheduler(name, steps=4):
+def scheduler(name, steps=3):
     """Return the use of one of KSampler's schedulers: `normal` is every setting's, kl_optimal has no single step."""
-    title = f"scheduler {name}" if steps == 4 else f"scheduler {name}, {steps} step"
-    idle = name == "normal" and steps == 4 or name == "kl_optimal" and steps == 1
+    title = f"scheduler {name}" if steps == 3 else f"scheduler {name}, {steps} step"
+    idle = name == "normal" and steps == 3 or name == "kl_optimal" and steps == 1
     return Use(title, "Schedulers", lambda setting: setting.but(scheduler=name, steps=steps), idle=idle)
 
 
@@ -59,20 +59,20 @@ SCHEDULES = [
     *(scheduler(name, steps=1) for name in ("normal", "beta", "kl_optimal")),
     Use("2 steps", "Schedulers", lambda s: s.but(steps=2)),
     Use("6 steps", "Schedulers", lambda s: s.but(steps=6)),
-    scheduled("BetaSamplingScheduler", steps=4),
-    scheduled("AlignYourStepsScheduler", steps=4),
-    scheduled("GITSScheduler", steps=4),
+    scheduled("BetaSamplingScheduler", steps=3),
+    scheduled("AlignYourStepsScheduler", steps=3),
+    scheduled("GITSScheduler", steps=3),
     scheduled("SDTurboScheduler", steps=2),
-    scheduled("KarrasScheduler", steps=4),
-    scheduled("ExponentialScheduler", steps=4),
-    scheduled("PolyexponentialScheduler", steps=4),
-    scheduled("VPScheduler", steps=4),
-    scheduled("LaplaceScheduler", steps=4),
-    scheduled("OptimalStepsScheduler", flow, steps=4),
-    scheduled("LTXVScheduler", flow, steps=4),
-    scheduled("Flux2Scheduler", flow, steps=4, width=64, height=64),
-    scheduled("Ideogram4Scheduler", flow, steps=4, width=64, height=64),
-    scheduled("ManualSigmas", sigmas="14.6, 6.0, 2.0, 0.5, 0.0"),
+    scheduled("KarrasScheduler", steps=3),
+    scheduled("ExponentialScheduler", steps=3),
+    scheduled("PolyexponentialScheduler", steps=3),
+    scheduled("VPScheduler", steps=3),
+    scheduled("LaplaceScheduler", steps=3),
+    scheduled("OptimalStepsScheduler", flow, steps=3),
+    scheduled("LTXVScheduler", flow, steps=3),
+    scheduled("Flux2Scheduler", flow, steps=3, width=64, height=64),
+    scheduled("Ideogram4Scheduler", flow, steps=3, width=64, height=64),
+    scheduled("ManualSigmas", sigmas="14.6, 4.0, 1.0, 0.0"),
     scheduled("ManualSigmas", name="ManualSigmas, one level", sigmas="14.6"),
     changed("ExtendIntermediateSigmas"),
     changed("SetFirstSigma", sigma=20.0),

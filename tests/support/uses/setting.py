@@ -17,11 +17,11 @@ import nodes as comfyui_nodes
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 1, 1], "context_dim": CONTEXT, "use_spatial_transformer": True, "legacy": False,
+    "channel_mult": [1, 2], "transformer_depth": [1, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 0, 0], "context_dim": CONTEXT, "use_spatial_transformer": True, "legacy": False,
     "adm_in_channels": None, "num_heads": 2,
 }  # fmt: skip
-"""Two levels, as FreeU, PatchModelAddDownscale and ControlNets need them."""
+"""Two levels, as FreeU and PatchModelAddDownscale need them, and attention in the first and the middle."""
 
 MMDIT = {
     "input_size": None, "adm_in_channels": 16, "depth": 2, "pos_embed_max_size": 16,
@@ -87,7 +87,7 @@ class Setting:
     negative: list
     latent: dict
     seed: int = 4
-    steps: int = 4
+    steps: int = 3
     cfg: float = 4.0
     scheduler: str = "normal"
     denoise: float = 1.0
