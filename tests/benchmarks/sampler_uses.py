@@ -31,8 +31,8 @@ CPU. So this tells whether the DNO Sampler does with a use what it says, not how
 
 - **0 iterations**: the latent is that of KSampler's `euler` at eta 0, and Replay Noise gives it again at eta 1.
 - **gradient**: agrees with differences of the reward; three iterations of Adam raise it; the found noise replays.
-- **candidates**: a search with three candidates in one call finds what it finds with one a call, it raises the reward,
-  and the found noise replays.
+- **candidates**: a search with three candidates in one call finds what it finds with one a call, and the found noise
+  replays.
 
 "right" is all of that: latents to 1e-5 of their largest value, gradients to 0.5 % along themselves (in half precision
 as far as it goes). "refused" means one sentence before anything was sampled; the model may have been asked.

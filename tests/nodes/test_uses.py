@@ -51,7 +51,7 @@ def tried(error="", own=True, calls=0, **values):
     (tried(replay=1e-6, gain=0.0), "wrong"),
 ])  # fmt: skip
 def test_a_verdict_is_good_only_where_all_is_right_or_nothing_was_sampled(attempt, word):
-    found = verdict(attempt, {"replay": 1e-5}, run=4)
+    found = verdict(attempt, {"gain": 0.0, "replay": 1e-5}, run=4)
     assert found.word == word and found.is_good == (word in (RIGHT, REFUSED))
 
 
