@@ -9,7 +9,7 @@ from uses.verdicts import LATE, MISSING, REFUSED, RIGHT, STOCK, verdict, verdict
 
 REPRESENTATIVE = [
     "mask and image to image", "InpaintModelConditioning, inpainting model", "batch index (Latent From Batch)",
-    "a prompt for each picture", "ConditioningSetMask, mask bounds", "LoRA", "ModelSamplingContinuousV",
+    "a prompt for each picture", "ConditioningSetMask, mask bounds", "LoRA", "ModelSamplingContinuousV, v_prediction",
     "SelfAttentionGuidance", "SkipLayerGuidanceSD3", "DualCFGGuider, nested", "scheduler ddim_uniform", "FlipSigmas",
 ]  # fmt: skip
 
