@@ -40,18 +40,18 @@ def test_all_uses_are_right_or_refused_before_anything_is_sampled():
     assert {name: words for name, words in bad.items() if words} == {}
 
 
-def tried(error="", own=True, calls=0, **values):
-    return {"error": error, "own": own, "calls": calls, "values": values}
+def tried(error="", own=True, stages=0, **values):
+    return {"error": error, "own": own, "stages": stages, "values": values}
 
 
 @pytest.mark.parametrize("attempt, word", [
     (tried(replay=1e-6, gain=0.1), RIGHT), (tried("ValueError: expected two"), REFUSED),
-    (tried("ValueError: expected two", calls=4), LATE), (tried("TypeError: 'NoneType'", own=False), "crash"),
+    (tried("ValueError: expected two", stages=1), LATE), (tried("TypeError: 'NoneType'", own=False), "crash"),
     (tried(replay=1e-4, gain=0.1), "wrong"), (tried(replay=float("nan"), gain=0.1), "wrong"),
     (tried(replay=1e-6, gain=0.0), "wrong"),
 ])  # fmt: skip
 def test_a_verdict_is_good_only_where_all_is_right_or_nothing_was_sampled(attempt, word):
-    found = verdict(attempt, {"gain": 0.0, "replay": 1e-5}, run=4)
+    found = verdict(attempt, {"gain": 0.0, "replay": 1e-5})
     assert found.word == word and found.is_good == (word in (RIGHT, REFUSED))
 
 
@@ -63,11 +63,11 @@ def test_a_use_that_comfyui_lacks_or_fails_at_is_not_held_against_the_pack():
 
 def test_the_page_counts_what_is_good_and_marks_what_is_not(tmp_path, monkeypatch):
     right = {
-        "rounding": 1e-5, "slope": 5e-4, "stock": tried(calls=4), "start": tried(euler=1e-7, replay=0.0),
+        "rounding": 1e-5, "slope": 5e-4, "stock": tried(), "start": tried(euler=1e-7, replay=0.0),
         "gradient": tried(along=1e-4, across=1e-3), "climb": tried(replay=1e-7, gain=0.1),
         "search": tried(replay=1e-7, singles=1e-7, gain=0.1),
     }  # fmt: skip
-    late = {**right, "climb": tried("ValueError: no | more", calls=9)}
+    late = {**right, "climb": tried("ValueError: no | more", stages=9)}
     runs = {"a mask": right, "a cache": late, "a node": {"missing": "Node"}}
     file = tmp_path / "sampler_uses_1.2.3.json"
     settings = {"comfyui": "1.2.3", "torch": "2.14"}

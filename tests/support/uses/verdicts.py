@@ -45,25 +45,23 @@ def verdicts(row):
         "climb": {"gain": 0.0, "replay": rounding},
         "search": {"replay": rounding, "singles": rounding},
     }
-    run = row["stock"]["calls"]
-    found = {part: verdict(row[part], limit, run) for part, limit in limits.items()}
+    found = {part: verdict(row[part], limit) for part, limit in limits.items()}
     if found["gradient"].word == RIGHT:
         found["gradient"] = found["climb"]
     return {part: found[part] for part in ("start", "gradient", "search")}
 
 
-def verdict(tried, limits, run):
+def verdict(tried, limits):
     """Return the verdict on one attempt.
 
     Args:
         tried: a `measures.Tried` as a dict.
         limits: what its values must not exceed, by name; of `gain`, which is more the better, what it must exceed.
-        run: calls of the network in one sampling run: with fewer, a model may have been asked, but nothing was sampled.
     """
     if tried["error"]:
         if not tried["own"]:
             return Verdict(CRASH, tried["error"])
-        return Verdict(REFUSED if tried["calls"] < run else LATE, tried["error"].partition(": ")[2])
+        return Verdict(LATE if tried["stages"] else REFUSED, tried["error"].partition(": ")[2])
     values = tried["values"]
     good = {name: values[name] > limit if name == "gain" else values[name] <= limit for name, limit in limits.items()}
     wrong = [f"{name} {values[name]:.1g}" for name, is_good in good.items() if not is_good]
