@@ -35,7 +35,7 @@ class Tried:
         values: what was measured, by name.
         error: the message that the user reads, its line breaks gone; '' where nothing was raised.
         own: whether this pack raised it, and not PyTorch or another node.
-        calls: calls of the network until then.
+        calls, stages: calls of the network until then, and stages of this pack's sampling runs.
         warnings: of the history and the log.
     """
 
@@ -43,6 +43,7 @@ class Tried:
     error: str = ""
     own: bool = False
     calls: int = 0
+    stages: int = 0
     warnings: list = field(default_factory=list)
 
 
@@ -114,16 +115,22 @@ def tried(setting, measure):
 
 @contextlib.contextmanager
 def counted(network, found):
-    """Count the network's calls."""
+    """Count the network's calls, and the stages of sampling runs: a model that is only asked begins none."""
 
     def count(*_):
         found.calls += 1
 
-    hook = network.register_forward_pre_hook(count)
+    def report(*stage):
+        found.stages += 1
+        return told(*stage)
+
+    hook, told = network.register_forward_pre_hook(count), core.SampleMap.report
+    core.SampleMap.report = report
     try:
         yield
     finally:
         hook.remove()
+        core.SampleMap.report = told
 
 
 @contextlib.contextmanager
