@@ -70,6 +70,20 @@ def test_the_history_names_the_floor_that_held_and_of_which_picture():
     assert '"held"' in held.to_json()
 
 
+def test_a_start_below_the_floor_holds_nothing_by_itself():
+    assert search({"flatness": 1.0}, iterations=0).history.held == [[], []]
+
+
+def test_a_higher_score_that_was_refused_is_remembered_when_lower_ones_follow():
+    noise = start()
+    best = core.problem.Best(floor=-4.6, floors={"watched": 0.5})
+    log_p = torch.zeros(2)
+    for score, watched in ((1.0, 0.9), (3.0, 0.1), (0.5, 0.1), (2.0, 0.7)):
+        scores = torch.tensor([score, score / 2])
+        best.offer(noise, noise.initial, noise.initial, scores, log_p, 0, {"watched": torch.full((2,), watched)})
+    assert best.scores.tolist() == [2.0, 1.0] and best.held() == [["watched"], ["watched"]]
+
+
 def test_the_floor_on_p_is_named_too():
     history = search({}, solver=core.GradientAscent(1.0), floor=0.01).history
     assert all("P" in held for held in history.held)
@@ -90,27 +104,39 @@ def test_parts_of_a_combined_reward_take_floors():
 
 def test_the_tilt_that_breaks_a_floor_loses_to_a_weaker_one():
     noise_map = core.SampleMap(lambda x, sigma: 0.6 * x, core.Schedule([8.0, 3.0, 1.2, 0.0]), (1, 3, 6, 6))
-    noise, solver = noise_map.randn(0).to(torch.float64), core.Tilt(strengths=(0.1, 0.9))
+    noise = noise_map.randn(0).to(torch.float64)
 
     def contrast(images, prompts):
         return images.flatten(1).std(dim=1)
 
-    def found(floors):
+    def blandness(images, prompts):
+        return -contrast(images, prompts)
+
+    def found(*strengths, **settings):
+        solver = core.Tilt(strengths=strengths)
         return core.optimize(
-            noise_map, contrast, noise, solver, iterations=1, floor=0.0, watch=[lambda i, p: -contrast(i, p)],
-            floors=floors,
+            noise_map, contrast, noise, solver, iterations=1, floor=0.0, watch=[blandness], **settings
         ).history  # fmt: skip
 
-    start, strong = found({}).column("score")
-    (name,) = found({}).watched
-    held = found({name: -(start + strong) / 2})
-    assert start < held.best_row["score"][0] < (start + strong) / 2
+    start, weak = found(0.1).column("score")
+    _, strong = found(0.9).column("score")
+    # Between the two as the start sees them; from the weak one the strong one would not be too far.
+    drop = strong - (start + weak) / 2
+    assert start < weak < strong and drop > strong - weak
+    assert found(0.1, 0.9).best_row["score"] == [strong]
+    assert found(0.1, 0.9, floors={"blandness": core.Drop(drop)}).best_row["score"] == [weak]
 
 
-@pytest.mark.parametrize("floors, message", [
-    ({"sharpness": 0.1}, "a floor on 'sharpness', but watched is 'flatness'; expected the name of a reward in watch="),
-    ({"flatness": math.nan}, "the floor on flatness is nan; expected a finite number"),
-])
+@pytest.mark.parametrize(
+    "floors, message",
+    [
+        (
+            {"sharpness": 0.1},
+            "a floor on 'sharpness', but watched is 'flatness'; expected the name of a reward in watch=",
+        ),
+        ({"flatness": math.nan}, "the floor on flatness is nan; expected a finite number"),
+    ],
+)
 def test_a_floor_that_means_nothing_is_refused_before_anything_runs(floors, message):
     def reward(images, prompts):
         raise AssertionError("scored")
