@@ -190,7 +190,7 @@ class DNOReplayNoise(io.ComfyNode):
             ],
             outputs=[
                 io.Noise.Output("first_noise", display_name="noise", tooltip="Its first noise."),
-                io.Sampler.Output("sampler", display_name="sampler", tooltip="Injects its other noises."),
+                io.Sampler.Output("replay", display_name="sampler", tooltip="Injects its other noises."),
                 io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="The noise levels it was searched at."),
             ],
         )
