@@ -48,6 +48,15 @@ SOLVERS = {
     "best-of-n": Choice("new noises only", SEARCH | {"candidates": 16}, core.Search.best_of_n),
     "zero-order": Choice("best of nearby noises", SEARCH | {"candidates": 16, "beta": 0.1}, core.Search.zero_order),
     "pcn": Choice("one nearby noise at a time", SEARCH | {"beta": 0.1}, core.Search.pcn),
+    "tilt": Choice(
+        "one run that leans towards the reward, the quickest", SEARCH | {"iterations": 1, "strength": 0.3},
+        lambda strength: core.Tilt(strength), exact=True,
+    ),
+    "tilt-decoder": Choice(
+        "the same without a gradient of the model", SEARCH | {"iterations": 1, "strength": 0.3},
+        lambda strength: core.Tilt(strength, "decoder"), exact=True,
+    ),
+    "trust": Choice("no learning rate to choose", SEARCH, core.TrustAscent, exact=True),
     "lgd": Choice(
         "one guided run in place of a search", SEARCH | {"iterations": 1, "candidates": 10, "scale": 1.0},
         lambda candidates, scale: core.LGD(candidates, scale), exact=True,

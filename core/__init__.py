@@ -20,11 +20,11 @@ from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
-from .problem import Problem
+from .problem import Drop, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
-from .sampler_trial import CannotBeSearchedError, try_sampler
+from .sampler_trial import CannotBeSearchedError, try_sampler, wavy
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
 from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
@@ -35,6 +35,7 @@ __all__ = [
     "Checkpoint",
     "Diagnosis",
     "DiscreteDenoiser",
+    "Drop",
     "Evaluation",
     "Exact",
     "GradientAscent",
@@ -74,4 +75,5 @@ __all__ = [
     "stages",
     "step_coefficients",
     "try_sampler",
+    "wavy",
 ]

@@ -74,6 +74,8 @@ class History:
         stopped: why the run ended.
         warnings: what else the user should know of it, sentences.
         settings: what made the run.
+        held: of each picture the names of the floors that a higher score than its best's did not pass: those of watched
+            rewards, and "P".
         diagnosis: a `diagnostics.Diagnosis` of the best, or None.
         every: of every so many rows a picture is kept.
 
@@ -96,6 +98,7 @@ class History:
     warnings: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     diagnosis: object = None
+    held: list = field(default_factory=list)
     every: int = 1
 
     def record(self, evaluation):
@@ -145,6 +148,7 @@ class History:
                 self.best_row |= _listed({f"watch/{name}": v for name, v in problem.watched(best.images).items()})
         self.best_row["iteration"] = best.iterations.tolist()
         self.best_picture = thumbnail(best.images)
+        self.held = best.held()
 
     def best_name(self, item):
         """Return where one picture's best was found, in words."""
@@ -163,7 +167,8 @@ class History:
             scores = f"{self.rows[0]['score'][item]:.3f} -> {self.best_row['score'][item]:.3f}"
             p, p_initial = (math.exp(self.best_row[key][item]) for key in ("log_p", "log_p_initial"))
             found = f"best from {self.best_name(item)}, P(z) {p:.2g}, P(x_T) {p_initial:.2g}"
-            lines.append(f"{name}{self.reward} {scores}{watched}; {found}")
+            held = f"; higher scores were held by the floor on {', '.join(self.held[item])}" if self.held[item] else ""
+            lines.append(f"{name}{self.reward} {scores}{watched}; {found}{held}")
         lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines + ([self.diagnosis.text()] if self.diagnosis else []))
 
@@ -179,7 +184,7 @@ class History:
 
     def to_json(self):
         """Return everything but the pictures as a JSON text; null stands for what is NaN or infinite."""
-        keys = ("reward", "settings", "stopped", "warnings", "best", "best_row", "rows")
+        keys = ("reward", "settings", "stopped", "warnings", "best", "best_row", "held", "rows")
         values = {key: getattr(self, key) for key in keys}
         return to_json(values | {"diagnosis": self.diagnosis and self.diagnosis.to_dict()}, indent=1)
 

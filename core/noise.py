@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .checks import check_whole
+from .checks import check_finite, check_whole
 from .files import to_json, whole_file
+from .precision import normal
 
 FORMAT = "dno_noise_1"
 TENSORS = ("initial", "injected")
@@ -105,16 +106,57 @@ class Noise:
 
     def item(self, index):
         """Return picture `index`'s own noise, a batch of one, with its own checkpoint."""
-        if not -self.batch <= index < self.batch:
-            raise ValueError(f"picture {index} of a batch of {self.batch}; expected 0 .. {self.batch - 1}")
-        rows = slice(index % self.batch, index % self.batch + 1)
+        return self.items([index])
+
+    def items(self, indices):
+        """Return the noise of some pictures, in the order of `indices`, each with its own part of the checkpoint.
+
+        Example:
+            >>> noise = Noise.randn((3, 4, 8, 8), injected=2, seed=0)
+            >>> torch.equal(noise.items([2, 0]).initial, noise.initial[[2, 0]])
+            True
+        """
+        for index in indices:
+            if not -self.batch <= index < self.batch:
+                raise ValueError(f"picture {index} of a batch of {self.batch}; expected 0 .. {self.batch - 1}")
+        rows = [index % self.batch for index in indices]
         return Noise(
             self.initial[rows],
             self.injected[:, rows],
             self.settings,
             None if self.kept is None else self.kept[rows],
-            self.checkpoint and self.checkpoint.map(lambda noise: noise.item(index)),
+            self.checkpoint and self.checkpoint.map(lambda noise: noise.items(rows)),
         )
+
+    def variations(self, count, beta=0.2, seed=0):
+        """Return a batch of neighbours of one picture's noise: itself, then `sqrt(1 - beta^2) z + beta xi`.
+
+        True noise stays true noise (the proposal of preconditioned Crank-Nicolson). The first few are the same whatever
+        their number.
+
+        Example:
+            >>> noise = Noise.randn((1, 4, 8, 8), injected=2, seed=0)
+            >>> some = noise.variations(4, beta=0.3)
+            >>> some.batch, torch.equal(some.item(0).flat(), noise.flat())
+            (4, True)
+
+        Args:
+            count: number of pictures, the noise itself among them.
+            beta: in [0, 1], the share of a neighbour's noise that is new: 0 nothing, 1 all of it.
+            seed: of xi.
+
+        Raises:
+            ValueError: it is of several pictures, or a number is out of range.
+        """
+        check_whole(1, count=count)
+        check_finite(beta=beta)
+        if self.batch != 1 or not 0 <= beta <= 1:
+            raise ValueError(f"beta is {beta} and the noise of {self.batch} pictures; expected 0 to 1, and one picture")
+        flat = self.flat()
+        drawn = [normal(flat.shape, flat, "variation", seed, index) for index in range(1, count)]
+        near = [math.sqrt(1 - beta**2) * flat + beta * xi for xi in drawn]
+        kept = None if self.kept is None else self.kept.expand(count, *self.kept.shape[1:])
+        return replace(self.with_flat(torch.cat([flat, *near])), kept=kept)
 
     def save(self, path):
         """Write the tensors, the settings and the checkpoint to a safetensors file, whole or not at all.

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .checks import check_whole
+from .checks import check_finite, check_whole
 from .diagnostics import diagnose as diagnosis_of
 from .history import EARLIER, History
 from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
-from .problem import Best, Problem
+from .problem import Best, Drop, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .scoring import NotFiniteError, name_of
 from .solvers import GradientAscent
@@ -65,6 +65,7 @@ def optimize(
     check_gradient=False,
     diagnose=False,
     stop=None,
+    floors=None,
 ):
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
@@ -104,13 +105,16 @@ def optimize(
             the time budget does not cover.
         stop: asked before every network call; once it returns True and a noise has been evaluated, the search ends at
             once and the best so far is returned, neither checked nor diagnosed.
+        floors: watched reward's name -> the least score of a picture that may become the best: a number, or Drop(d)
+            for no more than d below the first evaluation of this very call. Without, P alone decides what is
+            admissible, and P does not see every picture that a reward has ruined. `history.held` tells which held.
 
     Returns:
         Result: .noise .images .latent .history, each picture's best so far.
 
     Raises:
-        ValueError: bad arguments, a noise that was made for another map, or the reward or its gradient is not finite
-            at the very first evaluation.
+        ValueError: bad arguments, a floor on what is not watched, a noise that was made for another map, or the reward
+            or its gradient is not finite at the very first evaluation.
     """
     check_whole(0, iterations=iterations)
     limits = Limits(seconds, target, stop_probability)
@@ -119,8 +123,9 @@ def optimize(
     sample_map.check_settings(noise)
     given = noise if sample_map.device is None else noise.to(sample_map.device)
     solver, noise, first = _started(solver or GradientAscent(), given)
-    best = Best(floor=_log(floor))
+    best = Best(_log(floor), dict(floors or {}))
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
+    _check_floors(problem)
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None
@@ -361,10 +366,32 @@ def _leave_out_zeros(problem, noise):
     problem.warn("x_T is all zeros, which is no noise: the injected noises alone are searched")
 
 
+def _check_floors(problem):
+    """Raise ValueError for a floor that is no number, or on what is not watched."""
+    for name, least in problem.best.floors.items():
+        if name not in problem.watched_names():
+            known = ", ".join(map(repr, problem.watched_names())) or "nothing"
+            raise ValueError(
+                f"there is a floor on {name!r}, but watched is {known}; expected the name of a reward in watch=, or of"
+                " a part of a combined one"
+            )
+        if not isinstance(least, Drop):
+            check_finite(**{f"the floor on {name}": least})
+
+
 def _warn_of_the_floor(problem, floor):
-    """Warn of the pictures whose noise was always less probable than the floor: their start is returned."""
+    """Warn of the pictures that never passed the floors: their start is returned."""
     for item, passed in enumerate(problem.best.passed.tolist()):
-        if not passed and item not in problem.ended:
+        if passed or item in problem.ended:
+            continue
+        under = [name for name in problem.best.floors if problem.best.refused[name][item] > -math.inf]
+        if under:
+            floors = ", ".join(f"{name} (at least {problem.best.least[name][item]:.3g})" for name in under)
+            problem.warn(
+                f"picture {item}: no noise passed the floor on {floors}, so it is returned as it began. Lower the"
+                " floor, or take another seed"
+            )
+        else:
             problem.warn(
                 f"picture {item}: no noise was probable enough to become the best (P at least {floor} of z and of x_T),"
                 " so it is returned as it began. Start from true noise, search a part of it, add a regularizer or"

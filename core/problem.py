@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .checks import check_finite
 from .estimators import Exact
 from .history import Evaluation
 from .memory import is_out_of_memory
@@ -27,35 +28,80 @@ from .scoring import NotFiniteError, name_of, numbered, part_scores, score
 log = logging.getLogger(__name__)
 
 
+PROBABILITY = "P"
+"""What the floor on the noise's probability is called beside those on watched rewards."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A floor on a watched reward that lies some way below the score of the search's first evaluation.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> noise, watch = sample_map.randn(seed=0), [rewards.Contrast()]
+        >>> floors = {"contrast": Drop(0.05)}
+        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, iterations=2, watch=watch, floors=floors)
+        >>> start, best = result.history.rows[0], result.history.best_row
+        >>> best["watch/contrast"][0] >= start["watch/contrast"][0] - 0.05
+        True
+
+    Attributes:
+        most: how far a picture's score may fall below its start, at least 0.
+    """
+
+    most: float
+
+    def __post_init__(self):
+        if not self.most >= 0:
+            raise ValueError(f"a score may drop by {self.most}; expected a number >= 0")
+        check_finite(most=self.most)
+
+
 @dataclass
 class Best:
-    """Each picture's best so far: the highest reward among those whose noise is probable enough.
+    """Each picture's best so far: the highest reward among those that pass every floor.
 
     Attributes:
         floor: least ln P, of the whole z and of x_T alone.
+        floors: watched reward's name -> its least score, a number or a `Drop`.
         noise, latent, images: of the best, B rows each, mixed from several iterations.
         scores: (B,).
-        passed: (B,), whether its noise passes the floor; where none did yet, the first stays.
+        passed: (B,), whether it passes the floors; where none did yet, the first stays.
         iterations: (B,) ints, when it was found.
+        least: watched reward's name -> (B,), what its floor comes to, once the first noise was offered.
+        refused: floor's name -> (B,), the highest score that did not pass it, -inf where there was none; `PROBABILITY`
+            is the floor on P.
     """
 
     floor: float
+    floors: dict = field(default_factory=dict)
     noise: Noise | None = None
     latent: torch.Tensor | None = None
     images: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     passed: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
+    least: dict = field(default_factory=dict)
+    refused: dict = field(default_factory=dict)
 
-    def offer(self, noise, latent, images, scores, log_p, iteration):
+    def anew(self):
+        """Return a Best that knows nothing yet, with these floors."""
+        return Best(self.floor, self.floors, least=self.least)
+
+    def offer(self, noise, latent, images, scores, log_p, iteration, watched=None):
         """Take over the pictures that improve.
 
         Args:
             noise, latent, images, scores: B rows each.
             log_p: (B,), the smaller of ln P of z and of x_T.
             iteration: number of updates made before.
+            watched: name -> (B,), the scores that the floors are on.
         """
-        passes = (log_p >= self.floor) & scores.isfinite()
+        passes = scores.isfinite()
+        for name, passed in self._passed(scores, log_p, watched).items():
+            passes = passes & passed
+            refused = torch.where(passed | ~scores.isfinite(), -torch.inf, scores)
+            self.refused[name] = torch.maximum(refused, self.refused.get(name, refused))
         if self.noise is None:
             self.noise, self.latent, self.images, self.scores, self.passed = noise, latent, images, scores, passes
             self.iterations = torch.full((len(scores),), iteration)
@@ -71,6 +117,22 @@ class Best:
         self.scores = where(better, scores, self.scores)
         self.passed = self.passed | better
         self.iterations[better.cpu()] = iteration
+
+    def _passed(self, scores, log_p, watched):
+        """Return floor's name -> (B,) booleans."""
+        passed = {PROBABILITY: log_p >= self.floor}
+        for name, floor in self.floors.items():
+            found = watched[name].to(scores)
+            if name not in self.least:
+                self.least[name] = found - floor.most if isinstance(floor, Drop) else torch.full_like(found, floor)
+            passed[name] = found >= self.least[name]
+        return passed
+
+    def held(self):
+        """Return B lists: the names of the floors that a higher score than the picture's best did not pass."""
+        refused = {name: values.tolist() for name, values in self.refused.items()}
+        scores = self.scores.tolist()
+        return [[name for name in refused if refused[name][item] > scores[item]] for item in range(len(scores))]
 
 
 @dataclass(frozen=True)
@@ -168,7 +230,7 @@ class Problem:
             >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
             >>> noise = sample_map.randn(seed=0)
             >>> with Problem(sample_map, rewards.Brightness()).trial(noise) as (evaluation, gradient):
-            ...     if evaluation.scores > 0:
+            ...     if evaluation.scores > -2:
             ...         gradient().initial.shape
             torch.Size([1, 3, 4, 4])
 
@@ -265,7 +327,7 @@ class Problem:
             chosen = noise.with_flat(candidates.flat[index, rows])
             log_p = torch.minimum(*self.log_probabilities(chosen))
             latent, images = (taken(stack, index) for stack in (candidates.latent, candidates.images))
-            self.best.offer(chosen, latent, images, highest, log_p, self.iteration)
+            self.best.offer(chosen, latent, images, highest, log_p, self.iteration, self.under_floors(images))
             left[index, rows] = -torch.inf
 
     def _counting(self, scores, images):
@@ -324,13 +386,14 @@ class Problem:
         """
         self.end_where_not_finite(scores, images=images)
         log_p, log_p_initial = self.log_probabilities(noise)
-        self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration)
+        watched = self.watched(images) if watched is None else watched
+        self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration, watched)
         self.latest = Evaluation(
             noise=noise,
             latent=latent,
             images=images,
             scores=scores,
-            watched=self.watched(images) if watched is None else watched,
+            watched=watched,
             log_p=log_p,
             log_p_initial=log_p_initial,
             gradient_norm=gradient_norm,
@@ -354,6 +417,23 @@ class Problem:
                 found.append((name_of(reward), score(reward, images, prompts)))
         names = numbered([name for name, _ in found])
         return dict(zip(names, (scores for _, scores in found), strict=True))
+
+    def watched_names(self):
+        """Return the names in `watched`, before anything is scored; those of parts that no `part_settings` tells lack.
+
+        Of several with one name the second has a 2 behind it, and so on.
+        """
+        names = []
+        for place, reward in enumerate((self.reward, *self.watch)):
+            if callable(getattr(reward, "part_scores", None)):
+                names += getattr(reward, "part_settings", {})
+            elif place > 0:
+                names.append(name_of(reward))
+        return numbered(names)
+
+    def under_floors(self, images):
+        """Return what `watched` does, where there are floors on it; else {}, and nothing is scored."""
+        return self.watched(images) if self.best.floors else {}
 
     def end_where_not_finite(self, values, what=None, images=None):
         """End the search of the pictures whose value (B,) is not finite; the others' goes on.

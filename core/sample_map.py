@@ -124,9 +124,10 @@ class SampleMap:
     def settings(self):
         """What decides, beside the noise, which picture comes out; saved with a noise as `Noise.settings`."""
         schedule = self.schedule
-        known = {"sigmas": list(schedule.sigmas), "family": schedule.family, "eta": self.eta, "model": self.model}
-        if schedule.s_noise != 1.0:
-            known["s_noise"] = schedule.s_noise
+        known = {
+            "sigmas": list(schedule.sigmas), "family": schedule.family, "s_noise": schedule.s_noise, "eta": self.eta,
+            "model": self.model,
+        }  # fmt: skip
         return {name: value for name, value in known.items() if value is not None}
 
     def check_settings(self, noise):
@@ -140,7 +141,7 @@ class SampleMap:
         if noise.batch != self.shape[0]:
             raise ValueError(f"the noise is of {noise.batch} pictures; expected {self.shape[0]}, or one item of it")
         # A noise that says how it was made, but of no sampler, was made by steps of `sde_step`.
-        known = {"sampler": None, **noise.settings} if noise.settings else {}
+        known = {"sampler": None, **noise.settings} if "sigmas" in noise.settings else noise.settings
         for name, ours in {"sampler": None, **self.settings}.items():
             theirs = known.get(name, ours)
             if not _same_setting(theirs, ours):
@@ -260,18 +261,19 @@ class SampleMap:
             else:
                 kept.append(self.denoise_with_graph(x, index))
                 denoised = kept[-1][1].detach()
-            x = self._step(x, denoised, index, noise)
+            x = self.step(x, denoised, index, noise)
             samples.append(x)
         return samples
 
-    def _step(self, x, denoised, index, noise):
-        if self._is_judged(index):
+    def step(self, x, denoised, index, noise):
+        """Return the x that follows step `index` from x (B, ..) and its denoised, with the noise that it injects."""
+        if self.is_judged(index):
             return denoised
         sigma, sigma_next = self.schedule.intervals[index]
         injected = noise.injected[index] if index < len(noise.injected) else None
         return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
 
-    def _is_judged(self, index):
+    def is_judged(self, index):
         """Whether the denoised of step `index` is the latent, so that the noise injected there has no effect."""
         return self.judge_denoised and index == self.schedule.steps - 1
 
@@ -406,7 +408,7 @@ class Pullback:
         if self._graphs is not None:
             return self._graphs.pop()
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
-        again = self._map._step(self._samples[index], denoised.detach(), index, self._noise)
+        again = self._map.step(self._samples[index], denoised.detach(), index, self._noise)
         _, c_denoised, _ = self._coefficients(index)
         allowed = self._map.rerun_tolerance * abs(c_denoised) * _size(denoised.detach()) + 1e-6 * _size(again)
         # Read later, all at once: each reading makes the host wait for the device.
@@ -414,7 +416,7 @@ class Pullback:
         return x, denoised
 
     def _coefficients(self, index):
-        if self._map._is_judged(index):
+        if self._map.is_judged(index):
             return 0.0, 1.0, 0.0
         schedule = self._map.schedule
         return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)
@@ -444,7 +446,7 @@ class Pullback:
 
     def _again(self, index):
         x = self._samples[index]
-        return self._map._step(x, self._map._denoise(x, index), index, self._noise)
+        return self._map.step(x, self._map._denoise(x, index), index, self._noise)
 
     def _start_vjp(self, gradient):
         initial = self._noise.initial.detach().requires_grad_()

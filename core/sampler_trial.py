@@ -82,7 +82,12 @@ def try_sampler(sampler, sigmas, brownian=False, denoise=None):
 
 
 def wavy(x, sigma):
-    """A made-up network: smooth, of each row alone, and nowhere linear."""
+    """Return what a made-up network finds: smooth, of each row alone, and nowhere linear.
+
+    Example:
+        >>> wavy(torch.tensor([[0.0]]), torch.tensor([1.0]))
+        tensor([[0.]])
+    """
     u = x / (1 + sigma.view(-1, *[1] * (x.ndim - 1)) ** 2).sqrt()
     return 0.7 * u.sin() + 0.3 * u
 

@@ -1,8 +1,10 @@
 """ComfyUI nodes: the only part of the pack that imports comfy.
 
     sampler          the DNO Sampler nodes, in KSampler's place
+    search_sampler   the search as a SAMPLER, for nodes of other packs
     search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
+    stock_samplers   ComfyUI's own samplers as such a map
     gradients        what makes ComfyUI's models differentiable for the duration of a search
     weights, recast  tensors that autograd accepts; weights that are stored in few bits
     hooks            each prompt's own LoRAs, as gradients and repeated runs need them
@@ -21,18 +23,30 @@
 from comfy_api.latest import ComfyExtension
 
 from .embedded_model import DNOLoadEmbeddedModel
-from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise
+from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise, DNOVariations
 from .page import offer_to_stop
 from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .rewards import REWARDS
 from .sampler import DNOSampler, DNOSamplerAdvanced
-from .solvers import DNOSolverGradient, DNOSolverLGD, DNOSolverSearch, DNOSolverZeNO, DNOSolverZerothOrder
+from .search_sampler import DNOSearchSampler
+from .solvers import (
+    DNOSolverGradient,
+    DNOSolverLGD,
+    DNOSolverSearch,
+    DNOSolverTilt,
+    DNOSolverTrust,
+    DNOSolverZeNO,
+    DNOSolverZerothOrder,
+)
 
 NODES = [
     DNOSampler,
     DNOSamplerAdvanced,
+    DNOSearchSampler,
     DNOSolverGradient,
+    DNOSolverTrust,
+    DNOSolverTilt,
     DNOSolverZerothOrder,
     DNOSolverZeNO,
     DNOSolverSearch,
@@ -46,6 +60,7 @@ NODES = [
     DNOSaveNoise,
     DNOLoadNoise,
     DNONoiseFromBatch,
+    DNOVariations,
     DNOReplayNoise,
     DNONoiseProbability,
     DNOLoadEmbeddedModel,

@@ -28,6 +28,7 @@ import torch
 from .. import core
 from ..core.precision import repeatable
 from . import patches
+from .stock_samplers import StockSampler
 from .weights import Renewal
 
 
@@ -54,6 +55,8 @@ class ComfyRun:
         repeats: whether a noise must sample to the same latent each time, whatever a patch draws; plain sampling need
             not, and gives what KSampler gives.
         renewal: runs the guider where it is differentiated.
+        stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
+        load_again: called before each call, where a reward is asked between calls and may have moved the models out.
     """
 
     guider: object
@@ -68,6 +71,8 @@ class ComfyRun:
     to_keyframes: object = staticmethod(lambda sigma: None)
     repeats: bool = True
     renewal: Renewal = field(default_factory=Renewal)
+    stock: StockSampler | None = None
+    load_again: object = staticmethod(stays)
 
     @property
     def model_sampling(self):
@@ -94,7 +99,24 @@ class ComfyRun:
 
     def denoise(self, x, sigma):
         """Return the guider's denoised, with the kept part of an inpainting put in as `KSamplerX0Inpaint` does."""
+        return self._denoised(x, sigma, self.model_options)
+
+    def denoise_twice(self, x, sigma):
+        """Return denoised, and behind it in as many channels the guider's unconditional result."""
+        found = []
+
+        def keep(results):
+            found[:] = [results["uncond_denoised"]]
+            return results["denoised"]
+
+        options = comfy.model_patcher.set_model_options_post_cfg_function(
+            dict(self.model_options), keep, disable_cfg1_optimization=True
+        )
+        return torch.cat([self._denoised(x, sigma, options), *found], dim=1)
+
+    def _denoised(self, x, sigma, model_options):
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.load_again()
         self.to_keyframes(sigma)
         model = comfy.samplers.KSamplerX0Inpaint(self.guider, self.sigmas)
         model.latent_image, model.noise = self._rows(self.latent_image, x), self._rows(self.noise, x)
@@ -102,7 +124,7 @@ class ComfyRun:
         # Only then is sigma read, which makes the host wait for the device.
         key = ("patches of the model", float(sigma[0])) if self.repeats else None
         with repeatable(x.device, key):
-            return self.renewal(partial(model, model_options=self.model_options, seed=self.seed), x, sigma, mask)
+            return self.renewal(partial(model, model_options=model_options, seed=self.seed), x, sigma, mask)
 
     def halfway(self):
         """Return a sample such as the model may meet in the middle of the schedule, and its noise level."""
@@ -114,16 +136,29 @@ class ComfyRun:
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
 
     def sample_map(self, eta, decode=None, **settings):
-        return core.SampleMap(
-            self.denoise, self.schedule, tuple(self.noise.shape), eta, start=self.start, finish=self.finish,
-            decode=decode, model=core.fingerprint(self.guider.inner_model.diffusion_model), mask=self.denoise_mask,
-            **settings,
+        settings |= {
+            "start": self.start, "decode": decode, "mask": self.denoise_mask,
+            "model": core.fingerprint(self.guider.inner_model.diffusion_model),
+            # What is left noisy is not for the reward's eyes.
+            "judge_denoised": bool(self.sigmas[-1] > 0),
+        }  # fmt: skip
+        shape = tuple(self.noise.shape)
+        if self.stock is None:
+            return core.SampleMap(self.denoise, self.schedule, shape, eta, finish=self.finish, **settings)
+        denoise = self.denoise_twice if self.stock.asks_for_uncond else self.denoise
+        return core.SamplerMap(
+            denoise, self.schedule, shape, **settings, sampler=self.stock, traits=self.stock.traits,
+            sampler_settings=self.stock.settings,
         )  # fmt: skip
 
     def first_noise(self, injected, settings):
-        """Return iteration 0's noise: x_T as the guider got it, the rest by the stock rule with seed + 1 on the CPU."""
-        drawn = core.Noise.randn(self.noise.shape, injected, self.seed).injected
-        return core.Noise(self.noise.float(), drawn.to(self.noise.device), settings)
+        """Return iteration 0's noise: x_T as the guider got it, the rest as the stock sampler draws them on a CPU."""
+        kept = None
+        if self.stock is None:
+            drawn = core.Noise.randn(self.noise.shape, injected, self.seed).injected
+        else:
+            drawn, kept = self.stock.first_noises(self.noise.shape), self.stock.first_kept(self.noise)
+        return core.Noise(self.noise.float(), drawn.to(self.noise.device), settings, kept)
 
     @staticmethod
     def _rows(tensor, x):

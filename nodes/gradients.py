@@ -20,6 +20,7 @@ _searching = []
 NO_FORMULA = (
     "no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved",
     "inplace update to inference tensor", "is a view and is being modified inplace", "leaf variable that requires grad",
+    "don't support automatic differentiation",
 )  # fmt: skip
 
 
@@ -96,6 +97,23 @@ def load_together(patchers, memory_required):
             rewrap(loaded.model.model)
 
 
+def load_decoder_whole(models, decoder, memory_required):
+    """Load a decoder that is differentiated whole, and beside it models that are only run, as KSampler does: in part.
+
+    Args:
+        models: ComfyUI's patchers.
+        decoder: the VAE's patcher.
+        memory_required: bytes, beside the weights.
+
+    Raises:
+        RuntimeError: the decoder's weights do not stay in memory whole.
+    """
+    _searching[:] = [decoder]
+    _load_whole([decoder], memory_required)
+    load([decoder, *models], memory_required)
+    rewrap(decoder.model)
+
+
 def load_beside(patcher, memory_required):
     """Load one more model, which may move out others but none that is differentiated; raise as `load_together` does."""
     _load_whole([patcher, *_searching], memory_required)
@@ -141,6 +159,15 @@ def with_resident_weights(patcher):
             f"{type(patcher.model).__name__} keeps its weights in dynamic video memory; expected weights that stay."
             " Start ComfyUI with --disable-dynamic-vram"
         ) from error
+
+
+def refuse_dynamic_weights(patcher):
+    """Raise RuntimeError where the weights of a model that is loaded already may be overwritten while in use."""
+    if getattr(patcher, "is_dynamic", bool)():
+        raise RuntimeError(
+            f"{type(patcher.model).__name__} keeps its weights in dynamic video memory; expected weights that stay. Use"
+            " a DNO Sampler node, which asks for that, or start ComfyUI with --disable-dynamic-vram"
+        )
 
 
 def refuse_undifferentiable(patcher):

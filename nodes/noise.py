@@ -13,10 +13,11 @@ from comfy_api.latest import io
 
 from .. import core
 from ..core import plots
-from . import page, sockets
+from . import page, sockets, stock_samplers
 from .comfy_map import ComfyRun
 from .names import checked_prefix, listed
 from .report import as_image
+from .stock_samplers import StockSampler
 
 FOLDER = "dno"
 """Where Save Noise writes by default, in ComfyUI's output folder, and where Load Noise looks."""
@@ -29,7 +30,7 @@ class DNOSaveNoise(io.ComfyNode):
         return io.Schema(
             node_id="DNOSaveNoise",
             display_name="Save Noise",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description=(
                 "Writes the noise of a search to a small file, with all that replays it and with the solver's state, so"
                 " that the search can go on another day."
@@ -61,7 +62,7 @@ class DNOLoadNoise(io.ComfyNode):
         return io.Schema(
             node_id="DNOLoadNoise",
             display_name="Load Noise",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description="Reads a noise that Save Noise or the dno command wrote.",
             inputs=[
                 io.Combo.Input(
@@ -111,7 +112,7 @@ class DNONoiseFromBatch(io.ComfyNode):
         return io.Schema(
             node_id="DNONoiseFromBatch",
             display_name="Noise From Batch",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description="Takes one picture's noise out of a batch, to replay it or to search on from it alone.",
             inputs=[
                 sockets.Noise.Input("noise", tooltip="The noise of a batch."),
@@ -125,18 +126,68 @@ class DNONoiseFromBatch(io.ComfyNode):
         return io.NodeOutput(noise.item(picture))
 
 
+class DNOVariations(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOVariations",
+            display_name="DNO Variations",
+            category=sockets.NOISE,
+            **sockets.aliases("evolve", "mutate", "similar pictures"),
+            description=(
+                "Neighbours of one picture's noise, to choose among by eye: the picture itself first, then others that"
+                " are like it. Sample them by a DNO Sampler with 0 iterations, pick one, vary that one, and so on."
+            ),
+            inputs=[
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise; of one picture or of a batch."),
+                io.Int.Input(
+                    "picture", default=0, min=0, max=4096,
+                    tooltip="Of a batch, the number of the picture that was chosen, from 0.",
+                ),
+                io.Int.Input("count", default=4, min=1, max=4096, tooltip="Pictures to make, the chosen one included."),
+                io.Float.Input(
+                    "strength", default=0.2, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="How far the others are, the share of their noise that is new: 0.1 changes details, 0.4 the"
+                    " layout, 1 everything.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    tooltip="Random seed of what is new.",
+                ),
+            ],
+            outputs=[
+                sockets.Noise.Output(
+                    "variations", display_name="noise",
+                    tooltip="A batch, the chosen one first: for start_noise of a DNO Sampler with a latent of as many.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, noise, picture, count, strength, seed) -> io.NodeOutput:
+        chosen = replace(noise.item(picture), checkpoint=None)
+        return io.NodeOutput(chosen.variations(count, strength, seed))
+
+
 class DNOReplayNoise(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="DNOReplayNoise",
             display_name="Replay Noise",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
+            **sockets.aliases("same picture again"),
             description=(
                 "Samples a searched noise to its picture again with the stock SamplerCustomAdvanced: connect noise,"
                 " sampler and sigmas to it, and the model and prompt of the search through a guider."
             ),
-            inputs=[sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise.")],
+            inputs=[
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise."),
+                io.Sampler.Input(
+                    "searched_with", display_name="sampler", optional=True,
+                    tooltip="The sampler that the noise was searched with, where it has options that no file can hold.",
+                ),
+            ],
             outputs=[
                 io.Noise.Output("first_noise", display_name="noise", tooltip="Its first noise."),
                 io.Sampler.Output("sampler", display_name="sampler", tooltip="Injects its other noises."),
@@ -145,13 +196,16 @@ class DNOReplayNoise(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, noise) -> io.NodeOutput:
-        if not {"sigmas", "eta"} <= set(noise.settings):
+    def execute(cls, noise, searched_with=None) -> io.NodeOutput:
+        if "sigmas" not in noise.settings or not {"eta", "sampler"} & set(noise.settings):
             raise ValueError(
                 "the noise does not say with which sigmas and eta it was made; expected one from a DNO Sampler, or from"
                 " Load Noise with its check on"
             )
-        return io.NodeOutput(ReplayedNoise(noise), ReplaySampler(noise), torch.tensor(noise.settings["sigmas"]))
+        if searched_with is None and "sampler" in noise.settings:
+            searched_with = stock_samplers.named(noise.settings)
+        replay = ReplaySampler(noise, searched_with)
+        return io.NodeOutput(ReplayedNoise(noise), replay, torch.tensor(noise.settings["sigmas"]))
 
 
 class ReplayedNoise:
@@ -177,37 +231,56 @@ class ReplayedNoise:
 
 
 class ReplaySampler(comfy.samplers.Sampler):
-    """ComfyUI's SAMPLER: DDIM(eta) with the injected noises of a `core.Noise`."""
+    """ComfyUI's SAMPLER that injects the noises of a `core.Noise`.
 
-    def __init__(self, noise):
-        self.noise = noise
+    Attributes:
+        noise: with its settings.
+        stock: the SAMPLER that it was searched with; None: DDIM(eta).
+    """
+
+    def __init__(self, noise, stock=None):
+        self.noise, self.stock = noise, stock
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         ours = self.noise.to(noise.device)
         kept = noise if ours.kept is None else ours.kept
-        run = ComfyRun(
-            model_wrap, sigmas, kept, latent_image, denoise_mask, extra_args["model_options"], extra_args.get("seed")
-        )
-        sample_map = run.sample_map(ours.settings["eta"])
+        options, seed = extra_args["model_options"], extra_args.get("seed") or 0
+        run = ComfyRun(model_wrap, sigmas, kept, latent_image, denoise_mask, options, seed)
+        if self.stock is not None:
+            run.stock = StockSampler(self.stock, model_wrap, options, seed, sigmas)
+        sample_map = run.sample_map(ours.settings.get("eta", 1.0))
         sample_map.check_settings(ours)
         sample_map.on_step = lambda *stage: mm.throw_exception_if_processing_interrupted()
-        sample_map.denoise = _with_previews(run.denoise, callback, sample_map.schedule.steps)
-        return sample_map.latent(replace(ours, initial=noise))
-
-
-def _with_previews(denoise, callback, steps):
-    """Return `denoise` that tells ComfyUI's callback of each step."""
-    index = itertools.count()
-
-    def denoise_and_tell(x, sigma):
-        denoised = denoise(x, sigma)
         if callback is not None:
-            callback(next(index), denoised, x, steps)
-        return denoised
+            _tell_each_step(sample_map, callback)
+        return sample_map.noisy_latent(replace(ours, initial=noise))
 
-    return denoise_and_tell
+
+def _tell_each_step(sample_map, callback):
+    """Let a map tell ComfyUI's callback of each step."""
+    steps, index = sample_map.schedule.steps, itertools.count()
+    if isinstance(sample_map, core.SamplerMap):
+        sample = sample_map.sampler
+
+        def sample_and_tell(model, x, sigmas, noise_sampler, told):
+            def tell(step):
+                told(step)
+                callback(step["i"], step["denoised"], step["x"], steps)
+
+            return sample(model, x, sigmas, noise_sampler, tell)
+
+        sample_map.sampler = sample_and_tell
+    else:
+        denoise = sample_map.denoise
+
+        def denoise_and_tell(x, sigma):
+            denoised = denoise(x, sigma)
+            callback(next(index), denoised, x, steps)
+            return denoised
+
+        sample_map.denoise = denoise_and_tell
 
 
 class DNONoiseProbability(io.ComfyNode):
@@ -216,7 +289,7 @@ class DNONoiseProbability(io.ComfyNode):
         return io.Schema(
             node_id="DNONoiseProbability",
             display_name="Noise Probability",
-            category=sockets.CATEGORY,
+            category=sockets.NOISE,
             description=(
                 "How probable a noise is under the normal distribution that the model was trained with, and where it is"
                 " not: below 0.01 it is suspicious, below 1e-6 the picture is not one the model believes in."

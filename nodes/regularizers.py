@@ -12,7 +12,7 @@ class DNOProbabilityRegularizer(io.ComfyNode):
         return io.Schema(
             node_id="DNOProbabilityRegularizer",
             display_name="DNO Probability Regularizer",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
             description=(
                 "Pulls the noise back where it becomes improbable under the normal distribution: the picture then stays"
                 " one that the model believes in, at some cost of reward (the paper's PRNO)."
@@ -48,7 +48,7 @@ class DNONormRegularizer(io.ComfyNode):
         return io.Schema(
             node_id="DNONormRegularizer",
             display_name="DNO Norm Regularizer",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
             description=(
                 "Keeps the length of the noise that of true noise, as ReNO does. It sees the length alone, where DNO"
                 " Probability Regularizer also sees patterns."

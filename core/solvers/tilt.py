@@ -20,6 +20,7 @@ A tilted run is M(z') of an ordinary noise z': its probability can be judged, it
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -27,9 +28,9 @@ from ..checks import check_whole
 from ..estimators import Exact, Hybrid1
 from ..noise import Noise
 from ..precision import wide
-from ..problem import Best
 from ..sample_map import LOST_GRADIENT, optimised_injected, vjp
-from ..schedule import sde_step, step_coefficients
+from ..sampler_map import SamplerMap
+from ..schedule import step_coefficients
 from ..spectrum import heard
 from .base import Leader, Solver, evaluated, neighbour
 
@@ -56,7 +57,7 @@ class Tilt(Solver):
         start, stop: the share of the noisy steps where the tilting begins and ends, 0 .. 1.
         every: of those steps each how many one is tilted.
         strengths: several strengths to try one after another in place of `strength`; of each picture the run that
-            scores highest stays, among those whose noise is probable enough, or the weakest.
+            scores highest stays, among those that pass the search's floors, or else the weakest.
         estimator: Exact(), or Hybrid1() for rewards without a gradient.
         guide_decode: latent -> images for the gradient alone, where a cheaper decoder is to be had; None: the map's.
         seed: of the new noises of further iterations.
@@ -110,11 +111,11 @@ class Tilt(Solver):
         clean = noise
         if problem.iteration > 0:
             clean = noise.with_flat(neighbour(problem, noise, noise.flat(), 0, 1.0, self.seed))
-        best = Best(problem.best.floor)
+        best = problem.best.anew()
         for strength in self._strengths:
             found = self._tilted(problem, clean, strength)
             log_p = torch.minimum(*problem.log_probabilities(found[0]))
-            best.offer(*found, log_p, problem.iteration)
+            best.offer(*found, log_p, problem.iteration, problem.under_floors(found[2]))
         self._leader = Leader(best.noise.flat(), best.latent, best.images, best.scores, None)
         return best.noise, evaluation
 
@@ -129,9 +130,16 @@ class Tilt(Solver):
         searched = optimised_injected(sample_map.part, count)
         schedule = sample_map.schedule
         noisy = [step_coefficients(*pair, sample_map.eta, schedule.family)[2] > 0 for pair in schedule.intervals]
+        if sample_map.judge_denoised:
+            noisy[-1] = False  # what the last step injects is not seen
         return [index for index in window if index in searched and noisy[index]]
 
     def _check(self, sample_map):
+        if isinstance(sample_map, SamplerMap):
+            raise ValueError(
+                "Tilt takes the sampler's steps itself, and this sampler takes its own; expected a SampleMap, whose"
+                " steps are those of euler_ancestral, or another solver"
+            )
         if not self._steps(sample_map):
             raise ValueError(
                 f"Tilt leans the noise that each step injects, and here is none to lean: eta {sample_map.eta},"
@@ -144,24 +152,33 @@ class Tilt(Solver):
         """Sample `noise` with tilted injected noises: return (the Noise that did it, latent, images, scores)."""
         sample_map, steps = problem.sample_map, self._steps(problem.sample_map)
         free = noise.with_flat(sample_map.active_entries(noise)).injected
-        injected = noise.injected.clone()
+        found = Noise(noise.initial, noise.injected.clone(), noise.settings)
         x = sample_map.start(noise.initial)
-        for index, (sigma, sigma_next) in enumerate(sample_map.schedule.intervals):
+        for index in range(sample_map.schedule.steps):
             sample_map.report("forward", index)
             if index in steps:
                 denoised, gradient = self._guidance(problem, noise, x, index)
-                injected[index] = tilted(injected[index], gradient, strength, free[index])
+                found.injected[index] = tilted(noise.injected[index], gradient, strength, free[index])
             else:
-                denoised = sample_map.denoise(x, x.new_full((len(x),), sigma))
-            w = injected[index] if index < len(injected) else None
-            x = sde_step(x, denoised, sigma, sigma_next, sample_map.eta, w, sample_map.schedule.family)
-        latent = sample_map.finish(x)
+                denoised = sample_map.denoise(x, x.new_full((len(x),), sample_map.schedule.sigmas[index]))
+            x = sample_map.step(x, denoised, index, found)
+        latent = sample_map.to_latent(x)
         images = sample_map.images(latent)
         scores = problem.score(images[None])[0].to(noise.initial.device)
-        return Noise(noise.initial, injected, noise.settings), latent, images, scores
+        return found, latent, images, scores
 
     def _guidance(self, problem, noise, x, index):
         """Return the denoised at x (B, ..) and the gradient g of its picture's reward, both of x's shape."""
+        sample_map = problem.sample_map
+        if self.through == "model":
+            sample_map.report("backward", index)
+        asked = partial(self._differentiated, problem, noise, x, index)
+        denoised, gradient = sample_map.in_place.differentiate("guided step", asked)
+        problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the gradient of a step's reward")
+        return denoised, torch.where(gradient.isfinite(), gradient, 0.0)
+
+    def _differentiated(self, problem, noise, x, index):
+        """Return what `_guidance` does, as it came."""
         sample_map = problem.sample_map
         if self.through == "model":
             x, denoised = sample_map.denoise_with_graph(x, index)
@@ -169,16 +186,14 @@ class Tilt(Solver):
             denoised = sample_map.denoise(x, x.new_full((len(x),), sample_map.schedule.sigmas[index]))
         guess = denoised.detach().requires_grad_()
         with torch.enable_grad():
-            images = (self.guide_decode or sample_map.decode)(sample_map.finish(guess))
+            images = (self.guide_decode or sample_map.decode)(sample_map.to_latent(guess))
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         _, d_images = self._estimator(index).by_images(problem, noise, images.detach())
         gradient = vjp(images, guess, d_images)
         if self.through == "model":
-            sample_map.report("backward", index)
             gradient = vjp(denoised, x, gradient)
-        problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the gradient of a step's reward")
-        return denoised.detach(), torch.where(gradient.isfinite(), gradient, 0.0)
+        return denoised.detach(), gradient
 
     def _estimator(self, index):
         """Return the estimator of step `index`: perturbations of its own, so that the errors of steps do not add up."""

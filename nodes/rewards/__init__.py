@@ -4,11 +4,12 @@
     consistency   knows the embedded model's pictures
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
     combine       several as one
-    score         what a reward thinks of pictures that are there already
+    score         what a reward thinks of pictures that are there already; `gate` parts them
 """
 
 from .combine import DNOCombineRewards
 from .consistency import DNOConsistencyReward
+from .gate import DNOGate
 from .networks import (
     DNOAestheticReward,
     DNOCLIPScoreReward,
@@ -48,4 +49,5 @@ REWARDS = [
     DNOCombineRewards,
     DNOScoreImages,
     DNOPickBest,
+    DNOGate,
 ]

@@ -17,7 +17,7 @@ class DNOCombineRewards(io.ComfyNode):
         return io.Schema(
             node_id="DNOCombineRewards",
             display_name="Combine Rewards",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
             description=(
                 "A weighted sum of up to four rewards. For more, connect a Combine Rewards to another one. DNO Report"
                 " shows each reward's own score too."

@@ -15,7 +15,7 @@ class DNOConsistencyReward(io.ComfyNode):
         return io.Schema(
             node_id="DNOConsistencyReward",
             display_name="Consistency Reward",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
             description=(
                 "How well pictures of the embedded model show the prompt's colour and animal, from 0 to 1. Connect it"
                 " to the DNO Sampler's watch input to see whether another reward ruins the picture."

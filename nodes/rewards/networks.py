@@ -32,7 +32,8 @@ class FileReward(io.ComfyNode):
         """Return the schema of a node with these inputs after its file, and the settings of a network after them."""
         file = file_input("file", cls.source)
         return io.Schema(
-            node_id=node_id, display_name=display_name, category=sockets.CATEGORY, description=description,
+            node_id=node_id, display_name=display_name, category=sockets.REWARDS, description=description,
+            **sockets.aliases("reward", "score", "human preference", "aesthetic"),
             inputs=[file, *inputs, *settings_of_a_network(), *optional],
             outputs=[sockets.Reward.Output("reward", display_name="reward", tooltip="For the DNO Sampler.")],
         )  # fmt: skip

@@ -13,7 +13,7 @@ class DNOBrightnessReward(io.ComfyNode):
         return io.Schema(
             node_id="DNOBrightnessReward",
             display_name="Brightness Reward",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
             description="The mean pixel of the picture, from -1 (black) to 1 (white), or its negative.",
             inputs=[
                 io.Boolean.Input(
@@ -35,7 +35,7 @@ class DNOJPEGReward(io.ComfyNode):
         return io.Schema(
             node_id="DNOJPEGReward",
             display_name="JPEG Reward",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
             description=(
                 "How small the picture is as a JPEG file, minus its kilobytes at quality 95, or how large. The real"
                 " size has no gradient: use it with DNO Solver (Zeroth-Order), (ZeNO) or (Search)."
@@ -154,7 +154,7 @@ class DNOColorReward(io.ComfyNode):
 
 def schema(node_id, display_name, description, *inputs):
     return io.Schema(
-        node_id=node_id, display_name=display_name, category=sockets.CATEGORY, description=description,
+        node_id=node_id, display_name=display_name, category=sockets.REWARDS, description=description,
         inputs=list(inputs),
         outputs=[sockets.Reward.Output("reward", display_name="reward", tooltip="For the DNO Sampler.")],
     )  # fmt: skip

@@ -20,7 +20,7 @@ class DNOScoreImages(io.ComfyNode):
         return io.Schema(
             node_id="DNOScoreImages",
             display_name="Score Images",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
             description="What a reward thinks of pictures from anywhere: their scores, and the pictures in that order.",
             is_output_node=True,
             inputs=inputs_of_a_score(),
@@ -50,7 +50,8 @@ class DNOPickBest(io.ComfyNode):
         return io.Schema(
             node_id="DNOPickBest",
             display_name="Pick Best",
-            category=sockets.CATEGORY,
+            category=sockets.REWARDS,
+            **sockets.aliases("best of n", "select images", "top k"),
             description="The pictures of a batch that a reward likes most, with their latents.",
             inputs=[
                 *inputs_of_a_score(),

@@ -100,6 +100,9 @@ DEFAULTS = {
     "zero-order": core.Search.zero_order(),
     "pcn": core.Search.pcn(),
     "lgd": core.LGD(),
+    "tilt": core.Tilt(),
+    "tilt-decoder": core.Tilt(through="decoder"),
+    "trust": core.TrustAscent(),
 }
 
 
@@ -122,6 +125,8 @@ def test_a_solver_without_options_has_its_papers_settings(name):
     "--solver zeno --reward jpeg-incompressible --candidates 3 --beta 0.2",
     "--solver pcn --reward jpeg-proxy",
     "--solver lgd --candidates 2 --scale 20.0",
+    "--solver tilt --strength 0.2",
+    "--solver trust --part initial",
     "--solver sgd --part initial --gamma 0.0",
 ])
 def test_every_kind_of_solver_runs_to_the_end_of_its_bar(arguments, tmp_path, capsys):

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,3 +235,44 @@ def default_float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+def test_items_come_in_the_order_that_is_asked_for_with_their_checkpoints():
+    noise = core.Noise.randn((3, 2, 4, 4), injected=2, seed=0)
+    last = core.Noise.randn((3, 2, 4, 4), injected=2, seed=1)
+    noise = replace(noise, kept=last.initial, checkpoint=core.Checkpoint(last, "solver", 3, {"exp_avg": last}))
+    some = noise.items([2, -3])
+    assert torch.equal(some.flat(), noise.flat()[[2, 0]]) and torch.equal(some.kept, noise.kept[[2, 0]])
+    assert torch.equal(some.checkpoint.noise.flat(), last.flat()[[2, 0]])
+    assert torch.equal(some.checkpoint.memory["exp_avg"].flat(), last.flat()[[2, 0]])
+
+
+def test_variations_begin_with_the_noise_itself_and_stay_true_noise_however_often_they_are_varied():
+    noise = core.Noise.randn((1, 4, 32, 32), injected=7, seed=0)
+    original = noise
+    for round_ in range(20):
+        some = noise.variations(4, beta=0.3, seed=round_)
+        assert torch.equal(some.item(0).flat(), noise.flat())
+        noise = some.item(2)
+        # n = 32768: the norm of true noise is 1 up to 1 / sqrt(2 n) = .004, here five times that.
+        assert abs(noise.flat().square().mean().sqrt() - 1) < 0.02
+        assert core.noise_probability(noise.flat()).item() > 0.01
+    # After k rounds sqrt(1 - .09)^k of the first is left.
+    left = (noise.flat() * original.flat()).mean()
+    assert abs(left - (1 - 0.09) ** 10) < 0.03
+
+
+def test_a_neighbour_is_as_far_away_as_beta_says_and_does_not_depend_on_their_number():
+    noise = core.Noise.randn((1, 4, 32, 32), injected=7, seed=0)
+    some = noise.variations(3, beta=0.6, seed=1)
+    for item in (1, 2):
+        assert abs((some.item(item).flat() * noise.flat()).mean() / noise.flat().square().mean() - 0.8) < 0.03
+    assert torch.equal(noise.variations(2, beta=0.6, seed=1).flat(), some.items([0, 1]).flat())
+    assert not torch.equal(noise.variations(2, beta=0.6, seed=2).flat(), some.items([0, 1]).flat())
+    assert torch.equal(noise.variations(2, beta=0.0).item(1).flat(), noise.flat())
+
+
+@pytest.mark.parametrize("batch, count, beta", [(2, 2, 0.1), (1, 0, 0.1), (1, 2, 1.5), (1, 2, float("nan"))])
+def test_variations_of_what_cannot_be_varied_are_refused(batch, count, beta):
+    with pytest.raises(ValueError, match="expected"):
+        core.Noise.randn((batch, 1, 4, 4)).variations(count, beta)

@@ -321,3 +321,29 @@ def test_noise_of_sigmas_a_hundredth_off_is_of_another_schedule():
     sigmas = [1.01 * sigma for sigma in noise_map.settings["sigmas"]]
     with pytest.raises(ValueError, match="the noise was made with sigmas"):
         noise_map.check_settings(dataclasses.replace(noise_map.randn(0), settings={"sigmas": sigmas}))
+
+
+def test_a_factor_of_the_injected_noise_acts_as_if_the_noise_had_it():
+    """Models whose noise has another variance: c_noise alone is multiplied, and so is the gradient by that noise."""
+    plain = sample_map("flow_rf", 1.0, cfg=2.0)
+    scaled = dataclasses.replace(plain, schedule=dataclasses.replace(plain.schedule, s_noise=3.0))
+    noise = double_noise(plain)
+    louder = core.Noise(noise.initial, 3.0 * noise.injected)
+    d_images = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    (found, found_vjp), (expected, expected_vjp) = scaled.pullback(noise), plain.pullback(louder)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradient, by_louder = found_vjp(d_images), expected_vjp(d_images)
+    torch.testing.assert_close(gradient.initial, by_louder.initial, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient.injected, 3.0 * by_louder.injected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_noise_of_another_factor_is_refused():
+    plain = sample_map("flow_rf", 1.0)
+    scaled = dataclasses.replace(plain, schedule=dataclasses.replace(plain.schedule, s_noise=3.0))
+    noise = dataclasses.replace(scaled.randn(0), settings=scaled.settings)
+    scaled.check_settings(noise)
+    with pytest.raises(ValueError, match="s_noise 2.0, but here it is 3.0"):
+        scaled.check_settings(dataclasses.replace(noise, settings={**noise.settings, "s_noise": 2.0}))
+    with pytest.raises(ValueError, match="s_noise 3.0, but here it is 1.0"):
+        plain.check_settings(noise)
+    plain.check_settings(dataclasses.replace(noise, settings=plain.settings))

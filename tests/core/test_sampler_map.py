@@ -137,6 +137,15 @@ def test_the_ancestral_sampler_is_the_map_of_eta_1_and_so_is_its_gradient():
     torch.testing.assert_close(ours.sample(noise), images)
 
 
+def test_the_last_denoised_that_the_sampler_tells_is_the_maps():
+    sigmas = SIGMAS["vp"][:-1]
+    ours = sampler_map(ancestral, sigmas=sigmas, judge_denoised=True)
+    steps = dataclasses.replace(sample_map(judge_denoised=True), schedule=core.Schedule(sigmas))
+    noise = double_noise(steps)
+    torch.testing.assert_close(ours.latent(noise), steps.latent(noise))
+    torch.testing.assert_close(ours.noisy_latent(noise), steps.noisy_latent(noise))
+
+
 def test_a_search_raises_the_reward():
     noise_map = sampler_map(midpoint_sde, brownian=True)
     result = core.optimize(
@@ -144,7 +153,7 @@ def test_a_search_raises_the_reward():
         core.GradientAscent(lr=0.05), iterations=5,
     )  # fmt: skip
     first = result.history.rows[0]["score"]
-    assert all(best > score for best, score in zip(result.history.best, first, strict=True))
+    assert all(best > score for best, score in zip(result.history.best_row["score"], first, strict=True))
     assert result.noise.settings["sampler"] == "midpoint_sde" and "eta" not in result.noise.settings
     assert not result.history.warnings
 
@@ -390,6 +399,18 @@ def test_lgd_which_changes_the_steps_says_that_it_cannot_change_these():
     with pytest.raises(ValueError, match="this solver changes the steps of the map itself"):
         core.optimize(noise_map, lambda images, prompts: images.mean(dim=(1, 2, 3)), double_noise(noise_map),
                       core.LGD(samples=2), iterations=1)  # fmt: skip
+
+
+def test_lgd_leaves_the_noise_that_nobody_judges_alone():
+    noise_map = dataclasses.replace(
+        sample_map(judge_denoised=True), schedule=core.Schedule(SIGMAS["vp"][:-1]), finish=lambda x: x / 0
+    )
+    noise, reward = double_noise(noise_map), lambda images, prompts: images.mean(dim=(1, 2, 3))
+    problem = core.Problem(noise_map, reward)
+    guided, evaluation = core.LGD(samples=2, scale=50.0).step(problem, noise)
+    assert torch.equal(guided.injected[-1], noise.injected[-1])
+    assert not torch.equal(guided.injected[:-1], noise.injected[:-1])
+    assert (problem.evaluate(guided).scores > evaluation.scores).all()
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -202,6 +202,20 @@ def test_pictures_that_a_patch_lets_depend_on_each_other_are_refused(comfy, patc
     assert not run.of_type("progress"), "something was sampled"
 
 
+def test_pictures_that_a_guider_lets_depend_on_each_other_are_refused(comfy):
+    graph = NoiseWorkflow()
+    other = graph.node("DNOTestModel", family="eps", seed=9, dtype="float32", vae_channels=4)[1]
+    prompts = {"positive": graph.positive, "negative": graph.negative, "empty_conditioning": other}
+    guider = graph.node("PerpNegGuider", model=graph.model, **prompts, cfg=8.0, neg_scale=1.0)
+    ours = graph.node(
+        "DNOSamplerAdvanced", noise=graph.node("RandomNoise", noise_seed=3)[0], guider=guider[0],
+        sigmas=graph.sigmas(), latent_image=graph.latent(batch=2), vae=graph.vae, reward=graph.reward, eta=1.0,
+        iterations=1, solver=graph.gradient(),
+    )  # fmt: skip
+    graph.keep("latent", ours[0])
+    assert "depend on each other" in comfy.fail(graph)
+
+
 def test_a_batch_is_searched_where_a_patch_goes_by_a_pictures_place_alone(comfy):
     graph = NoiseWorkflow()
     graph.model = graph.node("VideoLinearCFGGuidance", model=graph.model, min_cfg=1.0)[0]

@@ -1,6 +1,7 @@
 """Every solver node inside a real ComfyUI, with rewards that have a gradient and rewards that have none."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,9 +11,15 @@ UPDATE = {"optimizer": "adam", "momentum": 0.9, "clip": 0.0}
 ZEROTH_ORDER = {"lr": 0.05, "q": 8, "mu": 0.0, "seed": 0, **UPDATE}
 ZENO = {"candidates": 8, "beta": 0.0, "weights": "linear", "tau": 0.1, "seed": 0}
 SEARCH = {"candidates": 8, "beta": 0.1, "seed": 0}
+TILT = {"strength": 0.4, "start": 0.0, "stop": 1.0, "every": 1, "strengths": "", "q": 0, "seed": 0}
+TRUST = {"whitening": 0.5, "gradient": "exact", "q": 0, "seed": 0}
 SOLVERS = {
     "gradient": ("DNOSolverGradient", {"lr": 0.05, **UPDATE}),
     "lgd": ("DNOSolverLGD", {"samples": 2, "scale": 100.0, "seed": 0}),
+    "tilt": ("DNOSolverTilt", {**TILT, "through": "model"}),
+    "tilt decoder": ("DNOSolverTilt", {**TILT, "through": "decoder"}),
+    "trust": ("DNOSolverTrust", TRUST),
+    "trust hybrid-2": ("DNOSolverTrust", {**TRUST, "gradient": "hybrid-2"}),
     # In 12,288 directions of pixel space an estimate is poor; this seed's are good enough in three iterations.
     "hybrid-1": ("DNOSolverZerothOrder", {"method": "hybrid-1", **ZEROTH_ORDER, "q": 1024, "seed": 3}),
     "hybrid-2": ("DNOSolverZerothOrder", {"method": "hybrid-2", **ZEROTH_ORDER}),
@@ -25,8 +32,8 @@ SOLVERS = {
     "zero-order": ("DNOSolverSearch", {"method": "zero-order", **SEARCH}),
     "pcn": ("DNOSolverSearch", {"method": "pcn", **SEARCH}),
 }
-DIFFERENTIATE_THE_REWARD = ("gradient", "lgd")
-DIFFERENTIATE_THE_MODEL = (*DIFFERENTIATE_THE_REWARD, "hybrid-1", "hybrid-2")
+DIFFERENTIATE_THE_REWARD = ("gradient", "lgd", "tilt", "tilt decoder", "trust")
+DIFFERENTIATE_THE_MODEL = ("gradient", "lgd", "tilt", "trust", "hybrid-1", "hybrid-2", "trust hybrid-2")
 
 
 def solver(graph, kind, **changes):
@@ -87,6 +94,26 @@ def test_gradient_free_solvers_take_models_that_cannot_be_differentiated(comfy, 
     assert len(found) == 4 and all(samples.isfinite().all() for samples in found.values())
 
 
+@pytest.mark.parametrize("obstacle", ["fused kernel", "fast fp8", "multigpu", "lowvram", "detaching attention"])
+def test_tilt_through_the_decoder_takes_models_that_cannot_be_differentiated(comfy, obstacle):
+    graph = workflow("tilt decoder", obstacle=obstacle, model_seed=len(obstacle))
+    ours = graph.dno(iterations=1, steps=3, seed=1, solver=solver(graph, "tilt decoder"))
+    graph.node("DNOTestHistory", history=ours[3])
+    (start, end) = (row["score"] for row in history_of(comfy.run(graph))["rows"])
+    assert all(math.isfinite(score) for score in start + end) and start != end
+
+
+@pytest.mark.parametrize("kind", ["tilt", "tilt decoder", "trust"])
+def test_the_kept_part_of_an_inpainting_is_not_tilted(comfy, kind):
+    graph = workflow(kind)
+    latent = graph.latent(batch=2, mask="half")
+    for iterations in (0, 1):
+        graph.keep(f"noise{iterations}", graph.dno(iterations=iterations, latent=latent, solver=solver(graph, kind))[2])
+    kept = comfy.run(graph).kept
+    before, after = kept["noise0"]["injected"], kept["noise1"]["injected"]
+    assert torch.equal(before[..., :4], after[..., :4]) and not torch.equal(before[..., 4:], after[..., 4:])
+
+
 @pytest.mark.parametrize(
     "kind, fewer", [("hybrid-2", {"q": 2}), ("zo-sgd", {"q": 2}), ("zeno", {"candidates": 2}), ("pcn", {})]
 )
@@ -140,7 +167,7 @@ def test_inpainting_leaves_the_kept_part_of_noise_and_picture_alone(comfy, kind)
 def way(comfy, kind, settings, iterations=3):
     """The scores of a search's iterations: they tell two searches apart."""
     graph = workflow(kind)
-    ours = graph.dno(iterations=iterations, steps=2, solver=solver(graph, kind, **settings))
+    ours = graph.dno(iterations=iterations, steps=4 if "tilt" in kind else 2, solver=solver(graph, kind, **settings))
     graph.node("DNOTestHistory", history=ours[3])
     return tuple(tuple(row["score"]) for row in history_of(comfy.run(graph))["rows"])
 
@@ -174,6 +201,13 @@ def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
         ("gradient", {"momentum": 0.5}, {"optimizer": "sgd"}),
         ("zo-sgd", {"momentum": 0.5}, {"optimizer": "sgd"}),
         ("lgd", {}, {"samples": 1, "scale": 1.0}),
+        ("tilt", {}, {"strength": 0.2}),
+        ("tilt", {}, {"start": 0.5}),
+        ("tilt", {}, {"every": 2, "stop": 0.5}),
+        ("tilt", {"seed": 5}, {"strengths": "0.1, 0.2"}),
+        ("tilt", {}, {"q": 4}),
+        ("trust", {"q": 5, "seed": 5}, {"whitening": 1.0}),
+        ("trust hybrid-2", {}, {"q": 5}),
     ],
 )
 def test_a_setting_counts_where_the_tooltip_says_so_and_only_there(comfy, kind, ignored, used):
@@ -193,7 +227,8 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
     message = comfy.fail(graph)
     assert "jpeg compressibility is not differentiable" in message
     names = [node["display_name"] for name, node in comfy.get("/object_info").items() if name.startswith("DNOSolver")]
-    others = [name.removeprefix("DNO Solver (")[:-1] for name in names if "Gradient" not in name and "LGD" not in name]
+    with_gradient = ("Gradient", "LGD", "Tilt", "Trust")
+    others = [name.removeprefix("DNO Solver (")[:-1] for name in names if not any(w in name for w in with_gradient)]
     assert len(others) == 3 and all(other in message for other in others), message
 
 
@@ -201,6 +236,11 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
     "kind, changes, sampling, words",
     [
         ("lgd", {}, {"eta": 0.0}, "expected eta > 0"),
+        ("tilt", {}, {"eta": 0.0}, "expected eta > 0"),
+        ("tilt", {"strength": 1.0}, {}, "bigger than max of 0.99"),
+        ("tilt", {"strengths": "0.2; 0.3"}, {}, "expected numbers such as 0.2, 0.3"),
+        ("tilt", {"strengths": "0.2, 1.5"}, {}, "the strength is 1.5"),
+        ("trust", {"gradient": "hybrid-3"}, {}, "hybrid-3.*hybrid-2"),
         ("zeno", {"candidates": 1}, {}, "smaller than min of 2"),
         ("zeno", {"beta": 1.5}, {}, "bigger than max of 1"),
         ("zo-sgd", {"q": -1}, {}, "smaller than min of 0"),

@@ -74,8 +74,20 @@ class NoiseWorkflow(Workflow):
         conditionings = {"positive": self.positive, "negative": self.negative}
         return self.node("CFGGuider", model=self.model, **conditionings, cfg=cfg)[0]
 
-    def sigmas(self, scheduler="normal"):
-        return self.node("BasicScheduler", model=self.model, scheduler=scheduler, steps=6, denoise=1.0)[0]
+    def sigmas(self, scheduler="normal", denoise=1.0, steps=6):
+        return self.node("BasicScheduler", model=self.model, scheduler=scheduler, steps=steps, denoise=denoise)[0]
+
+    def around(self, latent=None, sigmas=None, noise=None, cfg=8.0, seed=3):
+        """The inputs that SamplerCustomAdvanced and DNO Sampler (Advanced) share."""
+        return {
+            "noise": noise or self.node("RandomNoise", noise_seed=seed)[0], "guider": self.guider(cfg),
+            "sigmas": sigmas or self.sigmas(), "latent_image": latent or self.latent(),
+        }  # fmt: skip
+
+    def advanced(self, around, eta=1.0, iterations=0, **search):
+        """A DNO Sampler (Advanced) node."""
+        judged = {"vae": self.vae, "reward": self.reward, "eta": eta, "iterations": iterations}
+        return self.node("DNOSamplerAdvanced", **around, **judged, **search)
 
     def replay(self, noise, latent, cfg=8.0, sigmas=None):
         """Sample a noise with the stock SamplerCustomAdvanced."""
@@ -98,6 +110,12 @@ class NoiseWorkflow(Workflow):
 def history_of(run):
     (history,) = [output["history"][0] for output in run.outputs.values() if "history" in output]
     return history
+
+
+def rose(history):
+    """Whether the best of every picture scores more than the first did."""
+    first, best = history["rows"][0]["score"], history["best_row"]["score"]
+    return all(after > before for before, after in zip(first, best, strict=True))
 
 
 def warnings_of(run, node):

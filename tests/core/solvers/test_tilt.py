@@ -266,6 +266,31 @@ def test_without_a_noise_to_lean_nothing_runs(settings):
         core.optimize(noise_map, mean_pixel, noise_of(noise_map), core.Tilt(), iterations=1)
 
 
+def test_a_sampler_that_takes_its_own_steps_is_refused():
+    def euler(model, x, sigmas, noise_sampler, callback):
+        for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+            x = x + (sigma_next / sigma - 1) * (x - model(x, sigma.expand(len(x))))
+        return x
+
+    schedule = core.Schedule(SIGMAS["vp"])
+    traits = core.try_sampler(euler, schedule.sigmas)
+    noise_map = core.SamplerMap(lambda x, sigma: 0.6 * x, schedule, SHAPE, sampler=euler, traits=traits)
+    with pytest.raises(ValueError, match="this sampler takes its own; expected a SampleMap"):
+        core.optimize(noise_map, mean_pixel, noise_of(noise_map), core.Tilt(), iterations=1)
+
+
+def test_where_the_denoised_is_judged_the_last_noise_is_left_alone():
+    """A schedule that ends above 0 injects noise in its last step too, which nobody sees where denoised is judged."""
+    schedule = core.Schedule((8.0, 3.0, 1.2, 0.5))
+    for judged, moved in ((True, [True, True, False]), (False, [True, True, True])):
+        noise_map = core.SampleMap(lambda x, sigma: 0.6 * x, schedule, SHAPE, judge_denoised=judged)
+        noise = noise_of(noise_map)
+        result = core.optimize(noise_map, linear(normal(*SHAPE[1:])), noise, core.Tilt(), iterations=1, floor=0.0)
+        changed = result.noise.injected != noise.injected
+        assert changed.flatten(1).any(dim=1).tolist() == moved
+        torch.testing.assert_close(noise_map.sample(result.noise), result.images)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+COARSE = "its first noise level is in the thousands, where float32 is coarse"
+
 
 @dataclass(frozen=True)
 class Family:

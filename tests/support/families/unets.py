@@ -1,6 +1,6 @@
 """UNets: Stable Diffusion 1 and 2, SDXL, their kin, and Stable Cascade."""
 
-from .family import Family
+from .family import COARSE, Family
 
 SIZES = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1],
@@ -22,11 +22,12 @@ def labelled(width, **sizes):
     return {"num_classes": "sequential", "adm_in_channels": width, **sizes}
 
 
-def sdxl(name, model="SDXL", pooled=1280, width=2816, weights=(), **sizes):
+def sdxl(name, model="SDXL", width=2816, weights=(), note="", **sizes):
     """Return a family of the tiny SDXL; `weights` are names in a checkpoint that say what it predicts."""
     return unet(
-        name, model, labelled(width, **sizes), pooled=pooled, weights=lambda random: {key: random(1) for key in weights}
-    )
+        name, model, labelled(width, **sizes), pooled=1280, weights=lambda random: {key: random(1) for key in weights},
+        note=note,
+    )  # fmt: skip
 
 
 def video(name, model, width):
@@ -79,7 +80,7 @@ FAMILIES = [
          weights=projection_of_views),
     sdxl("SDXL"),
     sdxl("SDXL inpainting", in_channels=9),
-    sdxl("SDXL, v with zero terminal SNR", weights=("v_pred", "ztsnr")),
+    sdxl("SDXL, v with zero terminal SNR", weights=("v_pred", "ztsnr"), note=COARSE),
     sdxl("SDXL Playground 2.5", weights=("edm_mean", "edm_std")),
     unet("CosXL", "SDXL", labelled(2816), pooled=1280, weights=cosxl),
     sdxl("SDXL InstructPix2Pix", "SDXL_instructpix2pix", in_channels=8),

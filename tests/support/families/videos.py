@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .family import Family, mask_of_the_prompt
+from .family import COARSE, Family, mask_of_the_prompt
 
 PICTURE = (16, 1, 8, 8)
 HEAD, FINAL = "head.head", "final_layer.linear"
@@ -92,7 +92,7 @@ LTX_VIDEO = Family("LTX-Video", "LTXV", LTX, (128, 1, 4, 4), "proj_out", extras=
 COSMOS_1 = Family("Cosmos 1", "CosmosT2V", {**COSMOS, "in_channels": 16}, PICTURE, FINAL)
 MOCHI_1 = Family("Mochi", "GenmoMochi", MOCHI, (12, 1, 8, 8), FINAL, extras=mask_of_the_prompt)
 KANDINSKY_5 = Family("Kandinsky 5 video", "Kandinsky5", KANDINSKY, PICTURE, "out_layer.out_layer", pooled=32)
-COGVIDEO_X = Family("CogVideoX", "CogVideoX_T2V", COGVIDEO, PICTURE, "proj_out")
+COGVIDEO_X = Family("CogVideoX", "CogVideoX_T2V", COGVIDEO, PICTURE, "proj_out", note=COARSE)
 SEED_VR = Family("SeedVR2", "SeedVR2", SEEDVR, PICTURE, "vid_out.proj", prompt=(7, 5120), extras=degraded(1))
 
 FAMILIES = [
@@ -130,7 +130,9 @@ FAMILIES = [
     Family("Cosmos 1 I2V", "CosmosI2V", {**COSMOS, "in_channels": 17}, PICTURE, FINAL),
     Family("Cosmos Predict 2 I2V", "CosmosI2VPredict2", {**PREDICT, "in_channels": 17}, PICTURE, FINAL),
     MOCHI_1, clip(MOCHI_1), KANDINSKY_5, clip(KANDINSKY_5), COGVIDEO_X, clip(COGVIDEO_X),
-    Family("CogVideoX I2V", "CogVideoX_I2V", {**COGVIDEO, "in_channels": 32}, PICTURE, "proj_out"),
-    Family("CogVideoX inpainting", "CogVideoX_Inpaint", {**COGVIDEO, "in_channels": 48}, PICTURE, "proj_out"),
+    Family("CogVideoX I2V", "CogVideoX_I2V", {**COGVIDEO, "in_channels": 32}, PICTURE, "proj_out",
+           note=COARSE),
+    Family("CogVideoX inpainting", "CogVideoX_Inpaint", {**COGVIDEO, "in_channels": 48}, PICTURE, "proj_out",
+           note=COARSE),
     SEED_VR, replace(clip(SEED_VR), extras=degraded(CLIP_FRAMES)),
 ]  # fmt: skip

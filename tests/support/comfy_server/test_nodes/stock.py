@@ -1,7 +1,11 @@
 """Stock sampling, with the injected noises taken from a DNO_NOISE instead of the sampler's own generator."""
 
+from unittest import mock
+
 import comfy.sample
 import comfy.samplers
+import torch
+from comfy.k_diffusion import sampling as k_sampling
 
 
 class DNOTestStockSampler:
@@ -44,4 +48,35 @@ class DNOTestStockSampler:
         return ({**latent_image, "samples": samples},)
 
 
-NODES = (DNOTestStockSampler,)
+def newer_noise_sampler(x, seed=None):
+    """As ComfyUI 0.33 draws on a CPU; 0.3.75 begins with x_T again."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return lambda sigma, sigma_next: torch.randn(x.size(), dtype=x.dtype, generator=generator)
+
+
+class WithNewerNoise(comfy.samplers.Sampler):
+    def __init__(self, stock):
+        self.stock = stock
+
+    def sample(self, model_wrap, sigmas, *args, **kwargs):
+        with mock.patch.object(k_sampling, "default_noise_sampler", newer_noise_sampler):
+            # uni_pc sets the last of them to 0.001, for all nodes that have the same.
+            return self.stock.sample(model_wrap, sigmas.clone(), *args, **kwargs)
+
+
+class DNOTestNewerNoise:
+    """A stock SAMPLER with the injected noises that newer ComfyUIs draw."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sampler": ("SAMPLER",)}}
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "wrap"
+    CATEGORY = "tests"
+
+    def wrap(self, sampler):
+        return (WithNewerNoise(sampler),)
+
+
+NODES = (DNOTestStockSampler, DNOTestNewerNoise)
