@@ -76,7 +76,8 @@ class Exact(ImageGradient):
     """
 
     def by_images(self, problem, noise, images):
-        return exact(problem.reward, images, problem.sample_map.prompts)
+        sample_map = problem.sample_map
+        return sample_map.in_place.differentiate("reward", lambda: exact(problem.reward, images, sample_map.prompts))
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ class Problem:
             >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
             >>> noise = sample_map.randn(seed=0)
             >>> with Problem(sample_map, rewards.Brightness()).trial(noise) as (evaluation, gradient):
-            ...     if evaluation.scores > 0:
+            ...     if evaluation.scores > -2:
             ...         gradient().initial.shape
             torch.Size([1, 3, 4, 4])
 

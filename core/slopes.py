@@ -71,7 +71,8 @@ def _products(denoise, network, x, sigma, direction, slopes):
     """Return the sum of <slope, J direction> / |slope|^2 by autograd: how many results change, where it is right."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        found = _results(denoise, network, x, sigma)
+        # The last ones: a call in which autograd refuses an operation may have been made once more.
+        found = _results(denoise, network, x, sigma)[-len(slopes) :]
         weights = [slope / slope.square().sum().clamp(min=1e-30) for slope in slopes]
         # Scaled to a largest entry of 1, so that the way back through half precision loses nothing.
         scale = max(weight.abs().max() for weight in weights).clamp(min=1e-30)

@@ -137,14 +137,14 @@ class ComfyRun:
 
     def sample_map(self, eta, decode=None, **settings):
         settings |= {
-            "start": self.start, "finish": self.finish, "decode": decode, "mask": self.denoise_mask,
+            "start": self.start, "decode": decode, "mask": self.denoise_mask,
             "model": core.fingerprint(self.guider.inner_model.diffusion_model),
             # What is left noisy is not for the reward's eyes.
             "judge_denoised": bool(self.sigmas[-1] > 0),
         }  # fmt: skip
         shape = tuple(self.noise.shape)
         if self.stock is None:
-            return core.SampleMap(self.denoise, self.schedule, shape, eta, **settings)
+            return core.SampleMap(self.denoise, self.schedule, shape, eta, finish=self.finish, **settings)
         denoise = self.denoise_twice if self.stock.asks_for_uncond else self.denoise
         return core.SamplerMap(
             denoise, self.schedule, shape, **settings, sampler=self.stock, traits=self.stock.traits,

@@ -20,6 +20,7 @@ _searching = []
 NO_FORMULA = (
     "no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved",
     "inplace update to inference tensor", "is a view and is being modified inplace", "leaf variable that requires grad",
+    "don't support automatic differentiation",
 )  # fmt: skip
 
 

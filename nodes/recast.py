@@ -74,8 +74,8 @@ class _Linear(torch.autograd.Function):
 
 def _cast(stored, layer, like):
     """Return what the layer's forward makes of its stored weight, in the dtype of `like`: LoRA and scales applied."""
-    as_layer = SimpleNamespace(weight=stored, bias=None, weight_function=layer.weight_function, bias_function=[])
-    weight, _ = comfy.ops.cast_bias_weight(as_layer, like)
+    own = {"weight": stored, "bias": None, "weight_function": layer.weight_function, "bias_function": []}
+    weight, _ = comfy.ops.cast_bias_weight(SimpleNamespace(**vars(layer) | own), like)
     weight = weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
     scale = getattr(layer, "scale_weight", None)  # ComfyUI 0.3.75's scaled float8
     return weight if scale is None else weight * scale.to(weight)

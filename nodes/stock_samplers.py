@@ -58,7 +58,9 @@ class StockSampler:
             options["noise_sampler"] = noise_sampler
         extra_args = {"model_options": dict(self.model_options), "seed": self.seed, "denoise_mask": None}
         asked = _Model(self, sigmas, model)
-        return function(asked, x, sigmas, extra_args=extra_args, callback=callback, disable=True, **options)
+        x = function(asked, x, sigmas, extra_args=extra_args, callback=callback, disable=True, **options)
+        # As KSAMPLER ends, by the sigmas that the function leaves: uni_pc sets the last one to 0.001.
+        return self.guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], x)
 
     def refuse_a_wrong_gradient(self):
         """Raise ValueError where the sampler's gradient must not be used."""

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 log = logging.getLogger(__name__)
 
 BORN_IN_INFERENCE = "Inference tensors cannot be saved for backward"
+WRITTEN_INTO = "functions with out=... arguments don't support automatic differentiation"
 
 
 def rewrap(module):
@@ -88,10 +89,12 @@ def mapped(value, change):
 
 
 class Renewal:
-    """Runs a part of a model that is differentiated, with every inference tensor renewed where one is in the way.
+    """Runs a part of a model that is differentiated; where autograd refuses an operation, in a form that it accepts.
 
-    To look at each operation's tensors costs time (see docs/costs.md), so a part runs without until autograd first
-    refuses a tensor, is then run again, and from then on runs so wherever it is differentiated.
+    Every inference tensor is then renewed as an operation takes it, and a result that would be written into a given
+    tensor (out=, in HiDream O1) is made first and then copied there. To look at each operation costs time (see
+    docs/costs.md), so a part runs without until autograd first refuses one, is then run again, and from then on runs so
+    wherever it is differentiated.
     """
 
     def __init__(self):
@@ -105,15 +108,15 @@ class Renewal:
             try:
                 return part(*args)
             except RuntimeError as error:
-                if BORN_IN_INFERENCE not in str(error):
+                if not any(words in str(error) for words in (BORN_IN_INFERENCE, WRITTEN_INTO)):
                     raise
-            log.info("the model holds tensors of inference mode out of reach: they are renewed as operations take them")
+            log.info("the model's operations are put in the form that autograd accepts: tensors out of reach, or out=")
             self.needed = True
-        with _RenewWhatEnters():
+        with _Accepted():
             return part(*args)
 
 
-class _RenewWhatEnters(TorchFunctionMode):
+class _Accepted(TorchFunctionMode):
     """Gives each operation normal tensors for inference tensors, but for those that it changes.
 
     Changed outside of inference mode they raise an error, and must: a gradient that went into the new tensor would be
@@ -122,9 +125,13 @@ class _RenewWhatEnters(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        out = kwargs.get("out")
+        if isinstance(out, torch.Tensor):
+            found = self.__torch_function__(function, types, args, {**kwargs, "out": None})
+            return out.copy_(found)
         name = getattr(function, "__name__", "")
         changes = name.startswith(("__set", "__i")) or name.endswith("_") and not name.endswith("__")
-        if not changes and kwargs.get("out") is None:
+        if not changes:
             args, kwargs = mapped((args, kwargs), _renewed_if_inference)
         return function(*args, **kwargs)
 

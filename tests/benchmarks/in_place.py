@@ -78,7 +78,7 @@ def renewing():
     spec = importlib.util.spec_from_file_location("weights", PACK / "nodes" / "weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module._RenewWhatEnters()
+    return module._Accepted()
 
 
 def arms(hidden, blocks):

@@ -31,8 +31,8 @@ CPU. So this tells whether the DNO Sampler does with a use what it says, not how
 
 - **0 iterations**: the latent is that of KSampler's `euler` at eta 0, and Replay Noise gives it again at eta 1.
 - **gradient**: agrees with differences of the reward; three iterations of Adam raise it; the found noise replays.
-- **candidates**: a search with three candidates in one call finds what it finds with one a call, it raises the reward,
-  and the found noise replays.
+- **candidates**: a search with three candidates in one call finds what it finds with one a call, and the found noise
+  replays.
 
 "right" is all of that: latents to 1e-5 of their largest value, gradients to 0.5 % along themselves (in half precision
 as far as it goes). "refused" means one sentence before anything was sampled; the model may have been asked.
@@ -55,16 +55,16 @@ def measure(again):
     (version,) = inside_comfyui()
     settings = {name: version[name] for name in ("comfyui", "torch")}
     runs = Runs(RESULTS / f"sampler_uses_{version['comfyui']}.json", settings)
-    groups = dict(version["uses"])
-    kept = [name for name in groups if name in runs.done and name not in again and "all" not in again]
+    names = version["uses"]
+    kept = [name for name in names if name in runs.done and name not in again and "all" not in again]
     runs.done = {name: runs.done[name] for name in kept}
-    while wanted := [name for name in groups if name not in runs.done]:
+    while wanted := [name for name in names if name not in runs.done]:
         for row in inside_comfyui(*wanted):
             runs.once(row["use"], lambda row=row: row)
         if wanted[0] not in runs.done:  # the process died of the use that came first
             runs.once(wanted[0], lambda: {"missing": "ComfyUI's process died of it"})
-    runs.done = {name: runs.done[name] for name in groups}
-    runs.write(groups=groups)
+    runs.done = {name: runs.done[name] for name in names}
+    runs.write()
 
 
 def inside_comfyui(*names):
@@ -92,9 +92,8 @@ def page(results):
             f"## ComfyUI {found['settings']['comfyui']}\n\n{len(rows)} uses, {good} of them right or refused (PyTorch"
             f" {found['settings']['torch']}; [result](../{path.relative_to(ROOT).as_posix()})).\n"
         )
-        groups = found["groups"]
-        for group in dict.fromkeys(groups.values()):
-            lines = [cells(name, judged[name]) for name in judged if groups[name] == group]
+        for group in dict.fromkeys(row["group"] for row in rows.values()):
+            lines = [cells(name, judged[name]) for name in judged if rows[name]["group"] == group]
             table = [(group, *COLUMNS[1:]), ["---"] * len(COLUMNS), *lines]
             parts.append("\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
         left = [name for name, row in found["runs"].items() if "missing" in row]

@@ -49,6 +49,19 @@ def test_the_gradient_is_that_of_the_network_without_changes_in_place(keep_graph
     assert not expected.in_place.found
 
 
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_reward_may_change_in_place_what_its_gradient_needs(combined):
+    def reward(in_place):
+        alone = lambda images, prompts: network(images, in_place).flatten(1).mean(dim=1)  # noqa: E731
+        return rewards.Combine([alone, rewards.Brightness()]) if combined else alone
+
+    _, noise_map = both()
+    problems = [core.Problem(replace(noise_map), reward(in_place)) for in_place in (True, False)]
+    (evaluation, found), (_, expected) = (problem.gradient(noise_map.randn(0)) for problem in problems)
+    torch.testing.assert_close(found.flat(), expected.flat(), rtol=1e-6, atol=1e-7)
+    assert problems[0].sample_map.in_place.found == {"reward"} and evaluation.scores.isfinite().all()
+
+
 def euler(model, x, sigmas, noise_sampler, callback):
     for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
         denoised = model(x, sigma.expand(len(x)))

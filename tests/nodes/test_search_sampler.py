@@ -46,7 +46,7 @@ def test_a_node_with_a_model_input_searches_too_and_the_node_that_runs_says_what
     run = comfy.run(graph)
     assert torch.equal(run.kept["inside"]["samples"], run.kept["ours"]["samples"])
     said = [message["text"] for message in run.of_type("text") if message["node"] == inside.id]
-    assert "2 iterations done" in said[-1] and "Brightness" in said[-1]
+    assert "2 iterations done" in said[-1] and "brightness" in said[-1]
 
 
 def test_one_search_serves_several_nodes(comfy):

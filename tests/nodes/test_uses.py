@@ -9,7 +9,7 @@ from uses.verdicts import LATE, MISSING, REFUSED, RIGHT, STOCK, verdict, verdict
 
 REPRESENTATIVE = [
     "mask and image to image", "InpaintModelConditioning, inpainting model", "batch index (Latent From Batch)",
-    "a prompt for each picture", "ConditioningSetMask, mask bounds", "LoRA", "ModelSamplingContinuousV",
+    "a prompt for each picture", "ConditioningSetMask, mask bounds", "LoRA", "ModelSamplingContinuousV, v_prediction",
     "SelfAttentionGuidance", "SkipLayerGuidanceSD3", "DualCFGGuider, nested", "scheduler ddim_uniform", "FlipSigmas",
 ]  # fmt: skip
 
@@ -34,24 +34,23 @@ def test_a_use_is_right_or_refused_before_anything_is_sampled(rows, name):
 @pytest.mark.slow
 def test_all_uses_are_right_or_refused_before_anything_is_sampled():
     (version,) = inside_comfyui()
-    names = [name for name, _ in version["uses"]]
-    bad = {row["use"]: judged(row) for row in inside_comfyui(*names)}
-    assert set(bad) == set(names)
+    bad = {row["use"]: judged(row) for row in inside_comfyui(*version["uses"])}
+    assert set(bad) == set(version["uses"])
     assert {name: words for name, words in bad.items() if words} == {}
 
 
-def tried(error="", own=True, calls=0, **values):
-    return {"error": error, "own": own, "calls": calls, "values": values}
+def tried(error="", own=True, stages=0, **values):
+    return {"error": error, "own": own, "stages": stages, "values": values}
 
 
 @pytest.mark.parametrize("attempt, word", [
     (tried(replay=1e-6, gain=0.1), RIGHT), (tried("ValueError: expected two"), REFUSED),
-    (tried("ValueError: expected two", calls=4), LATE), (tried("TypeError: 'NoneType'", own=False), "crash"),
+    (tried("ValueError: expected two", stages=1), LATE), (tried("TypeError: 'NoneType'", own=False), "crash"),
     (tried(replay=1e-4, gain=0.1), "wrong"), (tried(replay=float("nan"), gain=0.1), "wrong"),
     (tried(replay=1e-6, gain=0.0), "wrong"),
 ])  # fmt: skip
 def test_a_verdict_is_good_only_where_all_is_right_or_nothing_was_sampled(attempt, word):
-    found = verdict(attempt, {"replay": 1e-5}, run=4)
+    found = verdict(attempt, {"gain": 0.0, "replay": 1e-5})
     assert found.word == word and found.is_good == (word in (RIGHT, REFUSED))
 
 
@@ -63,15 +62,15 @@ def test_a_use_that_comfyui_lacks_or_fails_at_is_not_held_against_the_pack():
 
 def test_the_page_counts_what_is_good_and_marks_what_is_not(tmp_path, monkeypatch):
     right = {
-        "rounding": 1e-5, "slope": 5e-4, "stock": tried(calls=4), "start": tried(euler=1e-7, replay=0.0),
+        "group": "Things", "rounding": 1e-5, "slope": 5e-4, "stock": tried(), "start": tried(euler=1e-7, replay=0.0),
         "gradient": tried(along=1e-4, across=1e-3), "climb": tried(replay=1e-7, gain=0.1),
         "search": tried(replay=1e-7, singles=1e-7, gain=0.1),
     }  # fmt: skip
-    late = {**right, "climb": tried("ValueError: no | more", calls=9)}
+    late = {**right, "climb": tried("ValueError: no | more", stages=9)}
     runs = {"a mask": right, "a cache": late, "a node": {"missing": "Node"}}
     file = tmp_path / "sampler_uses_1.2.3.json"
     settings = {"comfyui": "1.2.3", "torch": "2.14"}
-    file.write_text(json.dumps({"groups": dict.fromkeys(runs, "Things"), "settings": settings, "runs": runs}))
+    file.write_text(json.dumps({"settings": settings, "runs": runs}))
     monkeypatch.setattr(sampler_uses, "ROOT", tmp_path)
     text = sampler_uses.page([file])
     assert "2 uses, 1 of them right or refused" in text and "Not in this version: a node." in text

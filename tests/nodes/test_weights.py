@@ -106,6 +106,18 @@ def test_a_tensor_of_inference_mode_that_is_changed_is_not_renewed():
     assert mask == 1
 
 
+def test_a_result_that_is_written_into_a_given_tensor_has_its_gradient():
+    def part(x):
+        double = 2 * x
+        return torch.add(torch.sin(double), double, out=torch.empty(1))
+
+    x = torch.ones(1, requires_grad=True)
+    with pytest.raises(RuntimeError, match="out=... arguments don't support"):
+        part(x)
+    (gradient,) = torch.autograd.grad(weights.Renewal()(part, x), x)
+    torch.testing.assert_close(gradient, 2 * torch.cos(2 * x.detach()) + 2)
+
+
 def test_other_errors_are_raised_at_once():
     calls, renewal = [], weights.Renewal()
 

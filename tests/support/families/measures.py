@@ -5,7 +5,6 @@ family has none.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import comfy.samplers
 import torch
@@ -45,7 +44,7 @@ class Twin:
             self.model, SEED, STEPS, CFG, SCHEDULER, self.positive, self.negative, self.latent, 1.0, self.vae,
             rewards.Brightness(), **{"eta": 1.0, "iterations": 0, **settings},
         )  # fmt: skip
-        latent, _, noise, history = found.args
+        latent, _, noise, history, *_ = found.args
         return latent["samples"], noise, history
 
     def guider(self):
@@ -54,11 +53,6 @@ class Twin:
         guider.set_conds(self.positive, self.negative)
         guider.set_cfg(CFG)
         return guider
-
-    @cached_property
-    def sampled(self):
-        """The latent and the noise at 0 iterations and eta 1."""
-        return self.search()[:2]
 
 
 def difference(found, expected):
@@ -76,7 +70,7 @@ def to_ksampler(twin):
 
 def to_ancestral(twin):
     """Return how far 0 iterations at eta 1 are from euler_ancestral, given the same noises."""
-    latent, noise = twin.sampled
+    latent, noise, _ = twin.search()
     inputs = (twin.positive, twin.negative, twin.latent, 1.0, 1.0, noise)
     (expected,) = DNOTestStockSampler().sample(twin.model, SEED, STEPS, CFG, "euler_ancestral", SCHEDULER, *inputs)
     return difference(latent, expected["samples"])

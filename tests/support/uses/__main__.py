@@ -37,13 +37,13 @@ def main():
 
     if not names:
         versions = {"comfyui": comfyui_version.__version__, "torch": torch.__version__}
-        tell({**versions, "uses": [(use.name, use.group) for use in USES]})
+        tell({**versions, "uses": [use.name for use in USES]})
     for use in USES:
         if use.name in names:
             started = time.perf_counter()
             with torch.inference_mode():  # as ComfyUI's executor runs nodes
                 row = measured(use)
-            tell({"use": use.name, "seconds": round(time.perf_counter() - started, 1), **row})
+            tell({"use": use.name, "group": use.group, "seconds": round(time.perf_counter() - started, 1), **row})
             comfy.model_management.unload_all_models()
 
 

@@ -5,6 +5,6 @@ from .patches import PATCHES, SAMPLINGS
 from .pictures import PICTURES
 from .prompts import PROMPTS
 from .schedules import SCHEDULES
-from .weights import WEIGHTS
+from .weights import COMPILED, WEIGHTS
 
-USES = [*PICTURES, *PROMPTS, *WEIGHTS, *SAMPLINGS, *PATCHES, *GUIDERS, *SCHEDULES]
+USES = [*PICTURES, *PROMPTS, *WEIGHTS, *SAMPLINGS, *PATCHES, *GUIDERS, *SCHEDULES, *COMPILED]

@@ -35,7 +35,7 @@ class Tried:
         values: what was measured, by name.
         error: the message that the user reads, its line breaks gone; '' where nothing was raised.
         own: whether this pack raised it, and not PyTorch or another node.
-        calls: calls of the network until then.
+        calls, stages: calls of the network until then, and stages of this pack's sampling runs.
         warnings: of the history and the log.
     """
 
@@ -43,6 +43,7 @@ class Tried:
     error: str = ""
     own: bool = False
     calls: int = 0
+    stages: int = 0
     warnings: list = field(default_factory=list)
 
 
@@ -62,18 +63,25 @@ class Slopes:
         flat = gradient.flat().double()
         size = flat.norm(dim=1, keepdim=True)
         random = torch.randn(flat.shape, generator=torch.Generator().manual_seed(7), dtype=flat.dtype)
+        random = torch.where(flat == 0, 0, random)  # what a mask keeps is not searched
         random = random / random.norm(dim=1, keepdim=True)
-        self.along = self._error(problem, noise, flat, flat / size, size)
-        self.across = self._error(problem, noise, flat, random, size / flat.shape[1] ** 0.5)
+        self.along = self._error(problem, noise, flat, flat / size, 1.0)
+        self.across = self._error(problem, noise, flat, random, flat.shape[1] ** 0.5)
         return noise, evaluation
 
-    def _error(self, problem, noise, gradient, direction, typical):
-        """Return |difference - gradient . direction| of each picture, in units of a typical slope."""
-        reach = RISE / typical
+    def _error(self, problem, noise, gradient, direction, gentleness):
+        """Return |difference - gradient . direction| of each picture, in units of a typical slope.
+
+        Args:
+            gentleness: how much less than along the gradient the score rises in this direction. The step is longer by
+                its root: rounding weighs less by that, and what bends the slope more.
+        """
+        size = gradient.norm(dim=1, keepdim=True)
+        reach, typical = RISE * gentleness**0.5 / size, size / gentleness
         ends = [noise.flat().double() + end * reach * direction for end in (1, -1)]
         high, low = (problem.evaluate(noise.with_flat(end.float())).scores.double() for end in ends)
-        error = (high - low) / (2 * RISE) - ((gradient * direction).sum(1, keepdim=True) / typical)[:, 0]
-        return error.abs().tolist()
+        slope = (high - low)[:, None] / (2 * reach)
+        return ((slope - (gradient * direction).sum(1, keepdim=True)).abs() / typical)[:, 0].tolist()
 
 
 def measured(use):
@@ -107,16 +115,22 @@ def tried(setting, measure):
 
 @contextlib.contextmanager
 def counted(network, found):
-    """Count the network's calls."""
+    """Count the network's calls, and the stages of sampling runs: a model that is only asked begins none."""
 
     def count(*_):
         found.calls += 1
 
-    hook = network.register_forward_pre_hook(count)
+    def report(*stage):
+        found.stages += 1
+        return told(*stage)
+
+    hook, told = network.register_forward_pre_hook(count), core.SampleMap.report
+    core.SampleMap.report = report
     try:
         yield
     finally:
         hook.remove()
+        core.SampleMap.report = told
 
 
 @contextlib.contextmanager

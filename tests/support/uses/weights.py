@@ -152,7 +152,11 @@ WEIGHTS = [
     Use("float8 weights, bfloat16 arithmetic", "Precision", of_dtype(torch.float8_e4m3fn, torch.bfloat16), **HALF),
     Use("fast float8", "Precision", fast_float8, idle=True),
     Use("ModelComputeDtype", "Precision", lambda s: s.patched("ModelComputeDtype", dtype="bf16"), **HALF),
-    Use("TAESD as the VAE", "Precision", lambda s: s.but(vae=another_vae(4)), idle=True),
+    Use("TAESD as the VAE", "Precision", lambda s: s.but(vae=another_vae(4)), slope=3e-3, idle=True),
+]
+
+COMPILED = [
     Use("torch.compile, inductor", "Precision", compiled("inductor"), idle=True),
     Use("torch.compile, cudagraphs", "Precision", compiled("cudagraphs"), idle=True),
 ]
+"""Apart, since they take minutes."""

@@ -58,9 +58,10 @@ class WithNewerNoise(comfy.samplers.Sampler):
     def __init__(self, stock):
         self.stock = stock
 
-    def sample(self, *args, **kwargs):
+    def sample(self, model_wrap, sigmas, *args, **kwargs):
         with mock.patch.object(k_sampling, "default_noise_sampler", newer_noise_sampler):
-            return self.stock.sample(*args, **kwargs)
+            # uni_pc sets the last of them to 0.001, for all nodes that have the same.
+            return self.stock.sample(model_wrap, sigmas.clone(), *args, **kwargs)
 
 
 class DNOTestNewerNoise:
