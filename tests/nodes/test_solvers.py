@@ -204,7 +204,7 @@ def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
         ("tilt", {}, {"strength": 0.2}),
         ("tilt", {}, {"start": 0.5}),
         ("tilt", {}, {"every": 2, "stop": 0.5}),
-        ("tilt", {"seed": 5}, {"strengths": "0.1, 0.2"}),
+        ("tilt", {}, {"strengths": "0.1, 0.2"}),
         ("tilt", {}, {"q": 4}),
         ("trust", {"q": 5, "seed": 5}, {"whitening": 1.0}),
         ("trust hybrid-2", {}, {"q": 5}),
@@ -214,7 +214,7 @@ def test_a_setting_counts_where_the_tooltip_says_so_and_only_there(comfy, kind, 
     assert way(comfy, kind, {}) == way(comfy, kind, ignored) != way(comfy, kind, used)
 
 
-@pytest.mark.parametrize("kind", ["hybrid-2", "zeno", "zeno sample", "best-of-n", "lgd"])
+@pytest.mark.parametrize("kind", ["hybrid-2", "zeno", "zeno sample", "best-of-n", "lgd", "tilt"])
 def test_the_seed_sets_what_is_tried(comfy, kind):
     assert len({way(comfy, kind, {"seed": seed}) for seed in (0, 1, 2**64 - 1)}) == 3
 
