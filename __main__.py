@@ -17,6 +17,7 @@ from .cli.output import check_writable, complain
 def main(arguments=None):
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
+    options.words = ["dno", *(sys.argv[1:] if arguments is None else arguments)]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         check_writable(options.out)

@@ -5,7 +5,10 @@ from pathlib import Path
 from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
 from .output import say, together
+from .report import findings, page, table
 from .search import PICTURES, Setup, save, tell
+
+REPORT = "report.html"
 
 
 def add_commands(commands):
@@ -19,6 +22,9 @@ def add_commands(commands):
     add_single(parser)
     parser.add_argument("--batch", type=at_least(1), default=1, help="number of pictures, each with a noise of its own")
     parser.add_argument("--start", type=Path, help="noise.safetensors of an earlier run, in place of --seed")
+    parser.add_argument(
+        "--report", action="store_true", help="write report.html too: pictures, curves and settings in one file"
+    )
     add_output(parser, "dno_out/run")
 
 
@@ -34,6 +40,11 @@ def run(options):
     )
     with together(options.out, replaces=PICTURES) as folder:
         save(result, before, folder)
+        if options.report:
+            (folder / REPORT).write_text(page(result, options.words), encoding="utf-8")
     tell(options.reward, result.history)
+    say(table(findings(result.history)))
     say(f"pictures, noise and history are in {options.out.resolve()}")
+    if options.report:
+        say(f"the report is {(options.out / REPORT).resolve()}")
     return 0
