@@ -14,7 +14,7 @@ from .scoring import is_video
 EARLIER = -1
 """The iteration of a best that an earlier search had found."""
 
-THUMBNAIL = 128
+THUMBNAIL, LARGE = 128, 512
 """Longest side of the pictures kept for the trajectory, in pixels."""
 MOST_PICTURES, LEAST_PICTURES, MOST_BYTES = 256, 16, 64 * 2**20
 """How many of them are kept: 256, or what 64 MiB hold where that is less, but never fewer than 16."""
@@ -70,13 +70,14 @@ class History:
             other, every fourth and so on, and always of the first and the last; `picture_rows` are theirs.
         best: the row of each picture's best: where it, or the candidate that it is, was evaluated.
         best_row: what the best themselves scored, as a row; where candidates are tried, no row may hold them.
-        best_picture: uint8 (B, 3, h, w).
+        first_picture, best_picture: uint8 (B, 3, h, w), of the start and of the best, at most 512 pixels a side.
         stopped: why the run ended.
         warnings: what else the user should know of it, sentences.
         settings: what made the run.
         held: of each picture the names of the floors that a higher score than its best's did not pass: those of watched
             rewards, and "P".
         diagnosis: a `diagnostics.Diagnosis` of the best, or None.
+        floors: watched reward's name -> the least score of each picture that might become the best.
         every: of every so many rows a picture is kept.
 
     Example:
@@ -93,12 +94,14 @@ class History:
     pictures: list = field(default_factory=list)
     best: list = field(default_factory=list)
     best_row: dict = field(default_factory=dict)
+    first_picture: torch.Tensor | None = None
     best_picture: torch.Tensor | None = None
     stopped: str = ""
     warnings: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     diagnosis: object = None
     held: list = field(default_factory=list)
+    floors: dict = field(default_factory=dict)
     every: int = 1
 
     def record(self, evaluation):
@@ -116,6 +119,8 @@ class History:
         }
         self.rows.append(_listed(row))
         self._keep(thumbnail(evaluation.images))
+        if self.first_picture is None:
+            self.first_picture = thumbnail(evaluation.images, LARGE)
 
     def _keep(self, picture):
         """Keep the last row's picture; beyond what the memory is worth, keep only every other from then on."""
@@ -147,7 +152,8 @@ class History:
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: their iteration's values stay
                 self.best_row |= _listed({f"watch/{name}": v for name, v in problem.watched(best.images).items()})
         self.best_row["iteration"] = best.iterations.tolist()
-        self.best_picture = thumbnail(best.images)
+        self.best_picture = thumbnail(best.images, LARGE)
+        self.floors = {name: least.tolist() for name, least in best.least.items()}
         self.held = best.held()
 
     def best_name(self, item):

@@ -192,14 +192,52 @@ def curves(histories, item=None):
                 _draw_column(axes, history, "log_p_initial", f"{label} x_T".strip(), f"C{place}", ":", item, LN10)
             else:
                 _draw_column(axes, history, key, label, f"C{place}", "-", item)
+                floors = history.floors.get(key.removeprefix("watch/"), []) if key != "score" else []
+                for least in floors if item is None else floors[item : item + 1]:
+                    _draw_limit(axes, least, "floor")
         axes.set(title=lettering.label(title), xlabel="iteration")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)
-    axes.axhline(-6, color="gray", linewidth=0.8, linestyle="--")
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], -60), top=1)
+    axes.set_ylim(bottom=max(min(axes.get_ylim()[0], -7), -60), top=1)
+    _draw_limit(axes, -2, "below: not taken for the best")
+    _draw_limit(axes, -6, "below: not what the model believes in")
     return _drawn(figure)
+
+
+def before_after(history, items=None, size=384):
+    """Show start and best side by side, a row for each picture, with their scores.
+
+    Args:
+        history: a History of a search that is over.
+        items: numbers of the pictures in the batch; None: all.
+        size: width of each, in pixels.
+
+    Raises:
+        ValueError: the history has no rows, or no such picture.
+
+    Example:
+        >>> from comfyui_dno import core
+        >>> point = core.SampleMap(lambda x, sigma: x, core.Schedule((1.0, 0.0)), (1, 3, 8, 8), eta=0.0)
+        >>> result = core.optimize(point, lambda x, prompts: x.mean((1, 2, 3)), point.randn(), iterations=2, floor=0)
+        >>> before_after(result.history, size=128).size
+        (274, 183)
+    """
+    pictures, captions = [], []
+    for item in range(len(history.best)) if items is None else items:
+        _check_item(history, item)
+        sides = {
+            "start": (history.first_picture, history.rows[0]),
+            f"best, {history.best_name(item)}": (history.best_picture, history.best_row),
+        }
+        for name, (picture, row) in sides.items():
+            watched = [f"{watch} {written(row[f'watch/{watch}'][item], '.3f')}" for watch in history.watched]
+            p = probability(min((row[key][item] for key in ("log_p", "log_p_initial")), key=number))
+            numbers = ", ".join([f"{history.reward} {written(row['score'][item], '.3f')}", *watched])
+            captions.append(f"{name}\n{numbers}\nP {p}")
+            pictures.append(to_pictures(picture[item : item + 1])[0])
+    return contact_sheet(pictures, captions, columns=2, size=size)
 
 
 @_plain
@@ -295,6 +333,15 @@ def _drawn(figure):
 def _local_mean(z):
     """Return the mean of z (1, C, H, W) over channels and the 3 x 3 entries around each, (1, 1, H, W)."""
     return F.avg_pool2d(z.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+
+
+def _draw_limit(axes, level, text):
+    """Draw a line across that the best must be above, with its meaning on it."""
+    axes.axhline(level, color="gray", linewidth=0.8, linestyle="--")
+    axes.annotate(
+        text, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7,
+        color="gray",
+    )  # fmt: skip
 
 
 def _draw_column(axes, history, key, label, color, style, item, divide_by=1.0):

@@ -184,27 +184,27 @@ class DNOReplayNoise(io.ComfyNode):
             inputs=[
                 sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise."),
                 io.Sampler.Input(
-                    "searched_with", display_name="sampler", optional=True,
+                    "sampler", optional=True,
                     tooltip="The sampler that the noise was searched with, where it has options that no file can hold.",
                 ),
             ],
             outputs=[
                 io.Noise.Output("first_noise", display_name="noise", tooltip="Its first noise."),
-                io.Sampler.Output("sampler", display_name="sampler", tooltip="Injects its other noises."),
+                io.Sampler.Output("replay", display_name="sampler", tooltip="Injects its other noises."),
                 io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="The noise levels it was searched at."),
             ],
         )
 
     @classmethod
-    def execute(cls, noise, searched_with=None) -> io.NodeOutput:
+    def execute(cls, noise, sampler=None) -> io.NodeOutput:
         if "sigmas" not in noise.settings or not {"eta", "sampler"} & set(noise.settings):
             raise ValueError(
                 "the noise does not say with which sigmas and eta it was made; expected one from a DNO Sampler, or from"
                 " Load Noise with its check on"
             )
-        if searched_with is None and "sampler" in noise.settings:
-            searched_with = stock_samplers.named(noise.settings)
-        replay = ReplaySampler(noise, searched_with)
+        if sampler is None and "sampler" in noise.settings:
+            sampler = stock_samplers.named(noise.settings)
+        replay = ReplaySampler(noise, sampler)
         return io.NodeOutput(ReplayedNoise(noise), replay, torch.tensor(noise.settings["sigmas"]))
 
 

@@ -36,11 +36,13 @@ def refuse_clips(model, model_options, shape):
     """
     windows = model_options.get("context_handler")
     dim = getattr(windows, "dim", None)
-    if model.model_config.unet_config.get("use_temporal_attention") or dim == 0:
+    temporal = model.model_config.unet_config.get("use_temporal_attention")
+    if temporal or dim == 0:
+        looks = f"{type(model).__name__} looks" if temporal else "context windows over the batch look"
         raise ValueError(
-            f"the pictures of this batch ({shape[0]}) are the frames of one clip, for {type(model).__name__} looks at"
-            " them together; expected pictures that do not depend on each other. Set iterations to 0, or use a model of"
-            " pictures or one whose latent has a dimension for frames (Wan, Hunyuan Video)"
+            f"the pictures of this batch ({shape[0]}) are the frames of one clip, for {looks} at them together;"
+            " expected pictures that do not depend on each other. Set iterations to 0, or use a model of pictures or"
+            " one whose latent has a dimension for frames (Wan, Hunyuan Video)"
         )
     if getattr(windows, "freenoise", False) and shape[dim] > windows.context_length:
         raise ValueError(

@@ -16,7 +16,10 @@ class DNOReport(io.ComfyNode):
             display_name="DNO Report",
             category=sockets.REPORTS,
             **sockets.aliases("curve", "plot"),
-            description="Curves of the reward, the watched reward and the noise's probability over the iterations.",
+            description=(
+                "Curves of the reward, the watched reward and the noise's probability over the iterations, and start"
+                " and best side by side."
+            ),
             inputs=[
                 sockets.History.Input("history", tooltip="From the DNO Sampler."),
                 io.Int.Input(
@@ -24,13 +27,23 @@ class DNOReport(io.ComfyNode):
                     tooltip="Number of the picture in the batch, from 0; -1 draws all of them.",
                 ),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="The curves, for Preview or Save Image.")],
+            outputs=[
+                io.Image.Output("image", display_name="image", tooltip="The curves, for Preview or Save Image."),
+                io.Image.Output(
+                    "comparison", display_name="comparison", tooltip="Start and best side by side, with their scores."
+                ),
+                io.Image.Output("start", display_name="start", tooltip="The start alone, for Image Compare."),
+                io.Image.Output("best", display_name="best", tooltip="The best alone, for Image Compare."),
+            ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, history, picture) -> io.NodeOutput:
         item = None if picture < 0 else checked_item(history, picture)
-        return io.NodeOutput(as_image(plots.curves(history, item)))
+        items = range(len(history.best)) if item is None else [item]
+        drawn = (plots.curves(history, item), plots.before_after(history, items))
+        pair = (as_images(picture[list(items)]) for picture in (history.first_picture, history.best_picture))
+        return io.NodeOutput(*map(as_image, drawn), *pair)
 
 
 class DNOTrajectory(io.ComfyNode):
@@ -93,3 +106,8 @@ def checked_item(history, picture):
 def as_image(picture):
     """Return a PIL picture as a ComfyUI IMAGE, (1, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def as_images(pictures):
+    """Return pictures (B, 3, H, W) of 8 bits as a ComfyUI IMAGE."""
+    return pictures.movedim(1, -1).float() / 255

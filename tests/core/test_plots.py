@@ -252,3 +252,26 @@ def test_a_diagnosis_without_a_gradient_is_drawn():
     unknown, known = torch.tensor([torch.nan, torch.inf]), torch.tensor([1.0, 0.0])
     found = core.Diagnosis(unknown, known, unknown, unknown, unknown, known, None, ["unknown", "II"])
     assert plots.diagnosis(found).width > plots.diagnosis(found).height
+
+
+def test_start_and_best_stand_side_by_side_at_the_size_of_the_pictures():
+    history = history_of()
+    sheet = plots.before_after(history, size=24)
+    # Two pictures a batch, 12 pixels a side, twice as large on the sheet, in rows below each other.
+    for row, item in enumerate((0, 1)):
+        for column, pictures in enumerate((history.first_picture, history.best_picture)):
+            expected = plots.to_pictures(pictures[item : item + 1])[0].resize((24, 24), Image.Resampling.LANCZOS)
+            top = 6 + row * (24 + 17 * 3 + 6)
+            found = sheet.crop((6 + 30 * column, top, 30 + 30 * column, top + 24))
+            assert np.array_equal(np.asarray(found), np.asarray(expected)), (item, column)
+    assert plots.before_after(history, [1], size=24).height < sheet.height
+
+
+def test_curves_say_what_their_limits_mean_and_where_a_floor_is():
+    history = history_of()
+    plain = np.asarray(plots.curves(history), dtype=int)
+    history.floors = {history.watched[0]: [history.rows[0][f"watch/{history.watched[0]}"][0]] * 2}
+    floored = np.asarray(plots.curves(history), dtype=int)
+    width = plain.shape[1] // 3
+    changed = [np.abs(floored - plain)[:, part * width : (part + 1) * width].sum() for part in range(3)]
+    assert changed[1] > 10000 and changed[0] == changed[2] == 0

@@ -60,3 +60,20 @@ def test_a_trajectory_begins_with_the_start_and_has_as_many_pictures_as_are_aske
 def small(picture):
     """Average a square picture (H, W, 3) over areas to 32 pixels a side."""
     return torch.nn.functional.interpolate(picture.movedim(-1, 0)[None], size=(32, 32), mode="area")
+
+
+def test_a_report_gives_start_and_best_for_a_comparison(comfy):
+    graph = NoiseWorkflow()
+    ours = graph.dno(iterations=2, solver=graph.gradient(0.1))
+    report = graph.node("DNOReport", history=ours[3], picture=-1)
+    one = graph.node("DNOReport", history=ours[3], picture=1)
+    graph.keep("found", ours[1])
+    graph.keep("before", graph.dno()[1])
+    for place, key in enumerate(("curves", "comparison", "start", "best")):
+        graph.keep(key, report[place])
+    graph.keep("one", one[3])
+    kept = {key: each["tensor"] for key, each in comfy.run(graph).kept.items()}
+    # Pictures of 8 bits: half a level off at most.
+    for key, expected in (("start", "before"), ("best", "found")):
+        assert (kept[key] - kept[expected]).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(kept["one"], kept["best"][1:]) and kept["comparison"].shape[1] > 384

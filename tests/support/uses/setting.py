@@ -49,7 +49,8 @@ def stock(name, **inputs):
         raise NotInThisVersion(name)
     run = node.execute if hasattr(node, "execute") else getattr(node(), node.FUNCTION)
     known = inspect.signature(run).parameters
-    lacking = [key for key in inputs if key not in known]
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    lacking = [key for key in inputs if key not in known and not takes_all]
     if lacking:
         raise NotInThisVersion(f"{name}: {', '.join(lacking)}")
     values = {key: value for key, value in beginnings(node).items() if key in known} | inputs
