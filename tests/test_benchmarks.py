@@ -1,8 +1,10 @@
 """The benchmark commands: their summaries on made-up runs with known answers, and their searches at a small size."""
 
+import argparse
 import json
 import math
 
+import calls
 import gradient_free
 import in_place
 import model_families
@@ -202,3 +204,18 @@ def test_the_table_sets_what_is_wrong_in_bold_and_gives_each_reason_once():
 
 def test_the_page_of_models_is_what_was_measured():
     assert model_families.PAGE.read_text() == model_families.page(model_families.result_files())
+
+
+def test_a_gain_counts_what_was_found_in_time_and_kept_its_consistency():
+    found = {"calls": [20, 60, 100, 140], "score": [1.0, 1.5, 3.0, 2.0], "consistency": [0.9, 0.88, 0.7, 0.86]}
+    assert [calls.gain(found, budget) for budget in (40, 60, 100, 200)] == [None, 0.5, 0.5, 1.0]
+    assert calls.gain({**found, "score": [1.0, 0.5, 0.6, 0.7]}, 200) == 0  # the start itself
+
+
+@pytest.mark.parametrize("solver, spent", [("tilt .3", [0, 3]), ("tilt .5 decoder", [0, 2]), ("adam .03", [0, 4])])
+def test_calls_are_counted_forward_and_backward(solver, spent):
+    """Of two steps: the start is 2 calls, a tilted run 2 and 1 back, a gradient 2 back before the next noise's 2."""
+    options = argparse.Namespace(steps=2, calls=6)
+    found = calls.run("red owl", 100, "brightness", solver, options)
+    assert found["calls"][:2] == [2 + each for each in spent]
+    assert len(found["score"]) == len(found["calls"]) == len(found["consistency"])
