@@ -78,7 +78,7 @@ def test_the_console_gets_the_same_as_a_table(capsys, tmp_path):
     assert main([*RUN[:-1], "--prompt", "red owl", "--batch", "2", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     (head,) = (index for index, line in enumerate(lines) if line.startswith("picture  "))
-    assert re.split(r"  +", lines[head])[:3] == ["picture", "darkness: start", "best"]
+    assert re.split(r"  +", lines[head])[:3] == ["picture", "blackness: start", "best"]
     assert [line[0] for line in lines[head + 1 : head + 3]] == ["0", "1"] and not (tmp_path / "report.html").exists()
 
 
