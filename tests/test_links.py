@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -42,7 +43,7 @@ def broken(page):
         if re.match(r"[a-z]+:", link):
             continue
         name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
+        target = page.parent / unquote(name) if name else page
         if not target.exists() or (anchor and anchor not in anchors(prose(target))):
             found.append(link)
     return found

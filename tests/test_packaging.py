@@ -34,7 +34,7 @@ def test_the_wheel_holds_the_pack_and_nothing_else(installed):
     pack = installed / "comfyui_dno"
     names = {path.relative_to(pack).as_posix() for path in pack.rglob("*")}
     assert "core/models/embedded/model.safetensors" in names
-    assert {"nodes/__init__.py", "nodes/rewards/__init__.py", "example_workflows/dno_quickstart.json"} <= names
+    assert {"nodes/__init__.py", "nodes/rewards/__init__.py", "example_workflows/01 Quickstart.json"} <= names
     assert not [name for name in names if name.startswith(("tests", "core/models/embedded/training"))]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from comfy_server.browser import front_end
@@ -15,6 +16,10 @@ from PIL import Image
 NODES = json.loads(Path(__file__).with_name("node_schemas.json").read_text())
 SMALL = {"steps": 4, "iterations": 2, "candidates": 2, "q": 2, "samples": 2}
 SHOWN = ("SaveImage", "PreviewImage")
+LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "CLIPLoader": (1,), "VAELoader": (2,)}
+"""Outputs of the stock loaders, as numbers of the outputs of the twin that stands in for all of them."""
+REAL = [name for name in names() if "twin" in source(name)]
+LEAST_ZOOM = 0.6
 
 
 def template(name):
@@ -26,11 +31,30 @@ def small(name):
     prompt = source(name)["prompt"]
     for node in prompt.values():
         node["inputs"].update({key: value for key, value in SMALL.items() if type(node["inputs"].get(key)) is int})
-    return prompt
+    return twin(prompt, source(name)["twin"]) if name in REAL else prompt
 
 
-def links_of(prompt):
-    return [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
+def twin(prompt, family):
+    """Return a prompt whose loaders are one tiny model of the family, and its pictures of 64 x 64."""
+    loaders = {key: LOADERS[node["class_type"]] for key, node in prompt.items() if node["class_type"] in LOADERS}
+    made = {key: node for key, node in prompt.items() if key not in loaders}
+    for node in made.values():
+        node["inputs"].update({side: 64 for side in ("width", "height") if side in node["inputs"]})
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders:
+                node["inputs"][name] = ["twin", loaders[value[0]][value[1]]]
+    return {**made, "twin": {"class_type": "DNOTestTwin", "inputs": {"family": family}}}
+
+
+def overlapping(rectangles):
+    """Return the pairs of names of those of {name: (x, y, width, height)} that share a part of the page."""
+    pairs = itertools.combinations(rectangles.items(), 2)
+    return [(one, other) for (one, first), (other, second) in pairs if share(first, second)]
+
+
+def share(first, second):
+    (x, y, width, height), (x2, y2, width2, height2) = first, second
+    return x < x2 + width2 and x2 < x + width and y < y2 + height2 and y2 < y + height
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +76,15 @@ def test_the_source_runs_and_makes_its_pictures(comfy_with_files, name):
     for key in shown:
         (file, *_) = run.outputs[key]["images"]
         picture = Image.open(comfy.folder / file["type"] / file["subfolder"] / file["filename"])
-        assert prompt[key]["class_type"] == "PreviewImage" or picture.size == (128, 128)
+        side = 64 if name in REAL else 128
+        assert prompt[key]["class_type"] == "PreviewImage" or picture.size == (side, side)
 
 
 def test_every_template_has_a_source_and_a_picture():
     assert sorted(file.name for file in TEMPLATES.iterdir()) == sorted(
         f"{name}{suffix}" for name in names() for suffix in (".jpg", ".json")
     )
+    assert names()[0] == "01 Quickstart"
     for name in names():
         assert Image.open(TEMPLATES / f"{name}.jpg").size == (SIDE, SIDE), name
 
@@ -68,24 +94,84 @@ def test_every_node_of_the_pack_is_shown_in_a_template():
 
 
 @pytest.mark.parametrize("name", names())
-def test_nodes_do_not_overlap_and_links_go_to_the_right(name):
-    nodes = {node["id"]: (*node["pos"], *node["size"]) for node in template(name)["nodes"]}
-    for (x, y, width, height), (x2, y2, width2, height2) in itertools.combinations(nodes.values(), 2):
-        assert x + width <= x2 or x2 + width2 <= x or y + height <= y2 - TITLE or y2 + height2 <= y - TITLE
-    for _, start, _, end, *_ in template(name)["links"]:
+def test_every_node_stands_in_a_group_and_links_go_to_the_right(name):
+    made = template(name)
+    nodes = {node["id"]: (*node["pos"], *node["size"]) for node in made["nodes"] if node["type"] != "MarkdownNote"}
+    assert not overlapping({group["title"]: group["bounding"] for group in made["groups"]})
+    for x, y, width, height in nodes.values():
+        assert any(
+            left < x and x + width < left + wide and top < y - TITLE and y + height < top + high
+            for left, top, wide, high in (group["bounding"] for group in made["groups"])
+        )
+    for _, start, _, end, *_ in made["links"]:
         assert nodes[start][0] + nodes[start][2] < nodes[end][0]
 
 
+@pytest.mark.parametrize("name", names())
+def test_prompts_have_titles_and_the_note_says_what_to_change_first(name):
+    prompts = [node for node in template(name)["nodes"] if node["type"] == "CLIPTextEncode"]
+    assert sorted(node["title"] for node in prompts) == ["Negative prompt", "Positive prompt"]
+    lines = source(name)["note"]
+    assert any(line.startswith("**Change first:**") for line in lines)
+    rewards = [node["inputs"] for node in source(name)["prompt"].values() if "Reward" in node["class_type"]]
+    texts = [node["inputs"]["text"] for node in source(name)["prompt"].values() if "text" in node["inputs"]]
+    twice = any(inputs.get("prompt") in texts for inputs in rewards if inputs.get("prompt"))
+    assert not twice or "place" in " ".join(lines) or "stands twice" in " ".join(lines)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_template_of_real_checkpoints_carries_the_address_of_every_file(name):
+    """As ComfyUI's own templates do: a model counts as missing by the name in the node's widget and its folder."""
+    for node in template(name)["nodes"]:
+        carried = node["properties"].get("models", [])
+        files = [value for value in node["widgets_values"] if str(value).endswith((".safetensors", ".pt"))]
+        assert [model["name"] for model in carried] == files
+        for model in carried:
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+    folders = {model["directory"] for node in template(name)["nodes"] for model in node["properties"].get("models", [])}
+    assert folders <= {"checkpoints", "diffusion_models", "text_encoders", "vae", "reward_models"}
+
+
+RECTANGLES = """async (vue) => {
+    await new Promise((resolve) => setTimeout(resolve, vue ? 1000 : 300))
+    const scale = app.canvas.ds.scale
+    const size = (node) => {
+        const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+        return vue ? [drawn.width / scale, drawn.height / scale] : [node.size[0], node.size[1] + 30]
+    }
+    const nodes = (app.rootGraph ?? app.graph)._nodes
+    return [scale, nodes.map((node) => [`${node.id} ${node.type}`, [node.pos[0], node.pos[1] - 30, ...size(node)]])]
+}"""
+"""The zoom that a template opens with, and (name, (x, y, width, height)) of its nodes with their titles."""
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic nodes", "Nodes 2.0"])
+def test_in_a_browser_no_node_covers_another_and_texts_are_readable(comfy, vue):
+    """In Nodes 2.0 the page is larger and the zoom smaller by a factor of 1.2, so that texts are as large."""
+    covered, small = {}, {}
+    with front_end(comfy) as page:
+        page.evaluate("async (vue) => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue) }", vue)
+        for name in names():
+            page.evaluate("async (template) => { await app.loadGraphData(template) }", template(name))
+            zoom, rectangles = page.evaluate(RECTANGLES, vue)
+            covered[name] = overlapping(dict(rectangles))
+            small[name] = zoom if zoom < (LEAST_ZOOM / 1.2 if vue else LEAST_ZOOM) else None
+    assert {name: pairs for name, pairs in covered.items() if pairs} == {}
+    assert {name: zoom for name, zoom in small.items() if zoom} == {}
+
+
 def test_in_a_browser_every_template_loads_and_asks_for_its_source(comfy):
-    assert {pack: sorted(listed) for pack, listed in comfy.get("/workflow_templates").items()} == {PACK.name: names()}
+    (listed,) = comfy.get("/workflow_templates").values()
+    assert sorted(listed) == names()
     with front_end(comfy) as page:
         known = set(page.evaluate("Object.keys(LiteGraph.registered_node_types)"))
         for name in names():
-            given = comfy.get(f"/api/workflow_templates/{PACK.name}/{name}.json")
+            given = comfy.get(f"/api/workflow_templates/{PACK.name}/{quote(name)}.json")
             page.evaluate("async (template) => { await app.loadGraphData(template) }", given)
             nodes = page.evaluate("(app.rootGraph ?? app.graph)._nodes.map((n) => [n.type, n.widgets_values])")
             prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
             assert {kind for kind, _ in nodes} <= known, name
-            assert ["MarkdownNote", [source(name)["note"]]] in nodes, name
-            asked = {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
-            assert asked == source(name)["prompt"], name
+            assert ["MarkdownNote", ["\n".join(source(name)["note"])]] in nodes, name
+            asked = {key: (node["class_type"], node["inputs"]) for key, node in prompt.items()}
+            expected = {key: (node["class_type"], node["inputs"]) for key, node in source(name)["prompt"].items()}
+            assert asked == expected, name

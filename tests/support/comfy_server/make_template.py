@@ -2,17 +2,20 @@
 
     cd tests/support; python -m comfy_server.make_template NAME ..  or all; --json-only after a change of nodes alone
 
-The front end turns the API-format workflow into its own format, the server runs it, and a picture of the run becomes
-the template's. Make a template anew when a node in it, the embedded model or a setting has changed. A source holds
+The front end turns the API-format workflow into its own format, the server runs it, and start and best become the
+template's picture. Make a template anew when a node in it, the embedded model or a setting has changed. ComfyUI lists
+templates by their files' names, so a name is a number, by which they are sorted, and a title. A source holds
 
-    note      Markdown that the template shows beside the nodes
-    before    [node, output] of the picture, or of the batch of them, that the run starts from
-    after     the same of what it makes; the two become the template's picture, see `thumbnail`
+    note      lines of Markdown that the template shows first
+    history   [node, output] of the search whose start and best become the template's picture, see `thumbnail`;
+    before    or [node, output] of the picture, or of the batch of them, that the run starts from,
+    after     and the same of what it makes;
+    card      or, of a template whose files are too large to run here, lines of text in place of a picture
+    twin      of such a template, the family in `families` whose tiny model stands in for its files
+    models    of such a template, the files that its nodes name, by node: the page offers those that are missing
     needs     name of a template that must have been run before, where there is one
-    prompt    the workflow in API format, with every widget
-
-and a new file in templates/ is all that a new template needs: nodes are laid out in columns, each to the right of
-those it takes its inputs from.
+    layout    columns of the page, each a list of groups from top down, each with columns of nodes from top down
+    prompt    the workflow in API format, with every widget, and in `_meta` the titles of nodes
 """
 
 import argparse
@@ -25,10 +28,11 @@ from PIL import Image
 from comfy_server import ComfyServer, find_comfyui
 from comfy_server.browser import front_end
 from comfy_server.make_tiny_rewards import write_missing
-from comfy_server.thumbnail import thumbnail
+from comfy_server.thumbnail import card, thumbnail
 
 SOURCES = Path(__file__).parent / "templates"
 TEMPLATES = Path(__file__).parents[3] / "example_workflows"
+SAMPLERS = ("DNOSampler", "DNOSamplerAdvanced", "DNOSearchSampler")
 IN_FRONT_END = """async ([prompt, text]) => {
     await app.loadApiJson(prompt, "dno")
     const note = LiteGraph.createNode("MarkdownNote")
@@ -36,8 +40,24 @@ IN_FRONT_END = """async ([prompt, text]) => {
     note.widgets[0].value = text
     return app.graph.serialize()
 }"""
-WIDTH, TITLE, GAP = 320, 30, 40
-NOTE, PICTURE = [660, 120], [500, 320]
+WIDTH, TITLE = 300, 30
+"""Of a node, and the height of what its title stands in, above it."""
+GAP, EDGE, HEADING = 25, 12, 45
+"""Between nodes and groups; between a group's edge and its nodes; and the height of its heading."""
+HIGHER = 1.13
+"""How much higher than classic nodes those of the front end's Nodes 2.0 are, at most."""
+TEXT, JUDGED, PICTURE, NOTE = 110, 165, (350, 235), 180
+"""Heights of a prompt and of a reward with a prompt in it, size of pictures, height of the note."""
+WIDE = 400
+"""Width that the front end gives to nodes with room for a text."""
+COLORS = {
+    "note": {"color": "#432", "bgcolor": "#653"},
+    "Positive prompt": {"color": "#232", "bgcolor": "#353"},
+    "Negative prompt": {"color": "#322", "bgcolor": "#533"},
+    "sampler": {"color": "#223", "bgcolor": "#335"},
+}
+"""ComfyUI's own pairs of colours, by title, or for every sampler of the pack."""
+GROUP_COLORS = ("#3f789e", "#b58b2a", "#8A8", "#88A", "#a1309b")
 
 
 def names():
@@ -46,41 +66,63 @@ def names():
 
 
 def source(name):
-    """Return a template's source: {"note": .., "picture": .., "prompt": ..}."""
+    """Return a template's source, as the page above has it."""
     return json.loads((SOURCES / f"{name}.json").read_text())
 
 
-def to_ui_format(page, note, prompt):
+def to_ui_format(page, source):
     """Return the workflow in the front end's format, laid out, with its note and fixed seeds."""
-    graph = page.evaluate(IN_FRONT_END, [prompt, note])
-    lay_out(graph["nodes"], prompt)
+    graph = page.evaluate(IN_FRONT_END, [source["prompt"], "\n".join(source["note"])])
+    graph["groups"] = lay_out(graph["nodes"], source["layout"])
     for node in graph["nodes"]:
         node["widgets_values"] = ["fixed" if v == "randomize" else v for v in node.get("widgets_values") or []]
+        node.update(COLORS.get(node.get("title"), COLORS["sampler"] if node["type"] in SAMPLERS else {}))
+        if str(node["id"]) in source.get("models", {}):
+            node["properties"]["models"] = source["models"][str(node["id"])]
     return without_nones({key: graph[key] for key in graph if key not in ("id", "revision", "extra")})
 
 
-def lay_out(nodes, prompt):
-    """Set every node's place and size: columns by distance from the sources, top down by id; the note above all."""
-    columns = {}
-    for node in sorted(nodes, key=lambda node: node["id"]):
-        if node["type"] == "MarkdownNote":
-            node.update(pos=[0, -NOTE[1] - TITLE - GAP], size=NOTE)
-        else:
-            columns.setdefault(column_of(str(node["id"]), prompt), []).append(node)
-    x = 0
-    for _, column in sorted(columns.items()):
-        y = 0
+def lay_out(nodes, layout):
+    """Set every node's place and size, the note above all columns but the first, and return the groups."""
+    by_id = {str(node["id"]): node for node in nodes}
+    groups, x = [], 0
+    for number, column in enumerate(layout):
+        y = NOTE + GAP if number else -TITLE
+        for group in column:
+            columns = [[by_id[key] for key in keys] for keys in group["columns"]]
+            width, height = place(columns, x + EDGE, y + HEADING + TITLE)
+            box = [x, y, width + 2 * EDGE, height + HEADING + TITLE + EDGE]
+            groups.append({"title": group["title"], "bounding": box, "color": GROUP_COLORS[len(groups)]})
+            y += box[3] + GAP
+        x += max(group["bounding"][2] for group in groups[-len(column) :]) + GAP
+    (note,) = [node for node in nodes if node["type"] == "MarkdownNote"]
+    left = groups[len(layout[0])]["bounding"][0]
+    note.update(title="Start here", pos=[left, 0], size=[x - GAP - left, NOTE], **COLORS["note"])
+    return groups
+
+
+def place(columns, x, y):
+    """Place columns of nodes beside one another, from a corner; return the width and the height that they take."""
+    left, lowest = x, y
+    for column in columns:
+        top = y
         for node in column:
-            width, height = PICTURE if node["type"] in ("PreviewImage", "SaveImage") else node["size"]
-            node.update(pos=[x, y], size=[max(round(width), WIDTH), round(height)])
-            y += node["size"][1] + TITLE + GAP
-        x += max(node["size"][0] for node in column) + GAP
+            node.update(pos=[left, top], size=list(size_of(node)))
+            lowest = max(lowest, top + round(HIGHER * node["size"][1]))
+            top += round(HIGHER * node["size"][1]) + TITLE + GAP
+        left += max(node["size"][0] for node in column) + GAP
+    return left - GAP - x, lowest - y
 
 
-def column_of(node_id, prompt):
-    """Return the number of nodes on the longest way from a source to this node."""
-    links = [value for value in prompt[node_id]["inputs"].values() if isinstance(value, list)]
-    return max((1 + column_of(link[0], prompt) for link in links), default=0)
+def size_of(node):
+    """Return a node's width and height: a picture's, a prompt's, or what the front end found it to need."""
+    if node["type"] in ("PreviewImage", "SaveImage"):
+        return PICTURE
+    if node["type"] == "CLIPTextEncode":
+        return WIDTH, TEXT
+    if node["size"][0] == WIDE:
+        return WIDTH, JUDGED
+    return WIDTH, round(node["size"][1])
 
 
 def without_nones(value):
@@ -90,11 +132,19 @@ def without_nones(value):
     return [without_nones(item) for item in value] if isinstance(value, list) else value
 
 
-def pictures_of(server, source):
-    """Run a template's workflow and return two lists of pictures, what it starts from and what it makes."""
-    shown = {key: {"class_type": "PreviewImage", "inputs": {"images": source[key]}} for key in ("before", "after")}
-    run = server.run({**source["prompt"], **shown}, timeout=3600)
-    return [[opened(server, file) for file in run.outputs[key]["images"]] for key in shown]
+def picture_of(server, source):
+    """Return a template's picture: its card, or what its workflow starts from and makes."""
+    if "card" in source:
+        return card(source["card"])
+    prompt = dict(source["prompt"])
+    before, after = source.get("before"), source.get("after")
+    if "history" in source:
+        prompt["record"] = {"class_type": "DNOReport", "inputs": {"history": source["history"], "picture": 0}}
+        before, after = ["record", 2], ["record", 3]
+    for key, images in (("before", before), ("after", after)):
+        prompt[key] = {"class_type": "PreviewImage", "inputs": {"images": images}}
+    run = server.run(prompt, timeout=3600)
+    return thumbnail(*([opened(server, file) for file in run.outputs[key]["images"]] for key in ("before", "after")))
 
 
 def opened(server, file):
@@ -114,12 +164,12 @@ def main():
         try:
             with front_end(server) as page:
                 for name in chosen:
-                    made = to_ui_format(page, source(name)["note"], source(name)["prompt"])
+                    made = to_ui_format(page, source(name))
                     (TEMPLATES / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n")
             for name in chosen if not arguments.json_only else ():
                 if "needs" in source(name):
                     server.run(source(source(name)["needs"])["prompt"], timeout=3600)
-                thumbnail(*pictures_of(server, source(name))).save(TEMPLATES / f"{name}.jpg", quality=90)
+                picture_of(server, source(name)).save(TEMPLATES / f"{name}.jpg", quality=90)
         finally:
             server.stop()
 

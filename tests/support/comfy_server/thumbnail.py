@@ -6,7 +6,8 @@ from comfyui_dno.core.lettering import font
 from PIL import Image, ImageDraw
 
 SIDE, INSET, FRAME = 512, 208, 6
-LETTERS, MARGIN = 26, 8
+LETTERS, MARGIN, LARGE = 26, 8, 52
+CARD = "#1d3b53"
 
 
 def thumbnail(before, after):
@@ -16,6 +17,16 @@ def thumbnail(before, after):
     drawn.paste(grid(before, INSET), (FRAME, SIDE - INSET - FRAME))
     write(drawn, "before", (FRAME, SIDE - FRAME), "ls")
     write(drawn, "after", (SIDE, SIDE), "rs")
+    return drawn
+
+
+def card(lines):
+    """Return a square with lines of text, of a template that cannot be run where its picture is made."""
+    drawn = Image.new("RGB", (SIDE, SIDE), CARD)
+    pen = ImageDraw.Draw(drawn)
+    for row, line in enumerate(lines):
+        letters = font().font_variant(size=LARGE if row == 0 else LETTERS)
+        pen.text((SIDE // 2, SIDE // 2 + LARGE * (row - 1)), line, font=letters, fill="white", anchor="ms")
     return drawn
 
 

@@ -11,12 +11,13 @@ from .pictures import NODES as PICTURES
 from .previews import NODES as PREVIEWS
 from .stock import NODES as STOCK
 from .towers import NODES as TOWERS
+from .twins import NODES as TWINS
 from .witness import NODES as WITNESSES
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for nodes in (
-        CLIPS, FULL_SIZE, HOOKS, KEEP, MODELS, NETWORKS, OBSTACLES, PICTURES, PREVIEWS, STOCK, TOWERS, WITNESSES,
+        CLIPS, FULL_SIZE, HOOKS, KEEP, MODELS, NETWORKS, OBSTACLES, PICTURES, PREVIEWS, STOCK, TOWERS, TWINS, WITNESSES,
     )  # fmt: skip
     for node in nodes
 }
