@@ -109,7 +109,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
         is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
         """
-        call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
+        call = memory_of_a_call(model_wrap, models, shape)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
         decode = self.vae.memory_used_decode(seen, self.vae.vae_dtype)
         if self.optimization.differentiates:
@@ -132,6 +132,24 @@ class OptimizedSampler(comfy.samplers.Sampler):
             return shape[0] * batches, stays, stays
         load_models = partial(gradients.load, models, batches * call)
         return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
+
+
+def memory_of_a_call(guider, models, shape):
+    """Return the bytes that one call of a guider's models takes beside their weights, without autograd.
+
+    ComfyUI's estimate is for the model alone. A ControlNet runs in the same call; it is taken to need as much for its
+    weights as the model does.
+
+    Args:
+        guider: ComfyUI's, its prompts prepared.
+        models: patchers, the guider's model first.
+        shape: of the latent.
+    """
+    model, *others = models
+    alone, _ = comfy.sampler_helpers.estimate_memory(model, shape, guider.conds)
+    _, extra = comfy.sampler_helpers.get_additional_models(guider.conds, model.model_dtype())
+    weights = {id(each.model): each.model_size() for each in others}
+    return alone * (1 + sum(weights.values()) / model.model_size()) + extra
 
 
 def refuse_an_empty_mask(denoise_mask):
