@@ -3,12 +3,13 @@
 Searches the noise of the embedded model inside ComfyUI (`COMFYUI_PATH`, else the fetched one) by the DNO Sampler's own
 steps, at eta 0 and at eta 1, for brightness; then samples the start's x_T and the found one with each of ComfyUI's
 samplers, as Replay Noise's first output does it in SamplerCustomAdvanced. Kept is what the found noise gains there, in
-parts of what it gained in the search. Prints the mean over prompts and seeds, and the lowest, for docs/samplers.md, and
-writes all to results/. Some minutes on one core.
+parts of what it gained in the search. Prints the median over prompts and seeds, and the range, for docs/samplers.md,
+and writes all to results/. Some minutes on one core.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,9 @@ def main():
     result = json.loads(done.stdout.splitlines()[-1])
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for name, kept in result["kept"].items():
-        shares = " | ".join(f"{sum(found) / len(found):.0%} ({min(found):.0%})" for found in kept.values())
+        shares = " | ".join(
+            f"{statistics.median(found):.0%} ({min(found):.0%} to {max(found):.0%})" for found in kept.values()
+        )
         sys.stdout.write(f"| {name} | {shares} |\n")
 
 
