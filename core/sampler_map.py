@@ -18,6 +18,7 @@ memory is one call's, as in `SampleMap`.
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -197,7 +198,7 @@ class SamplerPullback(Pullback):
         tensor([0.7071, 0.7071, 0.7071])
     """
 
-    part = "network call"
+    rerun_name = "network call"
 
     def _forward(self):
         """Run the sampler with a graph of its arithmetic; return the last x, detached."""
@@ -268,15 +269,19 @@ class SamplerPullback(Pullback):
 
 
 class _NetworkCall(torch.autograd.Function):
-    """One call of the network in the graph of a sampler's arithmetic."""
+    """One call of the network in the graph of a sampler's arithmetic.
+
+    Its pullback holds that graph, so the graph must not hold the pullback: autograd's nodes are hidden from Python's
+    garbage collector, which would never free the two of a run that was interrupted.
+    """
 
     @staticmethod
     def forward(ctx, x, sigma, pullback):
-        ctx.pullback = pullback
+        ctx.pullback = weakref.ref(pullback)
         ctx.index, denoised = pullback._called(x, sigma)
         return denoised
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        return ctx.pullback._through_call(ctx.index, gradient), None, None
+        return ctx.pullback()._through_call(ctx.index, gradient), None, None

@@ -1,5 +1,6 @@
 """Samplers of k-diffusion's kind as the map: their gradients against differences, and what a trial finds out."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -9,6 +10,7 @@ import weakref
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core.sampler_map import SamplerPullback
 from tiny_models import SIGMAS, TinyDenoiser, decode, sample_map
 
 
@@ -346,6 +348,29 @@ def test_an_interruption_passes_through_the_sampler_and_autograd(phase):
     assert torch.is_grad_enabled()
     gc.collect()
     assert phase == "forward" or not [alive for alive in counter.alive if alive() is not None]
+
+
+def live_pullbacks():
+    gc.collect()
+    return sum(type(each) is SamplerPullback for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("keep_graphs", [False, True])
+@pytest.mark.parametrize("phase", ["forward", "decode", "backward", None])
+def test_nothing_is_left_of_a_run_that_was_interrupted_or_never_taken_back(phase, keep_graphs):
+    def interrupt(*step):
+        if step[0] == phase:
+            raise KeyboardInterrupt
+
+    before = live_pullbacks()
+    counter = GraphCounter()
+    noise_map = sampler_map(multistep, denoise=counter, keep_graphs=keep_graphs, on_step=interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        images, vjp = noise_map.pullback(double_noise(noise_map))
+        if phase is not None:
+            vjp(torch.ones_like(images))
+    vjp = None
+    assert live_pullbacks() == before and not [alive for alive in counter.alive if alive() is not None]
 
 
 def test_gradients_are_off_again_after_a_pullback_under_no_grad():
