@@ -168,7 +168,14 @@ class SamplerMap(SampleMap):
         sigmas = torch.tensor(self.schedule.sigmas, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         noise_sampler = self.traits.noise_sampler(noise.injected)
         x = self.sampler(model, x, sigmas, noise_sampler, lambda step: told.__setitem__(0, step["denoised"]))
-        return told[0] if self.judge_denoised else x
+        if not self.judge_denoised:
+            return x
+        if told[0] is None:
+            raise ValueError(
+                f"{self._sampled_by} told its callback nothing; expected what the model saw in each step, of which the"
+                " last is judged (judge_denoised)"
+            )
+        return told[0]
 
     def denoise_with_graph(self, x, index, sigma=None):
         if sigma is None:

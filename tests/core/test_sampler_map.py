@@ -258,6 +258,33 @@ def test_a_wrong_gradient_is_found_out(sampler, reason):
     assert not core.try_sampler(multistep, SIGMAS["vp"]).wrong_gradient
 
 
+def silent(model, x, sigmas, noise_sampler, callback):
+    return multistep(model, x, sigmas, noise_sampler, lambda step: None)
+
+
+def tells_without_gradient(model, x, sigmas, noise_sampler, callback):
+    return multistep(model, x, sigmas, noise_sampler, lambda step: callback({"denoised": step["denoised"].detach()}))
+
+
+def test_where_what_is_told_will_be_judged_a_sampler_that_tells_nothing_is_refused():
+    sigmas = SIGMAS["vp"][:-1]
+    with pytest.raises(core.CannotBeSearchedError, match="never calls its callback"):
+        core.try_sampler(silent, sigmas, judge_denoised=True)
+    core.try_sampler(silent, sigmas)
+    untried = sampler_map(silent, sigmas=sigmas, judge_denoised=True)
+    with pytest.raises(ValueError, match="told its callback nothing"):
+        untried.latent(double_noise(untried))
+
+
+def test_where_what_is_told_will_be_judged_its_gradient_is_tried_too():
+    sigmas = SIGMAS["vp"][:-1]
+    found = core.try_sampler(tells_without_gradient, sigmas, judge_denoised=True)
+    assert "cannot be differentiated" in found.wrong_gradient
+    assert not core.try_sampler(tells_without_gradient, sigmas).wrong_gradient
+    # The last noise does nothing to what is told, but is in the sample that the next sampler gets.
+    assert core.try_sampler(ancestral, sigmas, judge_denoised=True) == core.try_sampler(ancestral, sigmas)
+
+
 def test_a_sampler_that_insists_on_single_precision_is_tried_in_it():
     def single(model, x, sigmas, noise_sampler, callback):
         return multistep(model, torch.einsum("k,kbchw->bchw", torch.ones(1), x[None]), sigmas, noise_sampler, callback)
