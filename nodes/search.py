@@ -8,11 +8,9 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.utils
 import torch
 
 from .. import core
@@ -68,7 +66,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             stock = self._stock(model_wrap, model_options, seed, sigmas)
             most_rows, load_models, load_vae = self._loaders(
                 model_wrap, models, vae_patcher, noise.shape, stock.traits.calls if stock else len(sigmas) - 1,
-                patches.has_cache(model_options),
+                one_at_a_time=patches.has_cache(model_options),
             )  # fmt: skip
             model_wrap.conds = weights.thaw(model_wrap.conds)
             run = ComfyRun(
@@ -99,11 +97,11 @@ class OptimizedSampler(comfy.samplers.Sampler):
             stock.refuse_a_wrong_gradient()
         return stock
 
-    def _loaders(self, model_wrap, models, vae_patcher, shape, calls, couples):
+    def _loaders(self, model_wrap, models, vae_patcher, shape, calls, one_at_a_time):
         """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
 
-        Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. Where a patch
-        `couples` the rows of a batch, one candidate is.
+        Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. A call's worth
+        is one candidate where `one_at_a_time`, as a step cache needs, which goes by all rows of a call.
 
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
@@ -126,7 +124,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             return shape[0], loaded, stays
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
-        most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
+        most = 1 if one_at_a_time else min(MOST_PICTURES // shape[0], self.optimization.candidates)
         batches = max(min(batches, most), 1)
         if self.optimization.differentiates:
             return shape[0] * batches, stays, stays
