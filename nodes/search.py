@@ -69,10 +69,10 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 one_at_a_time=patches.has_cache(model_options),
             )  # fmt: skip
             model_wrap.conds = weights.thaw(model_wrap.conds)
+            keyframes = hooks.Keyframes(patcher, model_wrap.conds, sigmas)
             run = ComfyRun(
                 model_wrap, sigmas, noise, latent_image, denoise_mask, model_options, seed, expect_gradient,
-                load_models, hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
-                stock=stock,
+                load_models, keyframes.go_to, self.optimization.searches, stock=stock,
             )  # fmt: skip
             if self.optimization.differentiates_decoder and not differentiates:
                 run.load_again = load_models
@@ -81,6 +81,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 self.optimization.every,
             )  # fmt: skip
             with contextlib.ExitStack() as kept:
+                kept.callback(keyframes.close)
                 if differentiates:
                     kept.enter_context(hooks.weights_kept(patcher))
                 if self.optimization.differentiates_decoder:

@@ -164,6 +164,12 @@ def test_the_gradient_is_right_where_layers_would_round_their_input_and_lose_it(
     assert_right_gradient(comfy, quantised(comfy, "float8_e4m3fn", rounds_input=True), record_property)
 
 
+def test_the_gradient_is_right_where_two_loaded_models_share_quantised_layers(comfy, record_property):
+    graph = quantised(comfy, "float8_e4m3fn")
+    graph.model = graph.node("DNOTestObstacle", model=graph.model, kind="loaded twice")[0]
+    assert_right_gradient(comfy, graph, record_property)
+
+
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "scaled"])
 def test_a_search_climbs_with_quantised_weights_and_the_stock_sampler_runs_as_before(comfy, kind):
     stock = []

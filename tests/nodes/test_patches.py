@@ -252,6 +252,12 @@ def test_guidance_with_a_momentum_is_refused_where_a_gradient_is_needed_and_sear
         assert climbed.error is None
 
 
+def test_a_patch_of_the_guidance_may_hold_a_variable_that_was_never_assigned(comfy):
+    graph = NoiseWorkflow(obstacle="unassigned")
+    graph.keep("latent", graph.dno(iterations=1, solver=graph.gradient())[0])
+    comfy.run(graph)
+
+
 @pytest.mark.parametrize("patch", ["EasyCache", "LazyCache"])
 def test_a_step_cache_is_named_where_a_gradient_is_needed(comfy, patch):
     graph = NoiseWorkflow()
