@@ -241,7 +241,7 @@ def test_guidance_with_a_momentum_is_refused_where_a_gradient_is_needed_and_sear
     graph.keep("start", graph.dno(latent=latent)[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
     run = comfy.run(graph)
-    assert ours.id not in run.outputs, run.outputs[ours.id]
+    assert warnings_of(run, ours) == []
     assert error(run.kept["start"]["samples"], run.kept["ours"]["samples"]) > 1e-3
     assert error(run.kept["replayed"]["samples"], run.kept["ours"]["samples"]) < 1e-5
     graph.keep("climbed", graph.dno(iterations=2, solver=graph.gradient(), latent=latent)[0])

@@ -6,7 +6,8 @@ The front end turns the API-format workflow into its own format, the server runs
 the template's. Make a template anew when a node in it, the embedded model or a setting has changed. A source holds
 
     note      Markdown that the template shows beside the nodes
-    picture   id of the node, a Preview Image, whose picture becomes the template's
+    before    [node, output] of the picture, or of the batch of them, that the run starts from
+    after     the same of what it makes; the two become the template's picture, see `thumbnail`
     needs     name of a template that must have been run before, where there is one
     prompt    the workflow in API format, with every widget
 
@@ -24,6 +25,7 @@ from PIL import Image
 from comfy_server import ComfyServer, find_comfyui
 from comfy_server.browser import front_end
 from comfy_server.make_tiny_rewards import write_missing
+from comfy_server.thumbnail import thumbnail
 
 SOURCES = Path(__file__).parent / "templates"
 TEMPLATES = Path(__file__).parents[3] / "example_workflows"
@@ -88,9 +90,15 @@ def without_nones(value):
     return [without_nones(item) for item in value] if isinstance(value, list) else value
 
 
-def picture_of(server, prompt, node_id):
-    """Run the workflow and return the picture that the node shows."""
-    (file,) = server.run(prompt, timeout=3600).outputs[node_id]["images"]
+def pictures_of(server, source):
+    """Run a template's workflow and return two lists of pictures, what it starts from and what it makes."""
+    shown = {key: {"class_type": "PreviewImage", "inputs": {"images": source[key]}} for key in ("before", "after")}
+    run = server.run({**source["prompt"], **shown}, timeout=3600)
+    return [[opened(server, file) for file in run.outputs[key]["images"]] for key in shown]
+
+
+def opened(server, file):
+    """Return a picture that a node of the server shows."""
     return Image.open(server.folder / file["type"] / file["subfolder"] / file["filename"]).convert("RGB")
 
 
@@ -111,8 +119,7 @@ def main():
             for name in chosen if not arguments.json_only else ():
                 if "needs" in source(name):
                     server.run(source(source(name)["needs"])["prompt"], timeout=3600)
-                picture = picture_of(server, source(name)["prompt"], source(name)["picture"])
-                picture.save(TEMPLATES / f"{name}.jpg", quality=90)
+                thumbnail(*pictures_of(server, source(name))).save(TEMPLATES / f"{name}.jpg", quality=90)
         finally:
             server.stop()
 
