@@ -90,7 +90,7 @@ def optimize(
         sample_map: the SampleMap.
         reward: (images, prompts) -> scores (B,), higher is better.
         noise: the Noise to start from, e.g. sample_map.randn(seed), or an earlier Result's. An x_T of zeros is no
-            noise, and is not searched.
+            noise: it stays as it is, and the injected noises alone are searched.
         solver: default GradientAscent().
         regularizer: a ProbabilityRegularizer, or None for the plain Eq. (7).
         iterations: N >= 0.
@@ -355,12 +355,15 @@ def _leave_out_zeros(problem, noise):
     Zeros are no noise. To judge them would find them improbable, and to move them would add what does not belong there.
     """
     sample_map = problem.sample_map
-    if sample_map.part != "all" or noise.initial.any():
+    if sample_map.part not in ("all", "initial") or noise.initial.any():
         return
-    if len(noise.injected) == 0:
+    if sample_map.part == "initial" or len(noise.injected) == 0:
+        why, instead = "no step injects noise", "eta > 0"
+        if sample_map.part == "initial":
+            why, instead = "part is 'initial'", "part 'all', which then leaves x_T out"
         raise ValueError(
-            "x_T is all zeros and no step injects noise, so there is no noise to search; expected noise to start from"
-            " (RandomNoise in place of DisableNoise), or eta > 0"
+            f"x_T is all zeros and {why}, so there is no noise to search; expected noise to start from (add_noise"
+            f" enabled, or RandomNoise in place of DisableNoise), or {instead}"
         )
     problem.sample_map = replace(sample_map, part="injected")
     problem.warn("x_T is all zeros, which is no noise: the injected noises alone are searched")

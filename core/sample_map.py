@@ -326,7 +326,7 @@ class Pullback:
         latent: of the map's `shape`, detached.
     """
 
-    part = "step"
+    rerun_name = "step"
     """What is run again, in an error's words."""
 
     def __init__(self, sample_map, noise):
@@ -429,7 +429,7 @@ class Pullback:
         for index, (error, allowed) in zip(indices, torch.stack(found).tolist(), strict=True):
             if error > allowed and error > self._difference_of_kernels(index, most=5 * allowed):
                 raise RuntimeError(
-                    f"{self.part} {index + 1} gave another result when it was run again (difference {error:.3g},"
+                    f"{self.rerun_name} {index + 1} gave another result when it was run again (difference {error:.3g},"
                     f" allowed {allowed:.3g}): the model keeps a state between calls. Remove step caches (TeaCache,"
                     " EasyCache, DeepCache) or random augmentation, or use a solver that needs no gradient"
                 )

@@ -18,6 +18,7 @@ memory is one call's, as in `SampleMap`.
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,7 +168,14 @@ class SamplerMap(SampleMap):
         sigmas = torch.tensor(self.schedule.sigmas, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         noise_sampler = self.traits.noise_sampler(noise.injected)
         x = self.sampler(model, x, sigmas, noise_sampler, lambda step: told.__setitem__(0, step["denoised"]))
-        return told[0] if self.judge_denoised else x
+        if not self.judge_denoised:
+            return x
+        if told[0] is None:
+            raise ValueError(
+                f"{self._sampled_by} told its callback nothing; expected what the model saw in each step, of which the"
+                " last is judged (judge_denoised)"
+            )
+        return told[0]
 
     def denoise_with_graph(self, x, index, sigma=None):
         if sigma is None:
@@ -197,7 +205,7 @@ class SamplerPullback(Pullback):
         tensor([0.7071, 0.7071, 0.7071])
     """
 
-    part = "network call"
+    rerun_name = "network call"
 
     def _forward(self):
         """Run the sampler with a graph of its arithmetic; return the last x, detached."""
@@ -268,15 +276,19 @@ class SamplerPullback(Pullback):
 
 
 class _NetworkCall(torch.autograd.Function):
-    """One call of the network in the graph of a sampler's arithmetic."""
+    """One call of the network in the graph of a sampler's arithmetic.
+
+    Its pullback holds that graph, so the graph must not hold the pullback: autograd's nodes are hidden from Python's
+    garbage collector, which would never free the two of a run that was interrupted.
+    """
 
     @staticmethod
     def forward(ctx, x, sigma, pullback):
-        ctx.pullback = pullback
+        ctx.pullback = weakref.ref(pullback)
         ctx.index, denoised = pullback._called(x, sigma)
         return denoised
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        return ctx.pullback._through_call(ctx.index, gradient), None, None
+        return ctx.pullback()._through_call(ctx.index, gradient), None, None

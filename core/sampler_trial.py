@@ -46,7 +46,7 @@ class CannotBeSearchedError(ValueError):
     """Why a sampler cannot be searched."""
 
 
-def try_sampler(sampler, sigmas, brownian=False, denoise=None):
+def try_sampler(sampler, sigmas, brownian=False, denoise=None, judge_denoised=False):
     """Return the `SamplerTraits` of a sampler at these sigmas.
 
     Example:
@@ -64,6 +64,7 @@ def try_sampler(sampler, sigmas, brownian=False, denoise=None):
         sigmas: the noise levels, a sequence or a 1-d tensor on the device where they will be used.
         brownian: whether the sampler's noises are parts of one Brownian motion.
         denoise: the made-up network, smooth and of each row alone; None: one that suits most samplers.
+        judge_denoised: whether the map's latent will be what the sampler last told as denoised.
 
     Raises:
         CannotBeSearchedError: no solver can search this sampler's noise.
@@ -71,7 +72,7 @@ def try_sampler(sampler, sigmas, brownian=False, denoise=None):
     with torch.inference_mode(False):
         sigmas = torch.as_tensor(sigmas).clone()
         for precision in PRECISIONS:
-            trial = _Trial(sampler, sigmas, denoise or wavy, precision)
+            trial = _Trial(sampler, sigmas, denoise or wavy, precision, judge_denoised)
             try:
                 traits = SamplerTraits(*trial.asked(), brownian)
                 trial.check(traits)
@@ -100,6 +101,7 @@ class _Trial:
     sigmas: torch.Tensor
     denoise: object
     precision: _Precision
+    judge_denoised: bool
 
     @torch.no_grad()
     def asked(self):
@@ -113,11 +115,16 @@ class _Trial:
                 "the sampler chooses its steps by the picture, so that a noise is not always for the same step; use one"
                 " with fixed steps"
             )
-        intervals, levels = first
+        intervals, levels, told = first
+        if self.judge_denoised and not told:
+            raise CannotBeSearchedError(
+                "the sampler never calls its callback, which here must tell what is to be judged: the sigmas end above"
+                " 0, so the last sample has noise left in it. Use sigmas that end at 0, or another sampler"
+            )
         return intervals, len(levels)
 
     def _asked(self, x):
-        intervals, levels = [], []
+        intervals, levels, told = [], [], []
 
         def noise_sampler(sigma, sigma_next):
             intervals.append((float(sigma), float(sigma_next)))
@@ -128,8 +135,8 @@ class _Trial:
             return self.denoise(x, sigma)
 
         with _explained():
-            self.sampler(model, self.sigmas[0] * x, self.sigmas.clone(), noise_sampler, lambda step: None)
-        return tuple(intervals), tuple(levels)
+            self.sampler(model, self.sigmas[0] * x, self.sigmas.clone(), noise_sampler, told.append)
+        return tuple(intervals), tuple(levels), len(told)
 
     def check(self, traits):
         """Raise where the picture of a noise is not that noise's alone."""
@@ -152,22 +159,30 @@ class _Trial:
 
     def differentiated(self, traits):
         """Return the traits with what only the gradient shows: noises without effect, and whether it is right."""
-        sample_map, noise, weights = self._map(traits), self._noise(traits), self._drawn(3, SHAPE)
+        sample_map, noise = self._map(traits), self._noise(traits)
+        gradient, wrong = self._differentiated(sample_map, noise)
+        if self.judge_denoised and not wrong:
+            _, wrong = self._differentiated(replace(sample_map, judge_denoised=True), noise)
+        if wrong or traits.brownian:
+            return replace(traits, wrong_gradient=wrong)
+        silent = [number for number, part in enumerate(gradient.injected) if not part.any()]
+        return replace(traits, silent=tuple(silent))
+
+    def _differentiated(self, sample_map, noise):
+        """Return the gradient by the noise, or None, and what is wrong with it, or ''."""
+        weights = self._drawn(3, SHAPE)
         try:
             gradient = sample_map.pullback(noise)[1].from_latent(weights)
         except RuntimeError as error:
-            return replace(traits, wrong_gradient=f"it cannot be differentiated ({str(error).splitlines()[0]})")
+            return None, f"it cannot be differentiated ({str(error).splitlines()[0]})"
         flat, direction = noise.flat(), self._drawn(4, noise.flat().shape)
         step = self.precision.step * direction
         ahead, behind = (sample_map.latent(noise.with_flat(flat + sign * step)) for sign in (1, -1))
         expected = ((ahead - behind) * weights).sum() / (2 * self.precision.step)
         found = (gradient.flat() * direction).sum()
         if (found - expected).abs() > self.precision.gradient * expected.abs():
-            return replace(traits, wrong_gradient="a part of its gradient is missing")
-        if traits.brownian:
-            return traits
-        silent = [number for number, part in enumerate(gradient.injected) if not part.any()]
-        return replace(traits, silent=tuple(silent))
+            return gradient, "a part of its gradient is missing"
+        return gradient, ""
 
     def _map(self, traits):
         schedule = Schedule(self.sigmas.tolist())

@@ -2,22 +2,24 @@
 
 A network that detaches a part of what it computes, by a kernel, a cache or a conversion to numbers, has a gradient that
 is wrong without a word, and a search by it climbs nowhere in particular. So a search that needs gradients first moves x
-a little, once, at one noise level, and compares.
+a little, at one noise level, and compares.
 """
 
 import contextlib
+from functools import partial
 
 import torch
 
 from .precision import normal
 
-# Lengths of the two differences, in parts of x: the second is taken only where the first disagrees with autograd.
-SHORT, LONG = 1e-2, 2e-2
+# Lengths of the differences, in parts of x. Twice as long ones are taken only where these disagree with autograd, and
+# the next length only where the two tell nothing: in half precision short differences are mostly rounding.
+LENGTHS = 1e-2, 5e-2, 1e-1
 
-# Where the two differ by more than the first, in parts of their size, they tell nothing: the model is rough here, or
-# computes in half precision. Where autograd's slope is off by more than the second, it is wrong. A network that
-# detaches a half of its result is off by a half.
-UNCLEAR, WRONG = 0.02, 0.1
+# Where autograd's slope is off by more than WRONG, it is wrong: a network that detaches a half of its result is off by
+# a half. Where two differences differ by more than UNCLEAR, in parts of their size, they tell nothing. Below, the
+# shorter is off by less than WRONG: by a third of UNCLEAR if they differ by curvature, by its square if by rounding.
+UNCLEAR, WRONG = 0.2, 0.1
 
 
 def refuse_a_wrong_gradient(denoise, network, x, sigma, in_place):
@@ -40,25 +42,22 @@ def refuse_a_wrong_gradient(denoise, network, x, sigma, in_place):
         >>> refuse_a_wrong_gradient(lambda x, sigma: x - network(x), network, x, sigma, InPlace())
     """
     direction = normal(x.shape, x, "check of the model's gradient") * x.std()
-    with torch.no_grad():
-        slopes = _differences(denoise, network, x, sigma, direction, SHORT)
-
-    def by_autograd():
-        return _products(denoise, network, x, sigma, direction, slopes)
-
-    found, expected = in_place.differentiate("model", by_autograd), sum(bool(slope.any()) for slope in slopes)
-    if not abs(found - expected) > WRONG * expected:  # also where they are no numbers, which the search itself tells of
-        return
-    with torch.no_grad():
-        longer = _differences(denoise, network, x, sigma, direction, LONG)
-    if any((b - a).norm() > UNCLEAR * a.norm() for a, b in zip(slopes, longer, strict=True)):
-        return
-    raise RuntimeError(
-        f"the gradient through this model is wrong: by autograd its results change {found / expected:.2f} times as fast"
-        " as they do. Something in it detaches a part of what it computes: a kernel, a quantisation or a cache that"
-        " knows no gradients, or a model family that is newer than this pack. Remove nodes that patch the model, or use"
-        " a solver that needs no gradient (ZeNO, Search)"
-    )
+    for length in LENGTHS:
+        with torch.no_grad():
+            slopes = _differences(denoise, network, x, sigma, direction, length)
+        by_autograd = partial(_products, denoise, network, x, sigma, direction, slopes)
+        found, expected = in_place.differentiate("model", by_autograd), sum(bool(slope.any()) for slope in slopes)
+        if not abs(found - expected) > WRONG * expected:  # also where they are no numbers: the search tells of it
+            return
+        with torch.no_grad():
+            longer = _differences(denoise, network, x, sigma, direction, 2 * length)
+        if all((b - a).norm() <= UNCLEAR * a.norm() for a, b in zip(slopes, longer, strict=True)):
+            raise RuntimeError(
+                f"the gradient through this model is wrong: by autograd its results change {found / expected:.2f} times"
+                " as fast as they do. Something in it detaches a part of what it computes: a kernel, a quantisation or"
+                " a cache that knows no gradients, or a model family that is newer than this pack. Remove nodes that"
+                " patch the model, or use a solver that needs no gradient (ZeNO, Search)"
+            )
 
 
 def _differences(denoise, network, x, sigma, direction, length):

@@ -4,11 +4,11 @@
     search_sampler   the search as a SAMPLER, for nodes of other packs
     search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
-    stock_samplers   ComfyUI's own samplers as such a map
+    stock_samplers   ComfyUI's own samplers, as core's `SamplerMap` takes them
     gradients        what makes ComfyUI's models differentiable for the duration of a search
     weights, recast  tensors that autograd accepts; weights that are stored in few bits
     hooks            each prompt's own LoRAs, as gradients and repeated runs need them
-    patches          what makes patches of other nodes repeatable
+    patches          what other nodes' patches may do: refused, or found out by a few calls before a search
     solvers          how the noise is changed
     regularizers     what keeps it probable
     rewards/         what is searched for

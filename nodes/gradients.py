@@ -83,6 +83,9 @@ def explained():
 def load_together(patchers, memory_required):
     """Load the models of a search fully and at once, and make their weights fit for autograd.
 
+    The tensors of a model that was loaded otherwise stay as they are. Those of a search stay fit for autograd when it
+    is over: they are the same storage, and in inference mode as good as before.
+
     Args:
         patchers: ComfyUI's, of all models of the search.
         memory_required: bytes, beside the weights.
@@ -92,9 +95,9 @@ def load_together(patchers, memory_required):
     """
     _searching[:] = patchers
     _load_whole(patchers, memory_required)
-    for loaded in mm.current_loaded_models:
-        if loaded.model is not None:
-            rewrap(loaded.model.model)
+    for patcher in patchers:
+        for each in (patcher, *patcher.model_patches_models()):  # which ComfyUI loads with it
+            rewrap(each.model)
 
 
 def load_decoder_whole(models, decoder, memory_required):

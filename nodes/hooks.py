@@ -61,7 +61,8 @@ class Keyframes:
     """The strengths of the prompts' hooks over a sampling run.
 
     ComfyUI only goes from one keyframe to the next. `go_to` sets what a run has that came down to a sigma from the
-    first one, so that every run begins at the first keyframe and a step that is run again finds its own.
+    first one, so that every run begins at the first keyframe and a step that is run again finds its own. `close` gives
+    the hooks their own keyframes back, since ComfyUI keeps prompts for its next run.
 
     Args:
         patcher: the ComfyUI model of the guider.
@@ -95,6 +96,12 @@ class Keyframes:
         if strengths != self._strengths:
             self._patcher.clear_cached_hook_weights()
             self._strengths = strengths
+
+    def close(self):
+        """Put back the keyframes that the hooks came with."""
+        for group, uses in self._users:
+            for _, hook in uses:
+                hook.hook_keyframe = group
 
     def _at(self, group, sigma, conds):
         """Return a copy of `group` that has seen every step down to `sigma` in which a prompt of it is used."""

@@ -80,12 +80,13 @@ def stop(node):
     """End the search on a node with the best that it has, so that the workflow goes on from there.
 
     Args:
-        node: its id; inside a subgraph ComfyUI puts those of the subgraphs before it.
+        node: its id; inside a subgraph ComfyUI puts those of the subgraphs before it. "any" is whatever node runs.
 
     Returns:
         whether a search runs there.
     """
-    found = [progress for progress in _running if node in (progress.node, (progress.node or "").rpartition(":")[2])]
+    names = {id(progress): (progress.node, (progress.node or "").rpartition(":")[2], "any") for progress in _running}
+    found = [progress for progress in _running if node in names[id(progress)]]
     for progress in found:
         progress.stopped = True
     return bool(found)

@@ -57,7 +57,7 @@ def refuse_a_state(model_options):
     if has_cache(model_options):
         named.append(getattr(model_options["transformer_options"]["easycache"], "name", "EasyCache"))
     for function in filter(inspect.isfunction, model_options.get("sampler_pre_cfg_function", ())):
-        held = inspect.getclosurevars(function).nonlocals
+        held = _held(function)
         if "running_avg" in held and held.get("momentum"):
             named.append("APG with a momentum")
     if named:
@@ -66,6 +66,19 @@ def refuse_a_state(model_options):
             " expected steps that stand alone. Remove it (or set the momentum to 0), or use a solver that needs no"
             " gradient (ZeNO, Search, Zeroth-Order's zo-sgd)"
         )
+
+
+def _held(function):
+    """Return what a function holds of the functions around it, by name; what none of them has assigned is None."""
+    names, cells = function.__code__.co_freevars, function.__closure__ or ()
+    return {name: _content(cell) for name, cell in zip(names, cells, strict=True)}
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
 
 
 class Probe:

@@ -18,19 +18,27 @@ from torch.autograd.function import once_differentiable
 def casting_again():
     """Let every loaded layer of this kind keep its stored weight while it is differentiated, not the cast one."""
     models = {id(loaded.model.model): loaded.model.model for loaded in mm.current_loaded_models if loaded.model}
-    layers = [layer for model in models.values() for layer in model.modules() if _is_cast(layer)]
-    detaching = [layer for layer in layers if _detaches(layer)]
-    for layer in layers:
-        layer.forward_comfy_cast_weights = _keeping_stored(layer, layer.forward_comfy_cast_weights)
-    for layer in detaching:
-        layer._full_precision_mm = True
+    # Once each: models may share layers.
+    layers = {id(layer): layer for model in models.values() for layer in model.modules() if _is_cast(layer)}.values()
+    with contextlib.ExitStack() as replaced:
+        for layer in layers:
+            forward = _keeping_stored(layer, layer.forward_comfy_cast_weights)
+            replaced.enter_context(_replaced(layer, "forward_comfy_cast_weights", forward))
+            if _detaches(layer):
+                replaced.enter_context(_replaced(layer, "_full_precision_mm", True))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(layer, name, value):
+    """Set an attribute of this one object, where it hides a method of its class, and put back what was there."""
+    own = {name: vars(layer)[name]} if name in vars(layer) else {}
+    setattr(layer, name, value)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward_comfy_cast_weights  # of this one object, where it hides the method
-        for layer in detaching:
-            layer._full_precision_mm = False
+        delattr(layer, name)
+        vars(layer).update(own)
 
 
 def _is_cast(layer):

@@ -203,8 +203,7 @@ def optional_of_a_search():
         ),
         io.Int.Input(
             "judge_every", default=1, min=1, max=10000, optional=True,
-            tooltip="Of a video: the reward judges each how many frames one, and their mean counts. Pictures do not use"
-            " it.",
+            tooltip="Of a video: 1 judges every frame, 4 every fourth; the mean counts. Pictures do not use it.",
         ),
     ]  # fmt: skip
 

@@ -8,11 +8,9 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import comfy.model_base
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.utils
 import torch
 
 from .. import core
@@ -68,13 +66,13 @@ class OptimizedSampler(comfy.samplers.Sampler):
             stock = self._stock(model_wrap, model_options, seed, sigmas)
             most_rows, load_models, load_vae = self._loaders(
                 model_wrap, models, vae_patcher, noise.shape, stock.traits.calls if stock else len(sigmas) - 1,
-                patches.has_cache(model_options),
+                one_at_a_time=patches.has_cache(model_options),
             )  # fmt: skip
             model_wrap.conds = weights.thaw(model_wrap.conds)
+            keyframes = hooks.Keyframes(patcher, model_wrap.conds, sigmas)
             run = ComfyRun(
                 model_wrap, sigmas, noise, latent_image, denoise_mask, model_options, seed, expect_gradient,
-                load_models, hooks.Keyframes(patcher, model_wrap.conds, sigmas).go_to, self.optimization.searches,
-                stock=stock,
+                load_models, keyframes.go_to, self.optimization.searches, stock=stock,
             )  # fmt: skip
             if self.optimization.differentiates_decoder and not differentiates:
                 run.load_again = load_models
@@ -83,6 +81,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 self.optimization.every,
             )  # fmt: skip
             with contextlib.ExitStack() as kept:
+                kept.callback(keyframes.close)
                 if differentiates:
                     kept.enter_context(hooks.weights_kept(patcher))
                 if self.optimization.differentiates_decoder:
@@ -99,17 +98,17 @@ class OptimizedSampler(comfy.samplers.Sampler):
             stock.refuse_a_wrong_gradient()
         return stock
 
-    def _loaders(self, model_wrap, models, vae_patcher, shape, calls, couples):
+    def _loaders(self, model_wrap, models, vae_patcher, shape, calls, one_at_a_time):
         """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
 
-        Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. Where a patch
-        `couples` the rows of a batch, one candidate is.
+        Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. A call's worth
+        is one candidate where `one_at_a_time`, as a step cache needs, which goes by all rows of a call.
 
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
         is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
         """
-        call, _ = comfy.sampler_helpers.estimate_memory(model_wrap.model_patcher, shape, model_wrap.conds)
+        call = memory_of_a_call(model_wrap, models, shape)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
         decode = self.vae.memory_used_decode(seen, self.vae.vae_dtype)
         if self.optimization.differentiates:
@@ -126,12 +125,30 @@ class OptimizedSampler(comfy.samplers.Sampler):
             return shape[0], loaded, stays
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
-        most = 1 if couples else min(MOST_PICTURES // shape[0], self.optimization.candidates)
+        most = 1 if one_at_a_time else min(MOST_PICTURES // shape[0], self.optimization.candidates)
         batches = max(min(batches, most), 1)
         if self.optimization.differentiates:
             return shape[0] * batches, stays, stays
         load_models = partial(gradients.load, models, batches * call)
         return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
+
+
+def memory_of_a_call(guider, models, shape):
+    """Return the bytes that one call of a guider's models takes beside their weights, without autograd.
+
+    ComfyUI's estimate is for the model alone. A ControlNet runs in the same call; it is taken to need as much for its
+    weights as the model does.
+
+    Args:
+        guider: ComfyUI's, its prompts prepared.
+        models: patchers, the guider's model first.
+        shape: of the latent.
+    """
+    model, *others = models
+    alone, _ = comfy.sampler_helpers.estimate_memory(model, shape, guider.conds)
+    _, extra = comfy.sampler_helpers.get_additional_models(guider.conds, model.model_dtype())
+    weights = {id(each.model): each.model_size() for each in others}
+    return alone * (1 + sum(weights.values()) / model.model_size()) + extra
 
 
 def refuse_an_empty_mask(denoise_mask):

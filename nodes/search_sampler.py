@@ -50,14 +50,14 @@ class SearchSampler(OptimizedSampler):
         if self.optimization.differentiates:
             gradients.refuse_dynamic_weights(model_wrap.model_patcher)
         check_fit(model_wrap.model_patcher, self.vae, noise)
-        # A copy: one SAMPLER may serve several nodes.
+        # A copy: one SAMPLER may serve several nodes, and ComfyUI keeps it, so nothing of a search may stay on it.
         search = OptimizedSampler(self.vae, replace(self.optimization, settings=self._settings(model_wrap, extra_args)))
         latent = search.sample(model_wrap, sigmas, extra_args, None, noise, latent_image, denoise_mask, disable_pbar)
-        self.result = search.result
+        result = search.result
         if callback is not None:  # by which SamplerCustomAdvanced gets its denoised_output
             steps = len(sigmas) - 1
-            callback(steps - 1, self.result.latent, latent, steps)
-        page.show("\n".join([gain(self.result.history), remarks(self.result.history)]))
+            callback(steps - 1, result.latent, latent, steps)
+        page.show("\n".join([gain(result.history), remarks(result.history)]))
         return latent
 
     def _settings(self, model_wrap, extra_args):

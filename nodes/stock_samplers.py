@@ -4,15 +4,19 @@ What ComfyUI's `KSAMPLER` gives to its function is given here too; only the netw
 elsewhere. Which noises a function asks for is found out by a trial on a tiny latent (`core.try_sampler`).
 """
 
+import contextlib
 import inspect
 import json
+import re
 from dataclasses import dataclass, field
 
+import comfy.model_patcher
 import comfy.samplers
 import torch
 from comfy.k_diffusion import sampling as k_sampling
 
 from .. import core
+from ..core.sampler_trial import SHAPE
 
 
 @dataclass
@@ -22,7 +26,7 @@ class StockSampler:
     Attributes:
         sampler: a `comfy.samplers.KSAMPLER`.
         guider: whose model it samples.
-        model_options: for the guider; a sampler may add to them.
+        model_options: for the guider; a sampler may add functions after CFG to them, and nothing else.
         seed: of the run.
         sigmas: (T + 1,), of the run.
         asks_for_uncond: whether it needs the unconditional result too, as those of the CFG++ kind do.
@@ -46,21 +50,42 @@ class StockSampler:
                 f"the sampler is {type(self.sampler).__name__}, which samples in a way of its own; expected one of"
                 " KSamplerSelect or of the nodes for one sampler each (SamplerDPMPP_2M_SDE ..)"
             )
-        brownian = mentions("BrownianTreeNoiseSampler", self.sampler.sampler_function)
+        brownian = self._draws_from_a_tree()
         try:
-            self.traits = core.try_sampler(self, self.sigmas, brownian, _wavy_twice)
+            if brownian and not self._takes_noises:
+                raise core.CannotBeSearchedError(
+                    "it draws from a Brownian tree of its own; expected one that takes a noise_sampler"
+                )
+            judge_denoised = bool(self.sigmas[-1] > 0)
+            self.traits = core.try_sampler(self, self.sigmas, brownian, _wavy_twice, judge_denoised)
         except core.CannotBeSearchedError as error:
             raise ValueError(f"the sampler {self.name} cannot be searched: {error}") from error
 
     def __call__(self, model, x, sigmas, noise_sampler, callback):
         function, options = self.sampler.sampler_function, dict(self.sampler.extra_options)
-        if "noise_sampler" in inspect.signature(function).parameters:
+        if self._takes_noises:
             options["noise_sampler"] = noise_sampler
-        extra_args = {"model_options": dict(self.model_options), "seed": self.seed, "denoise_mask": None}
+        # Copied deep enough for `_Model` to see what the sampler changes.
+        model_options = comfy.model_patcher.create_model_options_clone(self.model_options)
+        extra_args = {"model_options": model_options, "seed": self.seed, "denoise_mask": None}
         asked = _Model(self, sigmas, model)
         x = function(asked, x, sigmas, extra_args=extra_args, callback=callback, disable=True, **options)
         # As KSAMPLER ends, by the sigmas that the function leaves: uni_pc sets the last one to 0.001.
         return self.guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], x)
+
+    @property
+    def _takes_noises(self):
+        return "noise_sampler" in inspect.signature(self.sampler.sampler_function).parameters
+
+    def _draws_from_a_tree(self):
+        """Whether the sampler, where it is given no noise_sampler, makes a Brownian tree to draw its noises from.
+
+        Seen in a run on a tiny latent. Whatever else goes wrong in that, `core.try_sampler` will find and say.
+        """
+        sigmas = self.sigmas.clone()
+        with _trees_noticed() as noticed, torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
+            self(_wavy_twice, sigmas[0] * torch.ones(SHAPE).to(sigmas), sigmas, None, lambda step: None)
+        return bool(noticed)
 
     def refuse_a_wrong_gradient(self):
         """Raise ValueError where the sampler's gradient must not be used."""
@@ -72,18 +97,19 @@ class StockSampler:
 
     @property
     def name(self):
-        """Its name in KSamplerSelect, or that of its function."""
+        """Its name in KSamplerSelect, or that of its function with its module's, as a pack may call one "euler" too."""
         for name in comfy.samplers.SAMPLER_NAMES:
             stock = comfy.samplers.sampler_object(name)
             if _same_function(stock, self.sampler) and stock.inpaint_options == self.sampler.inpaint_options:
                 return name
-        function = self.sampler.sampler_function
-        return getattr(function, "__qualname__", type(function).__name__)
+        return _name_in_module(self.sampler.sampler_function)
 
     @property
     def settings(self):
         """What tells it from other samplers, JSON types, for `core.SamplerMap.sampler_settings`."""
-        options = {key: _told(value) for key, value in sorted(self.sampler.extra_options.items())}
+        options = dict(getattr(self.sampler.sampler_function, "keywords", {}))  # of a functools.partial
+        options |= self.sampler.extra_options
+        options = {key: _told(value) for key, value in sorted(options.items())}
         return {"sampler": self.name} | ({"sampler_options": options} if options else {})
 
     def first_noises(self, shape):
@@ -121,7 +147,9 @@ class _Model(comfy.samplers.KSamplerX0Inpaint):
         self.stock, self.call = stock, call
 
     def __call__(self, x, sigma, denoise_mask=None, model_options=None, seed=None):
-        hooks = hooks_of(model_options or {})[len(hooks_of(self.stock.model_options)) :]
+        hooks = added_hooks(model_options or {}, self.stock.model_options)
+        if denoise_mask is not None:
+            raise core.CannotBeSearchedError("it calls the model with a mask of its own; use another sampler")
         self.stock.asks_for_uncond |= bool(hooks)
         denoised, *uncond = self.call(x, sigma).split(x.shape[1], dim=1)
         for hook in hooks:
@@ -129,9 +157,35 @@ class _Model(comfy.samplers.KSamplerX0Inpaint):
         return denoised
 
 
-def hooks_of(model_options):
-    """Return the functions that are told each guided result."""
-    return model_options.get("sampler_post_cfg_function", [])
+def added_hooks(options, given):
+    """Return the functions that a sampler adds after CFG, by the options that it calls the model with.
+
+    Raises:
+        CannotBeSearchedError: it changes anything else in what it was given. That would have to be changed again in
+            each call of the backward pass, when the sampler has gone on.
+    """
+    after_cfg = "sampler_post_cfg_function"
+    before, hooks = given.get(after_cfg, []), options.get(after_cfg, [])
+    rest = (options.keys() | given.keys()) - {after_cfg, "disable_cfg1_optimization"}
+    changed = [name for name in rest if not _same_options(options.get(name), given.get(name))]
+    if not _same_options(hooks[: len(before)], before):
+        changed.append(after_cfg)
+    if changed:
+        raise core.CannotBeSearchedError(
+            f"it calls the model with other options than it was given ({', '.join(sorted(map(str, changed)))}), which"
+            " a search cannot do; expected functions after CFG at most. Use another sampler, or set by a node for the"
+            " model what this one sets"
+        )
+    return hooks[len(before) :]
+
+
+def _same_options(ours, given):
+    """Whether two options are the same objects, in dictionaries and lists that may be copies."""
+    if isinstance(ours, dict) and isinstance(given, dict):
+        return ours.keys() == given.keys() and all(_same_options(ours[name], given[name]) for name in ours)
+    if isinstance(ours, list) and isinstance(given, list):
+        return len(ours) == len(given) and all(map(_same_options, ours, given))
+    return ours is given
 
 
 def named(settings):
@@ -150,25 +204,39 @@ def named(settings):
     return comfy.samplers.KSAMPLER(stock.sampler_function, options, stock.inpaint_options)
 
 
-def mentions(word, function):
-    """Whether a function's code has the name `word` in it, or that of a function which it calls by its name."""
-    found, left = set(), [function]
-    while left:
-        function = inspect.unwrap(left.pop())
-        if not inspect.isfunction(function) or function in found:
-            continue
-        found.add(function)
-        words = function.__code__.co_names
-        if word in words:
-            return True
-        left += [function.__globals__[name] for name in words if callable(function.__globals__.get(name))]
-    return False
+@contextlib.contextmanager
+def _trees_noticed():
+    """Give a list that gets an entry where a Brownian tree is made, which ends the run that makes it."""
+    noticed, tree = [], k_sampling.torchsde.BrownianTree
+    init = tree.__init__
+
+    def notice(self, *args, **kwargs):
+        noticed.append(type(self))
+        raise RuntimeError("a Brownian tree was made")
+
+    tree.__init__ = notice
+    try:
+        yield noticed
+    finally:
+        tree.__init__ = init
 
 
 def _same_function(stock, sampler):
     """Whether two SAMPLERs have one function; some of ComfyUI's are made anew with each SAMPLER."""
-    codes = [getattr(inspect.unwrap(each.sampler_function), "__code__", None) for each in (stock, sampler)]
+    ours, theirs = sampler.sampler_function, stock.sampler_function
+    if ours is theirs:
+        return True
+    # What wraps another function may be anything: the code of a decorator, as torch.no_grad()'s, is shared by many.
+    codes = [None if hasattr(each, "__wrapped__") else getattr(each, "__code__", None) for each in (ours, theirs)]
     return codes[0] is not None and codes[0] is codes[1]
+
+
+def _name_in_module(function):
+    """Return a function's name behind that of its module, without the folder that ComfyUI puts into names of packs."""
+    function = getattr(function, "func", function)  # of a functools.partial
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = re.split(r"[/\\]", str(named.__module__))[-1]
+    return f"{module}.{named.__qualname__}"
 
 
 def _wavy_twice(x, sigma):
@@ -178,9 +246,16 @@ def _wavy_twice(x, sigma):
 def _told(value):
     """Return an option as JSON types: a function as a table that tells it from others."""
     if callable(value):
-        cells = [str(cell.cell_contents) for cell in getattr(value, "__closure__", None) or ()]
+        cells = [_held(cell) for cell in getattr(value, "__closure__", None) or ()]
         return {"function": getattr(value, "__qualname__", type(value).__name__), "of": cells}
     return json.loads(json.dumps(value, default=str))
+
+
+def _held(cell):
+    try:
+        return str(cell.cell_contents)
+    except ValueError:
+        return "nothing yet"
 
 
 def _is_told(value):

@@ -35,7 +35,7 @@ def rewrap(module):
 def _rewrap_attributes(thing, known):
     for name, value in vars(thing).items():
         if name not in ("_parameters", "_buffers", "_modules"):
-            vars(thing)[name] = mapped(value, lambda tensor: _once(tensor, known))
+            vars(thing)[name] = mapped(value, lambda tensor: _once(tensor, known), known)
 
 
 def _once(tensor, known):
@@ -70,22 +70,36 @@ def thaw(value):
     return mapped(value, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
 
-def mapped(value, change):
+def mapped(value, change, known=None):
     """Return `value` with change(tensor) for each tensor in its dicts, lists, tuples and conditioning objects.
 
-    What holds no tensor that changes is returned itself.
+    What holds no tensor that changes is returned itself. What is in two places stays one, and what holds itself holds
+    itself as it was.
+
+    Args:
+        value: of any type.
+        change: tensor -> tensor.
+        known: what the dicts, lists and tuples around `value` became, by their ids.
     """
+    known = {} if known is None else known
     if isinstance(value, torch.Tensor):
         return change(value)
-    if type(value) is dict:
-        items = {key: mapped(item, change) for key, item in value.items()}
-        return items if any(items[key] is not value[key] for key in value) else value
-    if type(value) in (list, tuple):
-        items = type(value)(mapped(item, change) for item in value)
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if type(value) in (dict, list, tuple):
+        if id(value) not in known:
+            known[id(value)] = value  # for the time that its items are looked at
+            known[id(value)] = _with_items_mapped(value, change, known)
+        return known[id(value)]
     if hasattr(type(value), "_copy_with") and hasattr(value, "cond"):
-        return value._copy_with(mapped(value.cond, change))
+        return value._copy_with(mapped(value.cond, change, known))
     return value
+
+
+def _with_items_mapped(value, change, known):
+    if type(value) is dict:
+        items = {key: mapped(item, change, known) for key, item in value.items()}
+        return items if any(items[key] is not value[key] for key in value) else value
+    items = type(value)(mapped(item, change, known) for item in value)
+    return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
 
 
 class Renewal:
@@ -117,10 +131,10 @@ class Renewal:
 
 
 class _Accepted(TorchFunctionMode):
-    """Gives each operation normal tensors for inference tensors, but for those that it changes.
+    """Gives each operation normal tensors for inference tensors, but for the one that it changes, its first.
 
-    Changed outside of inference mode they raise an error, and must: a gradient that went into the new tensor would be
-    lost for whoever reads the old one.
+    Changed outside of inference mode that one raises an error, and must: a gradient that went into a new tensor would
+    be lost for whoever reads the old one.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -131,9 +145,9 @@ class _Accepted(TorchFunctionMode):
             return out.copy_(found)
         name = getattr(function, "__name__", "")
         changes = name.startswith(("__set", "__i")) or name.endswith("_") and not name.endswith("__")
-        if not changes:
-            args, kwargs = mapped((args, kwargs), _renewed_if_inference)
-        return function(*args, **kwargs)
+        changed = args[:1] if changes else ()
+        args, kwargs = mapped((args[len(changed) :], kwargs), _renewed_if_inference)
+        return function(*changed, *args, **kwargs)
 
 
 def _renewed_if_inference(tensor):

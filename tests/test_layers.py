@@ -41,6 +41,17 @@ def test_imports_point_down_only(layer):
             assert name != "comfyui_dno" or "training" in path.parts, f"{path}: use relative imports inside the pack"
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_modules_of_packages_are_imported_for_a_use(layer):
+    """What ruff does not see: `import comfy.utils` binds the name comfy, which `comfy.samplers` uses as well."""
+    for path in (ROOT / layer).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        aliases = [alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        imported = {alias.name for alias in aliases if "." in alias.name and alias.asname is None}
+        used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert imported <= used, f"{path} does not use {imported - used}"
+
+
 def test_importing_the_core_loads_no_model_library(tmp_path):
     heavy = ("diffusers", "transformers", "matplotlib", "open_clip", "comfy")
     code = f"import sys, comfyui_dno.core, comfyui_dno.rewards; print([n for n in {heavy} if n in sys.modules])"

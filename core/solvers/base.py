@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..problem import taken, where
+from ..sampler_map import SamplerMap
 
 
 class Solver:
@@ -54,6 +55,15 @@ class Solver:
     def evaluate(self, problem, noise):
         """Evaluate the last noise of a run; a solver that knows what it samples to need not sample it again."""
         return problem.evaluate(noise)
+
+
+def refuse_another_sampler(solver, sample_map):
+    """Raise ValueError where another sampler takes the steps, for a solver that has to take them itself."""
+    if isinstance(sample_map, SamplerMap):
+        raise ValueError(
+            f"{solver.name} changes the steps of the sampling itself, and here another sampler takes them; expected"
+            " DDIM(eta). Take the sampler input of the DNO node away (in Python: use a SampleMap), or the solver"
+        )
 
 
 def neighbour(problem, noise, flat, index, beta, seed):

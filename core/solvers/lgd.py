@@ -25,7 +25,7 @@ from ..precision import outside_autocast
 from ..sample_map import of_items
 from ..schedule import signal_level, step_coefficients
 from ..scoring import exact
-from .base import Solver
+from .base import Solver, refuse_another_sampler
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class LGD(Solver):
     def step(self, problem, noise):
         """Evaluate `noise`; return (the noise of the guided run that begins with it, the Evaluation of `noise`)."""
         sample_map = problem.sample_map
+        refuse_another_sampler(self, sample_map)
         if len(noise.injected) == 0:
             raise ValueError(
                 "LGD steers through the noise that each step injects, and here none does; expected eta > 0 and two"

@@ -29,10 +29,9 @@ from ..estimators import Exact, Hybrid1
 from ..noise import Noise
 from ..precision import wide
 from ..sample_map import LOST_GRADIENT, optimised_injected, vjp
-from ..sampler_map import SamplerMap
 from ..schedule import step_coefficients
 from ..spectrum import heard
-from .base import Leader, Solver, evaluated, neighbour
+from .base import Leader, Solver, evaluated, neighbour, refuse_another_sampler
 
 
 @dataclass
@@ -135,11 +134,7 @@ class Tilt(Solver):
         return [index for index in window if index in searched and noisy[index]]
 
     def _check(self, sample_map):
-        if isinstance(sample_map, SamplerMap):
-            raise ValueError(
-                "Tilt takes the sampler's steps itself, and this sampler takes its own; expected a SampleMap, whose"
-                " steps are those of euler_ancestral, or another solver"
-            )
+        refuse_another_sampler(self, sample_map)
         if not self._steps(sample_map):
             raise ValueError(
                 f"Tilt leans the noise that each step injects, and here is none to lean: eta {sample_map.eta},"

@@ -113,6 +113,8 @@ def page(results):
             f" {settings['torch']}; [result](../{path.relative_to(ROOT).as_posix()})).\n"
         )
         order = [family for family in FAMILIES if family.name in rows]
+        others = [f"- {family.name}: {why_not(family, rows[family.name])}" for family in order if not right(rows[family.name])]
+        parts.append("Every family of the table works, but for these:\n\n" + "\n".join(others) + "\n")
         table = [COLUMNS, ["---"] * len(COLUMNS), *(cells(family, rows[family.name]) for family in order)]
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
         left = [f"- `{model}` {NOT_TRIED[model]}." for model in found["classes"] if model in NOT_TRIED]
@@ -134,6 +136,12 @@ def right(row):
     """Whether everything of a row was measured and nothing is wrong."""
     found = numbers(row)
     return set(found) == {*LIMITS, "rise"} and not any(is_wrong(*each) for each in found.items())
+
+
+def why_not(family, row):
+    """Return what is not right of a family, in words."""
+    wrong = [name for name, value in numbers(row).items() if is_wrong(name, value)]
+    return "; ".join(filter(None, [remark(family, row), wrong and f"too far off: {', '.join(wrong)}"])) or "see below"
 
 
 def cells(family, row):

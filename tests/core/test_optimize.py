@@ -458,6 +458,17 @@ def test_nothing_but_zeros_is_refused_unless_nothing_is_searched():
     assert core.optimize(noise_map, mean_pixel, noise, iterations=0).history.warnings == []
 
 
+def test_a_search_of_nothing_but_zeros_is_refused_before_anything_is_sampled():
+    """Moved, they would be what is no noise; and the injected ones, which are noise, were not asked for."""
+    noise_map, calls = sample_map(), []
+    noise_map.part, noise_map.on_step = "initial", lambda *stage: calls.append(stage)
+    noise = core.Noise(torch.zeros(2, 3, 6, 6, dtype=torch.float64), start(noise_map).injected)
+    with pytest.raises(ValueError, match="part is 'initial', .*add_noise.* or part 'all'"):
+        core.optimize(noise_map, mean_pixel, noise, iterations=1)
+    assert calls == []
+    assert core.optimize(noise_map, mean_pixel, noise, iterations=0).history.warnings == []
+
+
 def test_a_search_in_which_nothing_passed_the_floor_says_so():
     noise_map = sample_map()
     noise = start(noise_map)

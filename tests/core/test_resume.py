@@ -105,7 +105,7 @@ def test_one_picture_of_a_batch_goes_on_alone():
 
 def test_the_result_says_what_replays_it():
     noise = run(start(), SOLVERS["adam"], 1).noise
-    assert noise.settings == {"sigmas": [8.0, 3.0, 1.2, 0.5, 0.0], "family": "vp", "eta": 1.0}
+    assert noise.settings == {"sigmas": [8.0, 3.0, 1.2, 0.5, 0.0], "family": "vp", "s_noise": 1.0, "eta": 1.0}
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -114,6 +114,7 @@ def test_the_result_says_what_replays_it():
     ({"sigmas": [9.0, 3.0, 1.2, 0.5, 0.0]}, r"sigmas 9, 3, 1.2, .. \(5 of them\), but here it is 8, 3"),
     ({"sigmas": [8.0, 3.0, 0.0]}, r"3 of them"),
     ({"model": "abc"}, "made with model 'abc', but here it is 'xyz'"),
+    ({"s_noise": 0.9}, "made with s_noise 0.9, but here it is 1.0"),
 ])
 def test_a_noise_of_another_model_schedule_or_eta_is_refused(settings, message):
     noise_map = sample_map(model="xyz")

@@ -1,5 +1,6 @@
 """Samplers of k-diffusion's kind as the map: their gradients against differences, and what a trial finds out."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -9,6 +10,7 @@ import weakref
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core.sampler_map import SamplerPullback
 from tiny_models import SIGMAS, TinyDenoiser, decode, sample_map
 
 
@@ -256,6 +258,33 @@ def test_a_wrong_gradient_is_found_out(sampler, reason):
     assert not core.try_sampler(multistep, SIGMAS["vp"]).wrong_gradient
 
 
+def silent(model, x, sigmas, noise_sampler, callback):
+    return multistep(model, x, sigmas, noise_sampler, lambda step: None)
+
+
+def tells_without_gradient(model, x, sigmas, noise_sampler, callback):
+    return multistep(model, x, sigmas, noise_sampler, lambda step: callback({"denoised": step["denoised"].detach()}))
+
+
+def test_where_what_is_told_will_be_judged_a_sampler_that_tells_nothing_is_refused():
+    sigmas = SIGMAS["vp"][:-1]
+    with pytest.raises(core.CannotBeSearchedError, match="never calls its callback"):
+        core.try_sampler(silent, sigmas, judge_denoised=True)
+    core.try_sampler(silent, sigmas)
+    untried = sampler_map(silent, sigmas=sigmas, judge_denoised=True)
+    with pytest.raises(ValueError, match="told its callback nothing"):
+        untried.latent(double_noise(untried))
+
+
+def test_where_what_is_told_will_be_judged_its_gradient_is_tried_too():
+    sigmas = SIGMAS["vp"][:-1]
+    found = core.try_sampler(tells_without_gradient, sigmas, judge_denoised=True)
+    assert "cannot be differentiated" in found.wrong_gradient
+    assert not core.try_sampler(tells_without_gradient, sigmas).wrong_gradient
+    # The last noise does nothing to what is told, but is in the sample that the next sampler gets.
+    assert core.try_sampler(ancestral, sigmas, judge_denoised=True) == core.try_sampler(ancestral, sigmas)
+
+
 def test_a_sampler_that_insists_on_single_precision_is_tried_in_it():
     def single(model, x, sigmas, noise_sampler, callback):
         return multistep(model, torch.einsum("k,kbchw->bchw", torch.ones(1), x[None]), sigmas, noise_sampler, callback)
@@ -348,6 +377,29 @@ def test_an_interruption_passes_through_the_sampler_and_autograd(phase):
     assert phase == "forward" or not [alive for alive in counter.alive if alive() is not None]
 
 
+def live_pullbacks():
+    gc.collect()
+    return sum(type(each) is SamplerPullback for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("keep_graphs", [False, True])
+@pytest.mark.parametrize("phase", ["forward", "decode", "backward", None])
+def test_nothing_is_left_of_a_run_that_was_interrupted_or_never_taken_back(phase, keep_graphs):
+    def interrupt(*step):
+        if step[0] == phase:
+            raise KeyboardInterrupt
+
+    before = live_pullbacks()
+    counter = GraphCounter()
+    noise_map = sampler_map(multistep, denoise=counter, keep_graphs=keep_graphs, on_step=interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        images, vjp = noise_map.pullback(double_noise(noise_map))
+        if phase is not None:
+            vjp(torch.ones_like(images))
+    vjp = None
+    assert live_pullbacks() == before and not [alive for alive in counter.alive if alive() is not None]
+
+
 def test_gradients_are_off_again_after_a_pullback_under_no_grad():
     noise_map = sampler_map(nested)
     with torch.no_grad():
@@ -394,11 +446,9 @@ def test_noise_of_another_sampler_is_refused():
         ours.check_settings(core.Noise.randn((2, 3, 6, 6), 2))
 
 
-def test_lgd_which_changes_the_steps_says_that_it_cannot_change_these():
-    noise_map = sampler_map(ancestral)
+def test_a_solver_that_asks_for_one_step_is_told_that_there_are_none():
     with pytest.raises(ValueError, match="this solver changes the steps of the map itself"):
-        core.optimize(noise_map, lambda images, prompts: images.mean(dim=(1, 2, 3)), double_noise(noise_map),
-                      core.LGD(samples=2), iterations=1)  # fmt: skip
+        sampler_map(ancestral).denoise_with_graph(torch.zeros(2, 3, 6, 6), 0)
 
 
 def test_lgd_leaves_the_noise_that_nobody_judges_alone():

@@ -30,6 +30,30 @@ def test_a_right_gradient_is_not_called_wrong(network):
     check(network)
 
 
+class Half(torch.nn.Module):
+    """Layers in half precision, of whose gradient a part may be missing."""
+
+    def __init__(self, dtype, kept):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64)
+        self.layers, self.dtype, self.kept = torch.nn.Sequential(*layers).to(dtype), dtype, kept
+
+    def forward(self, x):
+        found = self.layers(x.flatten(2).to(self.dtype))
+        return (self.kept * found + (1 - self.kept) * found.detach()).view_as(x).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.2])
+def test_a_wrong_gradient_is_noticed_in_half_precision_too(dtype, kept):
+    if kept == 1:
+        check(Half(dtype, kept))
+    else:
+        with pytest.raises(RuntimeError, match="the gradient through this model is wrong"):
+            check(Half(dtype, kept))
+
+
 @pytest.mark.parametrize("detached", [1, 2, 3, 4])
 def test_any_detached_quarter_is_noticed(detached):
     with pytest.raises(RuntimeError, match="the gradient through this model is wrong"):

@@ -51,6 +51,17 @@ def test_weights_are_not_copied(comfy):
     assert notes == {"same_storage": True, "inference_weights": 0, "trainable_weights": 0}
 
 
+def test_a_model_that_is_loaded_beside_keeps_its_own_tensors(comfy):
+    """Another pack may train it, or keep them elsewhere as well."""
+    graph = Workflow(model_seed=41)
+    other = graph.node("DNOTestModel", family="eps", seed=42, dtype="float32", vae_channels=4)[0]
+    loaded = graph.node("KSampler", **{**graph.sampling(), "model": other}, sampler_name="euler")[0]
+    witness = graph.node("DNOTestWitness", model=other, checks="storage", differentiates=True)[0]
+    after = graph.dno(iterations=1, solver=witness, latent=loaded)[0]
+    graph.node("DNOTestNotes", witness=witness, after=after)
+    assert notes_of(comfy.run(graph))["inference_weights"] > 0
+
+
 def test_inside_gradients_are_on_and_afterwards_every_flag_is_as_before(comfy):
     before = flags(comfy)
     graph = Workflow()

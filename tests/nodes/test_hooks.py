@@ -71,6 +71,16 @@ def test_hooks_give_the_stock_samplers_latent_at_0_iterations(comfy, keyframes):
     assert error(kept["ours"]["samples"], kept["stock"]["samples"]) < 1e-5
 
 
+def test_a_search_leaves_a_prompts_hooks_with_the_keyframes_that_they_had(comfy):
+    """ComfyUI keeps conditionings for the next run, and other prompts may share their keyframes."""
+    graph = HookedWorkflow(model_seed=25).hook("lora", KEYFRAMES)
+    noted = graph.node("DNOTestKeyframes", conditioning=graph.positive)
+    graph.positive, before = noted[0], noted[1]
+    after = graph.dno(iterations=1)[0]
+    told = graph.node("DNOTestKeyframes", conditioning=graph.positive, before=before, after=after)
+    assert comfy.run(graph).outputs[told.id]["same"] == [True]
+
+
 def test_a_search_leaves_the_weights_as_they_were(comfy):
     def stock(nonce):  # for ComfyUI's cache alone: float32 rounds it away
         graph = Workflow(model_seed=24)

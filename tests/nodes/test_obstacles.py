@@ -68,6 +68,15 @@ def test_the_gradient_is_right_with_a_control(comfy, record_property, kind):
     assert_right_gradient(comfy, graph, record_property)
 
 
+def test_the_memory_of_a_search_counts_the_control_that_runs_in_each_call(comfy):
+    asked = {}
+    for name, graph in {"alone": Workflow(model_seed=31), "controlled": controlled("ControlNet")}.items():
+        graph.witnessed("asked")
+        asked[name] = notes_of(comfy.run(graph))["asked"]
+    # The tiny ControlNet has two thirds of its model's weights, and the decoder is counted in both.
+    assert asked["controlled"] > 1.2 * asked["alone"], asked
+
+
 @pytest.mark.parametrize("obstacle", ["playground", "mask", "bypass lora"])
 def test_the_gradient_is_right_where_tensors_of_inference_mode_hang(comfy, record_property, obstacle):
     """In a latent format's statistics, in a patch's closure, in the hooks of a LoRA that is not merged."""
@@ -153,6 +162,12 @@ def test_the_gradient_is_right_where_layers_would_round_their_input_and_lose_it(
     if comfy.version > (0, 3, 75):
         pytest.skip("this ComfyUI rounds with a gradient of its own, which no difference shows")
     assert_right_gradient(comfy, quantised(comfy, "float8_e4m3fn", rounds_input=True), record_property)
+
+
+def test_the_gradient_is_right_where_two_loaded_models_share_quantised_layers(comfy, record_property):
+    graph = quantised(comfy, "float8_e4m3fn")
+    graph.model = graph.node("DNOTestObstacle", model=graph.model, kind="loaded twice")[0]
+    assert_right_gradient(comfy, graph, record_property)
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "scaled"])

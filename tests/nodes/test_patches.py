@@ -241,7 +241,7 @@ def test_guidance_with_a_momentum_is_refused_where_a_gradient_is_needed_and_sear
     graph.keep("start", graph.dno(latent=latent)[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
     run = comfy.run(graph)
-    assert ours.id not in run.outputs, run.outputs[ours.id]
+    assert warnings_of(run, ours) == []
     assert error(run.kept["start"]["samples"], run.kept["ours"]["samples"]) > 1e-3
     assert error(run.kept["replayed"]["samples"], run.kept["ours"]["samples"]) < 1e-5
     graph.keep("climbed", graph.dno(iterations=2, solver=graph.gradient(), latent=latent)[0])
@@ -250,6 +250,12 @@ def test_guidance_with_a_momentum_is_refused_where_a_gradient_is_needed_and_sear
         assert "APG with a momentum" in climbed.error["exception_message"] and calls(comfy) == before
     else:
         assert climbed.error is None
+
+
+def test_a_patch_of_the_guidance_may_hold_a_variable_that_was_never_assigned(comfy):
+    graph = NoiseWorkflow(obstacle="unassigned")
+    graph.keep("latent", graph.dno(iterations=1, solver=graph.gradient())[0])
+    comfy.run(graph)
 
 
 @pytest.mark.parametrize("patch", ["EasyCache", "LazyCache"])

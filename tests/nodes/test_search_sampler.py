@@ -61,6 +61,15 @@ def test_one_search_serves_several_nodes(comfy):
         assert torch.equal(kept[f"inside {seed}"]["samples"], kept[f"ours {seed}"]["samples"])
 
 
+def test_nothing_of_a_search_stays_on_the_sampler_which_comfyui_keeps(comfy):
+    graph = NoiseWorkflow()
+    search = searched(graph)
+    latent = graph.node("SamplerCustomAdvanced", **graph.around(), sampler=search)[0]
+    node = graph.node("DNOTestKeptBySampler", sampler=search, latent=latent)
+    outputs = [each["output"] for each in comfy.run(graph).of_type("executed") if each["node"] == node.id]
+    assert outputs[0]["attributes"] == ["optimization", "vae"]
+
+
 def test_a_vae_of_another_model_is_refused(comfy):
     graph = NoiseWorkflow(vae_channels=16)
     graph.keep("latent", graph.node("SamplerCustomAdvanced", **graph.around(), sampler=searched(graph))[0])

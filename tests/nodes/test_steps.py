@@ -139,6 +139,7 @@ def test_the_later_steps_are_searched_through_the_injected_noises_alone(comfy):
 
 @pytest.mark.parametrize("part, words", [
     ({"add_noise": "disable", "start": 3, "end": 10000, "eta": 0.0}, "x_T is all zeros and no step injects noise"),
+    ({"add_noise": "disable", "start": 3, "end": 10000, "eta": 1.0, "part": "initial"}, "x_T is all zeros and part is"),
     ({"add_noise": "enable", "start": 6, "end": 10000, "eta": 0.0}, "no step is left to optimise the noise of"),
     ({"add_noise": "enable", "start": 4, "end": 4, "eta": 0.0}, "start_at_step is 4 and end_at_step 4 of 6 steps"),
 ])

@@ -55,6 +55,51 @@ def test_at_guidance_1_too_the_unconditional_result_is_asked_for(comfy):
     assert max(errors.values()) < 1e-5, errors
 
 
+def odd(graph, kind):
+    return graph.node("DNOTestOddSampler", kind=kind)[0]
+
+
+@pytest.mark.parametrize("kind", ["module", "object", "partial", "euler", "like euler", "unfinished"])
+def test_another_packs_sampler_gives_its_own_picture_and_is_no_other_by_its_name(comfy, kind):
+    graph = NoiseWorkflow()
+    latent, sampler = graph.latent(), odd(graph, kind)
+    around = graph.around(latent, graph.sigmas(steps=4))
+    ours = graph.advanced(around, sampler=sampler)
+    graph.keep("stock", graph.node("SamplerCustomAdvanced", **around, sampler=sampler)[0])
+    graph.keep("ours", ours[0])
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    # Brownian noises are put together of their cells, which rounds.
+    assert error(run.kept["ours"]["samples"], run.kept["stock"]["samples"]) < 1e-5
+    name = history_of(run)["settings"]["sampler"]
+    assert name not in sampler_names(comfy) and "/" not in name and "\\" not in name and name.count(".") >= 2
+
+
+def test_a_noise_of_another_packs_euler_is_not_replayed_by_comfyuis(comfy):
+    graph = NoiseWorkflow()
+    latent = graph.latent()
+    ours = graph.advanced(graph.around(latent, graph.sigmas(steps=4)), sampler=odd(graph, "euler"))
+    graph.keep("replayed", graph.replay(ours[2], latent)[0])
+    assert "connect the same one to Replay Noise's sampler" in comfy.fail(graph)
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("cfg function", "other options than it was given (sampler_cfg_function)"),
+    ("in place", "other options than it was given (transformer_options)"),
+    ("hooks", "other options than it was given (sampler_post_cfg_function)"),
+    ("hides", "it draws from a Brownian tree of its own"), ("no callback", "the sampler never calls its callback"),
+])  # fmt: skip
+def test_what_a_sampler_must_not_do_is_said_before_anything_is_sampled(comfy, kind, words):
+    graph = NoiseWorkflow()
+    # A function after CFG is there already; the steps are the first ones, after which noise is left.
+    graph.model = graph.node("RescaleCFG", model=graph.model, multiplier=0.7)[0]
+    graph.model = graph.node("Mahiro", model=graph.model)[0]
+    sigmas = graph.node("SplitSigmas", sigmas=graph.sigmas(steps=4), step=2)[0]
+    graph.keep("latent", graph.advanced(graph.around(sigmas=sigmas), sampler=odd(graph, kind))[0])
+    run = comfy.run(graph, may_fail=True)
+    assert words in run.error["exception_message"] and not run.of_type("progress")
+
+
 def test_every_searched_noise_replays_by_the_sampler_that_its_settings_name(comfy, record_property):
     graph = NoiseWorkflow()
     latent = graph.latent()

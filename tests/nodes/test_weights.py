@@ -1,6 +1,7 @@
 """Tensors that autograd accepts, over the storage of inference tensors: of every kind, wherever they hang."""
 
 import importlib.util
+import operator
 
 import pytest
 import torch
@@ -76,6 +77,28 @@ def test_what_holds_nothing_to_thaw_is_returned_itself():
     assert thawed["patches"][1] is options
 
 
+def test_what_holds_itself_is_thawed_once():
+    options = {"mask": born(lambda: torch.ones(1)), "patches": [1]}
+    options["patches"].append(options)
+    thawed = weights.thaw(options)
+    assert not thawed["mask"].is_inference() and thawed["patches"][1]["patches"] is options["patches"]
+    module = torch.nn.Module()
+    module.cached = {"mask": options["mask"]}
+    module.cached["itself"] = module.cached
+    weights.rewrap(module)
+    assert not module.cached["mask"].is_inference()
+
+
+def test_what_is_in_two_places_stays_one():
+    shared = [born(lambda: torch.ones(1))]
+    thawed = weights.thaw({"one": shared, "other": shared})
+    assert thawed["one"] is thawed["other"] and not thawed["one"][0].is_inference()
+    parts = torch.nn.Sequential(torch.nn.Module(), torch.nn.Module())
+    parts[0].cached = parts[1].cached = shared
+    weights.rewrap(parts)
+    assert parts[0].cached is parts[1].cached and not parts[0].cached[0].is_inference()
+
+
 class Part:
     """A part of a model that multiplies by a tensor of inference mode which it holds out of reach."""
 
@@ -104,6 +127,30 @@ def test_a_tensor_of_inference_mode_that_is_changed_is_not_renewed():
         with pytest.raises(RuntimeError):
             renewal(change, x)
     assert mask == 1
+
+
+MASK, PLACES = born(lambda: torch.tensor([2.0, 3.0])), born(lambda: torch.tensor([1, 0]))
+
+
+def with_items_set(x):
+    result = torch.zeros(2)
+    result[PLACES] = x * x
+    return result
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda x: (2 * x).mul_(MASK), [4.0, 6.0]),
+    (lambda x: operator.imul(2 * x, MASK), [4.0, 6.0]),
+    (lambda x: (2 * x).addcmul_(x, MASK), [4.0, 5.0]),
+    (lambda x: (2 * x).mul_(other=MASK), [4.0, 6.0]),
+    (with_items_set, [2.0, 4.0]),
+])  # fmt: skip
+def test_a_result_that_is_changed_by_a_tensor_of_inference_mode_has_its_gradient(change, expected):
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        change(x)
+    (gradient,) = torch.autograd.grad(weights.Renewal()(change, x).sum(), x)
+    assert gradient.tolist() == expected
 
 
 def test_a_result_that_is_written_into_a_given_tensor_has_its_gradient():

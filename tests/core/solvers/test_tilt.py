@@ -266,7 +266,8 @@ def test_without_a_noise_to_lean_nothing_runs(settings):
         core.optimize(noise_map, mean_pixel, noise_of(noise_map), core.Tilt(), iterations=1)
 
 
-def test_a_sampler_that_takes_its_own_steps_is_refused():
+@pytest.mark.parametrize("solver", [core.Tilt(), core.LGD()])
+def test_another_sampler_is_refused_before_anything_is_sampled(solver):
     def euler(model, x, sigmas, noise_sampler, callback):
         for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
             x = x + (sigma_next / sigma - 1) * (x - model(x, sigma.expand(len(x))))
@@ -274,9 +275,11 @@ def test_a_sampler_that_takes_its_own_steps_is_refused():
 
     schedule = core.Schedule(SIGMAS["vp"])
     traits = core.try_sampler(euler, schedule.sigmas)
-    noise_map = core.SamplerMap(lambda x, sigma: 0.6 * x, schedule, SHAPE, sampler=euler, traits=traits)
-    with pytest.raises(ValueError, match="this sampler takes its own; expected a SampleMap"):
-        core.optimize(noise_map, mean_pixel, noise_of(noise_map), core.Tilt(), iterations=1)
+    calls = []
+    noise_map = core.SamplerMap(lambda x, sigma: calls.append(x), schedule, SHAPE, sampler=euler, traits=traits)
+    with pytest.raises(ValueError, match=rf"{solver.name} changes the steps .*Take the sampler input .* away"):
+        core.optimize(noise_map, mean_pixel, noise_of(noise_map), solver, iterations=1)
+    assert not calls
 
 
 def test_where_the_denoised_is_judged_the_last_noise_is_left_alone():

@@ -206,7 +206,7 @@ def ours(setting, eta=1.0, iterations=0, solver=None):
         found = sampler.DNOSamplerAdvanced.execute(**setting.custom, **search)
     else:
         found = sampler.DNOSampler.execute(**setting.simple, **search)
-    latent, _, noise, history = found.args
+    latent, _, noise, history = found.args[:4]
     return latent["samples"], noise, history
 
 

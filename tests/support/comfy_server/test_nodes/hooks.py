@@ -41,4 +41,26 @@ class DNOTestHook:
         return (comfy.hooks.create_hook_model_as_lora(other, None, strength, 0.0),)
 
 
-NODES = (DNOTestHook,)
+class DNOTestKeyframes:
+    """Give the keyframes of a conditioning's hooks, and tell whether they are those that were given `before`.
+
+    `after` is any output of the sampler, so that this runs when it is done.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        optional = {"before": ("DNO_TEST_KEYFRAMES",), "after": ("LATENT",)}
+        return {"required": {"conditioning": ("CONDITIONING",)}, "optional": optional}
+
+    RETURN_TYPES = ("CONDITIONING", "DNO_TEST_KEYFRAMES")
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, conditioning, before=(), after=None):
+        found = [hook.hook_keyframe for _, options in conditioning for hook in options["hooks"].hooks]
+        same = [one is other for one, other in zip(before, found, strict=bool(before))]
+        return {"ui": {"same": same}, "result": (conditioning, found)}
+
+
+NODES = (DNOTestHook, DNOTestKeyframes)

@@ -4,6 +4,8 @@ import logging
 import time
 from functools import partial
 
+import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import comfy.sd
@@ -75,6 +77,25 @@ def network_without_gradients(executor, *args, **kwargs):
         return executor(*args, **kwargs)
 
 
+def scaled_guidance(scaled):
+    """A patch of the guidance whose closure has a variable that is not assigned where nothing is scaled."""
+    if scaled:
+        factor = 2.0
+
+    def guide(args):
+        return [factor * each for each in args["conds_out"]] if scaled else args["conds_out"]
+
+    return guide
+
+
+def load_again_inside_another(model):
+    """Load a second model that has all layers of the first, as packs do that wrap a network, and keep it loaded."""
+    around = torch.nn.Sequential(model.model.diffusion_model)
+    wrapped = comfy.model_patcher.ModelPatcher(around, model.load_device, model.offload_device)
+    mm.load_models_gpu([wrapped])
+    model.set_attachments("wrapped", wrapped)
+
+
 def detaching_attention(func, q, k, v, *args, **kwargs):
     return attention_pytorch(q.detach(), k, v.detach(), *args, **kwargs)
 
@@ -95,7 +116,7 @@ class DNOTestObstacle:
 
     KINDS = (
         *WRAPPERS, "network under no_grad", "detaching attention", "lora", "fast fp8", "multigpu", "lowvram",
-        "wide block", "bypass lora", *MASKS, "noise scale",
+        "wide block", "bypass lora", *MASKS, "noise scale", "unassigned", "loaded twice",
     )  # fmt: skip
 
     @classmethod
@@ -128,6 +149,10 @@ class DNOTestObstacle:
             sampling = type(model.model.model_sampling)(model.model.model_config)
             sampling.set_noise_scale(2.0)
             model.add_object_patch("model_sampling", sampling)
+        elif kind == "unassigned":
+            model.set_model_sampler_pre_cfg_function(scaled_guidance(False))
+        elif kind == "loaded twice":
+            load_again_inside_another(model)
         elif kind == "multigpu":
             model.set_additional_models("multigpu", [model.clone()])
         elif kind == "fast fp8":

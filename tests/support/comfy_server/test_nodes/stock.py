@@ -1,5 +1,6 @@
 """Stock sampling, with the injected noises taken from a DNO_NOISE instead of the sampler's own generator."""
 
+import functools
 from unittest import mock
 
 import comfy.sample
@@ -79,4 +80,100 @@ class DNOTestNewerNoise:
         return (WithNewerNoise(sampler),)
 
 
-NODES = (DNOTestStockSampler, DNOTestNewerNoise)
+def euler(model, x, sigmas, **given):
+    """Not ComfyUI's sampler of this name."""
+    return k_sampling.sample_heun(model, x, sigmas, **given)
+
+
+@functools.wraps(k_sampling.sample_euler)
+def like_euler(model, x, sigmas, *args, **given):
+    return k_sampling.sample_heun(model, x, sigmas, *args, **given)
+
+
+def through_a_module(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+    return k_sampling.sample_dpmpp_sde(model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler)
+
+
+class AsAnObject:
+    def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+        return through_a_module(model, x, sigmas, extra_args, callback, disable, noise_sampler)
+
+
+def hides_its_noises(model, x, sigmas, **given):
+    return k_sampling.sample_dpmpp_sde(model, x, sigmas, **given)
+
+
+def with_a_cfg_function(model, x, sigmas, extra_args=None, **given):
+    options = {**extra_args["model_options"], "sampler_cfg_function": lambda args: args["uncond"]}
+    return k_sampling.sample_euler(model, x, sigmas, {**extra_args, "model_options": options}, **given)
+
+
+def with_an_option_in_place(model, x, sigmas, extra_args=None, **given):
+    extra_args["model_options"]["transformer_options"]["mine"] = 1
+    return k_sampling.sample_euler(model, x, sigmas, extra_args, **given)
+
+
+def with_other_hooks_only(model, x, sigmas, extra_args=None, **given):
+    options = {**extra_args["model_options"], "sampler_post_cfg_function": []}
+    return k_sampling.sample_euler(model, x, sigmas, {**extra_args, "model_options": options}, **given)
+
+
+def without_a_word(model, x, sigmas, callback=None, **given):
+    return k_sampling.sample_euler(model, x, sigmas, **given)
+
+
+def with_an_option(model, x, sigmas, extra_args=None, callback=None, disable=None, scale=None):
+    return k_sampling.sample_euler(model, x, sigmas, extra_args, callback, disable)
+
+
+def unfinished():
+    """Return a function that holds a variable which has no value yet."""
+
+    def scale():
+        return later
+
+    if scale is None:
+        later = 1.0
+    return scale
+
+
+ODD = {
+    "euler": euler, "like euler": like_euler, "module": through_a_module, "object": AsAnObject(),
+    "partial": functools.partial(k_sampling.sample_dpmpp_sde, r=0.4), "hides": hides_its_noises,
+    "cfg function": with_a_cfg_function, "in place": with_an_option_in_place, "hooks": with_other_hooks_only,
+    "no callback": without_a_word, "unfinished": functools.partial(with_an_option, scale=unfinished()),
+}  # fmt: skip
+
+
+class DNOTestOddSampler:
+    """A SAMPLER of another pack."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": (list(ODD),)}}
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, kind):
+        return (comfy.samplers.KSAMPLER(ODD[kind]),)
+
+
+class DNOTestKeptBySampler:
+    """What hangs on a SAMPLER after `latent` was sampled with it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sampler": ("SAMPLER",), "latent": ("LATENT",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, sampler, latent):
+        return {"ui": {"kept": [], "attributes": sorted(key for key, value in vars(sampler).items() if value)}}
+
+
+NODES = (DNOTestStockSampler, DNOTestNewerNoise, DNOTestOddSampler, DNOTestKeptBySampler)

@@ -27,6 +27,9 @@ class Witness:
         self.model, self.checks, self.notes, self.before = model, checks, {}, pointers(model)
         self.differentiates = differentiates
         self.samples = 5  # what the node takes for the number of candidates in an iteration
+        self.loads, self.load_models = [], mm.load_models_gpu
+        if "asked" in checks:
+            mm.load_models_gpu = self._load
 
     def fresh(self):
         return self
@@ -94,6 +97,15 @@ class Witness:
     def rows(self, problem, noise):
         """Most pictures of one call."""
         self.notes["rows"] = problem.sample_map.most_rows
+
+    def _load(self, patchers, memory_required=0, **how):
+        self.loads.append(memory_required)
+        return self.load_models(patchers, memory_required=memory_required, **how)
+
+    def asked(self, problem, noise):
+        """The most memory beside weights that ComfyUI was asked for since this witness was made."""
+        mm.load_models_gpu = self.load_models
+        self.notes["asked"] = max(self.loads)
 
     def random(self, problem, noise):
         """The state of the global generator before and after a sampling run."""
