@@ -6,7 +6,7 @@ from comfyui_dno.core.lettering import font
 from PIL import Image, ImageDraw
 
 SIDE, INSET, FRAME = 512, 208, 6
-LETTERS, MARGIN, LARGE = 26, 8, 52
+LETTERS, MARGIN, LARGE = 26, 8, 46
 CARD = "#1d3b53"
 
 
