@@ -44,12 +44,12 @@ WIDTH, TITLE = 300, 30
 """Of a node, and the height of what its title stands in, above it."""
 GAP, EDGE, HEADING = 25, 12, 45
 """Between nodes and groups; between a group's edge and its nodes; and the height of its heading."""
-HIGHER = 1.13
-"""How much higher than classic nodes those of the front end's Nodes 2.0 are, at most."""
-TEXT, JUDGED, PICTURE, NOTE = 110, 165, (350, 235), 180
-"""Heights of a prompt and of a reward with a prompt in it, size of pictures, height of the note."""
-WIDE = 400
-"""Width that the front end gives to nodes with room for a text."""
+HIGHER, MORE = 1.2, 30
+"""Nodes with widgets are up to so many times as high, and more, in the front end's Nodes 2.0 as classic ones are."""
+TEXT, PICTURE, NOTE = 110, (350, 235), 180
+"""Height of a prompt, size of pictures, height of the note."""
+WIDE, SPARE = 400, 35
+"""Width that the front end gives to nodes with a text among their widgets, and what it makes them too high."""
 COLORS = {
     "note": {"color": "#432", "bgcolor": "#653"},
     "Positive prompt": {"color": "#232", "bgcolor": "#353"},
@@ -108,10 +108,16 @@ def place(columns, x, y):
         top = y
         for node in column:
             node.update(pos=[left, top], size=list(size_of(node)))
-            lowest = max(lowest, top + round(HIGHER * node["size"][1]))
-            top += round(HIGHER * node["size"][1]) + TITLE + GAP
+            lowest = max(lowest, top + room_for(node))
+            top += room_for(node) + TITLE + GAP
         left += max(node["size"][0] for node in column) + GAP
     return left - GAP - x, lowest - y
+
+
+def room_for(node):
+    """Return the height that a node takes in either style of the front end."""
+    height = node["size"][1]
+    return height if height in (TEXT, PICTURE[1]) else round(HIGHER * height) + MORE
 
 
 def size_of(node):
@@ -121,7 +127,7 @@ def size_of(node):
     if node["type"] == "CLIPTextEncode":
         return WIDTH, TEXT
     if node["size"][0] == WIDE:
-        return WIDTH, JUDGED
+        return WIDTH, round(node["size"][1]) - SPARE
     return WIDTH, round(node["size"][1])
 
 
