@@ -6,8 +6,7 @@ from families import FAMILIES, NOT_TRIED
 from workflows import Workflow
 
 USUAL = [
-    "Stable Diffusion 1.5", "SDXL", "Stable Diffusion 3", "Flux dev", "Qwen-Image", "Wan 2.1", "Hunyuan Video",
-    "Z-Image", "HiDream I1",
+    "SDXL", "Stable Diffusion 3", "Flux dev", "Qwen-Image", "Wan 2.1", "Z-Image",
 ]  # fmt: skip
 CLIP = "Stable Video Diffusion"
 DETACHING = ["result half detached", "input half detached"]
