@@ -115,7 +115,8 @@ def test_a_searched_noise_replays_by_the_sampler_that_its_settings_name(comfy, r
     kept = comfy.run(graph, timeout=600).kept
     errors = {name: error(*(kept[f"{name} {who}"]["samples"] for who in ("replayed", "ours"))) for name in names}
     record_property("errors", errors)
-    assert max(errors.values()) < 1e-5, errors
+    # Five times what was measured with AVX2 alone, where sums round in another order: 1.2e-5; else it is below 3e-6.
+    assert max(errors.values()) < 6e-5, errors
 
 
 @pytest.mark.parametrize("family, name", [

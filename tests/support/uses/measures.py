@@ -4,6 +4,7 @@ import contextlib
 import logging
 import traceback
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from comfyui_dno import core
@@ -14,6 +15,8 @@ from comfyui_dno.nodes import search as search_module
 from .setting import NotInThisVersion, stock
 
 PACK = "comfyui_dno"
+ROOT = Path(__file__).resolve().parents[3]
+"""The checkout, whatever its folder is called."""
 RISE = 2e-5
 """What the score changes by in a difference: above the rounding of the network, below what bends a random one's."""
 
@@ -107,8 +110,8 @@ def tried(setting, measure):
         try:
             found.values = measure()
         except Exception as error:  # whatever a use brings up is what is to be reported
-            where = traceback.extract_tb(error.__traceback__)[-1].filename
-            found.own = f"/{PACK}/" in where and "/tests/" not in where
+            where = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+            found.own = where.is_relative_to(ROOT) and not where.is_relative_to(ROOT / "tests")
             found.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return found
 
