@@ -142,7 +142,7 @@ def test_a_file_of_another_model_is_told_what_it_is(blip_files):
 
 @pytest.mark.parametrize(("dtype", "score", "slope"), [(torch.bfloat16, 0.055, 0.09), (torch.float16, 0.0065, 0.012)])
 def test_low_precision_towers_err_by_little(blip_files, reward, dtype, score, slope):
-    """Four times what was measured here, with AVX2 alone too; the module's docstring states what was measured at full size."""
+    """Four times what was measured here, also with AVX2 alone; the module says what was measured at full size."""
     low = rewards.ImageReward(blip(blip_files / "ImageReward.pt", dtype=dtype))
     expected, d_expected = gradient(reward, pictures())
     found, d_found = gradient(low, pictures())
