@@ -406,7 +406,7 @@ def _unless_it_breaks(problem, name, function, *args):
     """Return function(*args), or None with a warning: what comes after a search must not lose what it found."""
     try:
         return function(*args)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Stopped):
         return None
     except (ArithmeticError, ValueError, RuntimeError) as error:
         problem.warn(f"{name} failed: {error}")

@@ -27,7 +27,7 @@ class Progress:
     """
 
     def __init__(self, iterations):
-        self.iterations, self.first, self.node = iterations, None, node_that_runs()
+        self.iterations, self.first, self.node = iterations, None, node_that_runs() or ""
         self.stopped = False
         """Whether the user wants the search to end with what it has."""
         self.console = tqdm(total=iterations, desc="DNO", unit="iteration", disable=not iterations or not sys.stderr)
@@ -85,8 +85,7 @@ def stop(node):
     Returns:
         whether a search runs there.
     """
-    names = {id(progress): (progress.node, (progress.node or "").rpartition(":")[2], "any") for progress in _running}
-    found = [progress for progress in _running if node in names[id(progress)]]
+    found = [progress for progress in _running if node in ("any", progress.node, progress.node.rpartition(":")[2])]
     for progress in found:
         progress.stopped = True
     return bool(found)

@@ -586,6 +586,22 @@ def test_a_stop_keeps_the_best_within_one_network_call(solver, calls):
     assert torch.allclose(noise_map.sample(result.noise), result.images)
 
 
+def test_a_stop_after_the_last_iteration_keeps_what_was_found():
+    """While the best noise is sampled once more, and while it is diagnosed."""
+    noise_map = sample_map()
+    noise = start(noise_map)
+    asked = []
+    expected = core.optimize(noise_map, rewards.Brightness(), noise, iterations=1, stop=lambda: asked.append(1))
+    for moment in (len(asked) - 1, len(asked) + 3):
+        left = iter(range(moment))
+        found = core.optimize(
+            noise_map, rewards.Brightness(), noise, iterations=1, diagnose=True,
+            stop=lambda left=left: next(left, None) is None,
+        )  # fmt: skip
+        assert found.history.stopped == "1 iterations done" and found.history.diagnosis is None
+        assert torch.equal(found.noise.flat(), expected.noise.flat())
+
+
 def test_a_run_that_nobody_stops_is_as_without_the_question():
     noise_map = sample_map()
     noise = start(noise_map)
