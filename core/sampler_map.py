@@ -230,12 +230,11 @@ class SamplerPullback(Pullback):
         self._map.report("forward", index)
         if self._graphs is None:
             denoised = self._map.denoise(x, sigma)
-            # Copied: a sampler may go on in place.
-            self._calls.append((x.clone(), sigma, denoised.clone()))
         else:
             self._graphs.append(self._map.denoise_with_graph(x.clone(), index, sigma))
             denoised = self._graphs[-1][1].detach()
-            self._calls.append((x.clone(), sigma, denoised.clone()))
+        # Copied: a sampler may go on in place.
+        self._calls.append((x.clone(), sigma, denoised.clone()))
         return index, denoised
 
     def _through_call(self, index, gradient):

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """What works for which model: python tests/benchmarks/model_families.py
 
 Measures the tiny versions of all model families (`tests/support/families`) in the ComfyUI that the tests use
@@ -8,8 +7,6 @@ from the results of all versions.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
 sys.path[:0] = [str(SUPPORT), str(Path(__file__).parent)]
 
-from comfy_server import find_comfyui  # noqa: E402
+import inside  # noqa: E402
 from families import FAMILIES, NOT_TRIED  # noqa: E402
 from study import Runs  # noqa: E402
 
@@ -89,15 +86,7 @@ def results_of(version):
 
 def inside_comfyui(*names):
     """Yield what a ComfyUI process tells of these families as it is told; without names, what it is."""
-    paths = filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])  # the pack as this process has it
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "families", *names]
-    with subprocess.Popen(
-        command, cwd=find_comfyui(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield json.loads(line)
+    return inside.inside_comfyui("families", *names)
 
 
 def page(results):
@@ -113,7 +102,7 @@ def page(results):
             f" {settings['torch']}; [result](../{path.relative_to(ROOT).as_posix()})).\n"
         )
         order = [family for family in FAMILIES if family.name in rows]
-        others = [f"- {family.name}: {why_not(family, rows[family.name])}" for family in order if not right(rows[family.name])]
+        others = [f"- {each.name}: {why_not(each, rows[each.name])}" for each in order if not right(rows[each.name])]
         parts.append("Every family of the table works, but for these:\n\n" + "\n".join(others) + "\n")
         table = [COLUMNS, ["---"] * len(COLUMNS), *(cells(family, rows[family.name]) for family in order)]
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")

@@ -7,8 +7,6 @@ from the results of all versions.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
 sys.path[:0] = [str(SUPPORT), str(Path(__file__).parent)]
 
-from comfy_server import find_comfyui  # noqa: E402
+import inside  # noqa: E402
 from study import Runs  # noqa: E402
 from uses.verdicts import verdicts  # noqa: E402
 
@@ -69,15 +67,7 @@ def measure(again):
 
 def inside_comfyui(*names):
     """Yield what a ComfyUI process tells of these uses as it is told; without names, what it is."""
-    paths = filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])  # the pack as this process has it
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "uses", *names]
-    with subprocess.Popen(
-        command, cwd=find_comfyui(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield json.loads(line)
+    return inside.inside_comfyui("uses", *names)
 
 
 def page(results):
