@@ -148,7 +148,7 @@ class SampleMap:
                 raise ValueError(
                     f"the noise was made with {name} {_short(theirs)}, but here it is {_short(ours)}: it samples to"
                     " another picture. Use the model, steps, scheduler, sampler and eta it was made with, or give the"
-                    " noise without its settings (Load Noise has a switch for that)"
+                    " noise without its settings (DNO Load Noise has a switch for that)"
                 )
 
     def check(self, noise):
