@@ -77,9 +77,11 @@ SHOWN = """(names) => names.map((name) => {
     const widgets = (node.widgets ?? []).map((widget) => [widget.name, widget.label])
     const sockets = node.inputs.map((input) => [input.name, input.localized_name])
     const outputs = node.outputs.map((output) => output.localized_name)
-    return [name, node.title, Object.fromEntries(widgets), Object.fromEntries(sockets), outputs]
+    const {inputs, description} = node.constructor.nodeData
+    const tooltips = Object.values(inputs).map((input) => [input.name, input.tooltip])
+    return [name, node.title, description, ...[widgets, sockets, tooltips].map(Object.fromEntries), outputs]
 })"""
-"""Each node's title, its inputs' labels and its outputs' names, as the page has them."""
+"""Each node's title, description, labels of widgets and sockets, tooltips and outputs, as the page has them."""
 CATEGORY = "LiteGraph.registered_node_types.DNOSolverTilt.category"
 
 
@@ -94,10 +96,11 @@ def test_in_a_browser_every_node_shows_the_language_that_is_chosen(comfy, locale
         shown = page.evaluate(SHOWN, list(nodes))
         category = page.evaluate(CATEGORY)
     assert len(shown) == len(nodes) > 40
-    for name, title, widgets, sockets, outputs in shown:
+    for name, title, description, widgets, sockets, tooltips, outputs in shown:
         inputs = {key: texts["name"] for key, texts in expected[name]["inputs"].items()}
         own = {key: label for key, label in widgets.items() if key in inputs}
-        assert title == expected[name]["display_name"]
+        assert title == expected[name]["display_name"] and description == expected[name]["description"]
+        assert tooltips == {key: texts["tooltip"] for key, texts in expected[name]["inputs"].items()}
         assert {**sockets, **own} == {**inputs, **own} == inputs, name
         assert outputs == [texts["name"] for texts in expected[name]["outputs"].values()], name
         if "stop_and_keep" in widgets:
