@@ -14,6 +14,7 @@ import comfy.samplers
 import torch
 
 from .. import core
+from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
@@ -187,6 +188,9 @@ class Optimization:
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
+
+    Raises:
+        ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
     """
 
     reward: object
@@ -203,6 +207,10 @@ class Optimization:
     diagnose: bool = False
     every: int = 1
     sampler: object = None
+
+    def __post_init__(self):
+        if self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "needs_gradient", False):
+            require_differentiable(self.reward)
 
     @property
     def searches(self):
