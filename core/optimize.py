@@ -15,7 +15,7 @@ from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
-from .scoring import NotFiniteError, name_of
+from .scoring import NotFiniteError, name_of, require_differentiable
 from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,8 @@ def optimize(
     best = Best(_log(floor), dict(floors or {}))
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
     check_floors(best.floors, watched_names(reward, problem.watch))
+    if iterations > 0 and getattr(solver, "needs_gradient", False):
+        require_differentiable(reward)
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None
