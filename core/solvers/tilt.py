@@ -133,9 +133,17 @@ class Tilt(Solver):
             noisy[-1] = False  # what the last step injects is not seen
         return [index for index in window if index in searched and noisy[index]]
 
+    def can_tilt(self, sample_map):
+        """Return whether there is a noise to lean."""
+        return bool(self._steps(sample_map))
+
+    def run(self, problem, noise):
+        """Return the noise of one tilted run of `noise`, which `problem` has not judged."""
+        return self._tilted(problem, noise, self.strength)[0]
+
     def _check(self, sample_map):
         refuse_another_sampler(self, sample_map)
-        if not self._steps(sample_map):
+        if not self.can_tilt(sample_map):
             raise ValueError(
                 f"Tilt leans the noise that each step injects, and here is none to lean: eta {sample_map.eta},"
                 f" {sample_map.schedule.steps} steps, part {sample_map.part!r}, start {self.start}, stop {self.stop};"
