@@ -13,6 +13,7 @@ score is the mean over the F frames, and memory is that of one. What a reward ma
     counted          the parts that `image_gradient` differentiates, to be named where one cannot be
     part_scores      (images, prompts) -> name -> (B,), each part's own, for the history
     part_settings    name -> JSON types, what each part counts, for the history
+    of_latents       True where it judges the latents (B, ..) instead of their pictures; it can only be watched
 
 A reward gets a copy of the pictures, which it may change. It is not asked about a picture with a NaN or an infinity in
 it, which it might not notice: such a picture's score is -inf, and its gradient 0.
@@ -39,7 +40,7 @@ def score(reward, images, prompts=None):
 
     The score of a picture that is not finite is -inf.
     """
-    if is_video(images):
+    if is_video(images) and not judges_latents(reward):
         return torch.stack([score(reward, frame, prompts) for frame in images.unbind(1)]).mean(dim=0)
     finite = finite_pictures(images)
     with torch.no_grad():
@@ -51,10 +52,15 @@ def part_scores(reward, images, prompts=None):
     """Return name -> (B,), the scores of a reward's parts, where it has a method `part_scores`; else {}."""
     if not callable(getattr(reward, "part_scores", None)):
         return {}
-    if not is_video(images):
+    if not is_video(images) or judges_latents(reward):
         return reward.part_scores(images, prompts)
     frames = [reward.part_scores(frame, prompts) for frame in images.unbind(1)]
     return {name: torch.stack([frame[name] for frame in frames]).mean(dim=0) for name in frames[0]}
+
+
+def judges_latents(reward):
+    """Whether what is watched asks for the latents, (B, C, H, W) or (B, C, F, H, W), instead of their pictures."""
+    return getattr(reward, "of_latents", False)
 
 
 def is_video(images):
