@@ -39,15 +39,16 @@ class Match:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=REWARDS)
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs of prompt and seed")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = study.Runs(options.out, {"steps": STEPS, "iterations": ITERATIONS})
-    for reward in REWARDS:
-        for prompt, seed in PAIRS[: options.pairs]:
+    for prompt, seed in PAIRS[: options.pairs]:
+        for reward in options.rewards:
             runs.once(f"{reward} | paper | {prompt} {seed}", run, prompt, seed, reward)
-    runs.finish("fast.py", {reward: summary(runs.done, reward) for reward in REWARDS})
+    runs.finish("fast.py", {reward: summary(runs.done, reward) for reward in options.rewards})
 
 
 def run(prompt, seed, reward):
