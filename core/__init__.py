@@ -14,6 +14,7 @@ and may use the names of their own module as they are.
 from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
+from .floors import Drop, floors_of, watched_names
 from .history import Evaluation, History
 from .models.denoiser import DiscreteDenoiser, Guided
 from .models.embedded.load import load_embedded
@@ -21,7 +22,7 @@ from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
-from .problem import Drop, Problem
+from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
@@ -66,6 +67,7 @@ __all__ = [
     "ZerothOrder",
     "diagnose",
     "fingerprint",
+    "floors_of",
     "from_pipeline",
     "load_embedded",
     "load_pipeline",
@@ -77,5 +79,6 @@ __all__ = [
     "stages",
     "step_coefficients",
     "try_sampler",
+    "watched_names",
     "wavy",
 ]

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .checks import check_finite, check_whole
+from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
+from .floors import check_floors, watched_names
 from .history import EARLIER, History
 from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
-from .problem import Best, Drop, Problem
+from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .scoring import NotFiniteError, name_of
 from .solvers import GradientAscent
@@ -125,7 +126,7 @@ def optimize(
     solver, noise, first = _started(solver or GradientAscent(), given)
     best = Best(_log(floor), dict(floors or {}))
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
-    _check_floors(problem)
+    check_floors(best.floors, watched_names(reward, problem.watch))
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None
@@ -367,19 +368,6 @@ def _leave_out_zeros(problem, noise):
         )
     problem.sample_map = replace(sample_map, part="injected")
     problem.warn("x_T is all zeros, which is no noise: the injected noises alone are searched")
-
-
-def _check_floors(problem):
-    """Raise ValueError for a floor that is no number, or on what is not watched."""
-    for name, least in problem.best.floors.items():
-        if name not in problem.watched_names():
-            known = ", ".join(map(repr, problem.watched_names())) or "nothing"
-            raise ValueError(
-                f"there is a floor on {name!r}, but watched is {known}; expected the name of a reward in watch=, or of"
-                " a part of a combined one"
-            )
-        if not isinstance(least, Drop):
-            check_finite(**{f"the floor on {name}": least})
 
 
 def _warn_of_the_floor(problem, floor):

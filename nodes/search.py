@@ -187,6 +187,8 @@ class Optimization:
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
+        floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
+        target: of every picture's best score, at which the search stops; or None.
     """
 
     reward: object
@@ -203,6 +205,8 @@ class Optimization:
     diagnose: bool = False
     every: int = 1
     sampler: object = None
+    floors: dict = field(default_factory=dict)
+    target: float | None = None
 
     @property
     def searches(self):
@@ -264,8 +268,8 @@ class Optimization:
         noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
-            seconds=self.seconds, watch=watch, callback=progress.on_iteration, diagnose=self.diagnose,
-            stop=lambda: progress.stopped,
+            seconds=self.seconds, watch=watch, callback=progress.on_iteration, target=self.target,
+            diagnose=self.diagnose, stop=lambda: progress.stopped, floors=self.floors,
         )  # fmt: skip
         latent = sample_map.noisy_latent(result.noise) if sample_map.judge_denoised else result.latent
         progress.end()

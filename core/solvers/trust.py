@@ -4,6 +4,7 @@
 injected noise, turns on its own sphere |z_j| = const by one angle, so that no part's length ever drifts. Per picture:
 
     accept     r(trial) > r(z)  and  (ln P(trial) >= ln 0.01 + 1  or  ln P(trial) > ln P(z))
+               and the trial passes as many floors on watched rewards as z does
                then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.25 angle)
                else angle = 0.4 angle, and the rejected trial has cost no backward pass
     u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
@@ -34,6 +35,8 @@ from .base import Solver
 START, MOST, GROW, SHRINK = 0.15, 0.6, 1.25, 0.4
 """Angles in radians: the first and the largest; and what an accepted and a rejected trial multiply them by."""
 MOMENTUM = 0.5
+NUMBERS = "scores", "log_p", "passed", "angle"
+"""What a checkpoint remembers of each picture beside noises, a number each."""
 PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.5, 2.0
 
 
@@ -87,28 +90,29 @@ class TrustAscent(Solver):
     def step(self, problem, noise):
         """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""
         with problem.trial(noise, self.estimator) as (evaluation, gradient_of):
-            accepted = self._accepts(evaluation)
+            passed = _passed(problem, evaluation)
+            accepted = self._accepts(evaluation, passed)
             gradient = gradient_of() if accepted.any() else None
         if gradient is not None:
             evaluation = replace(evaluation, gradient_norm=gradient.flat().norm(dim=1))
-        self._held = self._after(problem, evaluation, gradient, accepted)
+        self._held = self._after(problem, evaluation, gradient, accepted, passed)
         return self._held.trial(problem.sample_map), evaluation
 
-    def _accepts(self, evaluation):
+    def _accepts(self, evaluation, passed):
         """Return (B,) booleans: which pictures' trials become their noise; the first noise always does."""
         if self._held is None:
             return torch.ones_like(evaluation.scores, dtype=torch.bool)
         log_p = _least(evaluation)
         probable = (log_p >= PROBABLE_ENOUGH) | (log_p > self._held.log_p)
-        return (evaluation.scores > self._held.scores) & probable
+        return (evaluation.scores > self._held.scores) & probable & (passed >= self._held.passed)
 
-    def _after(self, problem, evaluation, gradient, accepted):
+    def _after(self, problem, evaluation, gradient, accepted, passed):
         """Return the Held of the next trial."""
         held = self._held
         if held is None:
             angle = torch.full_like(evaluation.scores, START)
             zero = evaluation.noise.map(torch.zeros_like)
-            held = Held(evaluation.noise, zero, zero, evaluation.scores, _least(evaluation), angle)
+            held = Held(evaluation.noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
         else:
             angle = torch.where(accepted, GROW * held.angle, SHRINK * held.angle)
         direction = held.direction
@@ -120,7 +124,8 @@ class TrustAscent(Solver):
         velocity = sphere.unit(sphere.tangent(_parts(direction) + kept * _parts(held.velocity)))
         scores = torch.where(accepted, evaluation.scores, held.scores)
         log_p = torch.where(accepted, _least(evaluation), held.log_p)
-        return Held(noise, direction, _noise(velocity), scores, log_p, angle.clamp(max=MOST))
+        passed = torch.where(accepted, passed, held.passed)
+        return Held(noise, direction, _noise(velocity), scores, log_p, passed, angle.clamp(max=MOST))
 
     def _direction(self, problem, evaluation, gradient):
         """Return u, the Noise of directions at the evaluated noise: whitened, on the spheres, pushed where need be."""
@@ -147,6 +152,7 @@ class Held:
         direction: u there, a Noise.
         velocity: v of the next trial, a Noise.
         scores, log_p: (B,), of the noise; ln P is the smaller of that of z and of x_T.
+        passed: (B,), of the noise, how many floors on watched rewards it passes.
         angle: (B,), of the next trial, radians.
     """
 
@@ -155,6 +161,7 @@ class Held:
     velocity: Noise
     scores: torch.Tensor
     log_p: torch.Tensor
+    passed: torch.Tensor
     angle: torch.Tensor
 
     def trial(self, sample_map):
@@ -168,14 +175,14 @@ class Held:
 
     def memory(self):
         """Return it as name -> Noise; a number of a picture fills that picture's entries."""
-        numbers = {name: getattr(self, name) for name in ("scores", "log_p", "angle")}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
         filled = {name: _noise(_filled(values, _parts(self.noise))) for name, values in numbers.items()}
         return {name: getattr(self, name) for name in ("noise", "direction", "velocity")} | filled
 
     @classmethod
     def remembered(cls, memory):
         """Return what `memory` returned as a Held."""
-        numbers = {name: memory[name].initial.flatten(1)[:, 0] for name in ("scores", "log_p", "angle")}
+        numbers = {name: memory[name].initial.flatten(1)[:, 0] for name in NUMBERS}
         return cls(*(memory[name] for name in ("noise", "direction", "velocity")), **numbers)
 
 
@@ -246,3 +253,9 @@ def _mixed(accepted, new, old):
 def _least(evaluation):
     """Return (B,), the smaller of ln P of z and of x_T."""
     return torch.minimum(evaluation.log_p, evaluation.log_p_initial)
+
+
+def _passed(problem, evaluation):
+    """Return (B,), how many floors on watched rewards each picture passes."""
+    passed = problem.best.above_floors(evaluation.watched).values()
+    return sum((each.to(evaluation.scores) for each in passed), torch.zeros_like(evaluation.scores))
