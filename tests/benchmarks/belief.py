@@ -70,7 +70,7 @@ def main():
     runs = study.Runs(options.out, {**settings, "levels": list(LEVELS)})
     for part in (TUNING, HELD_OUT):
         groups = [part[first : first + TOGETHER] for first in range(0, len(part), TOGETHER)]
-        for number, group in enumerate(groups):
+        for _number, group in enumerate(groups):
             runs.once(f"ordinary | {named(group)}", ordinary, group, options)
         for place, reward in enumerate(REWARDS):
             for number, group in enumerate(groups):
