@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from .. import core
 from ..core import plots
-from . import page, sockets, stock_samplers
+from . import page, requirements, sockets, stock_samplers
 from .comfy_map import ComfyRun
 from .names import checked_prefix, listed
 from .report import as_image
@@ -313,6 +313,10 @@ class DNONoiseProbability(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, noise=None):
+        return requirements.met("matplotlib")
 
     @classmethod
     def execute(cls, noise, picture) -> io.NodeOutput:

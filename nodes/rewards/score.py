@@ -8,7 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ... import rewards
 from ...core import plots
 from ...core.scoring import finite_pictures, score
-from .. import page, sockets
+from .. import page, requirements, sockets
 from ..report import as_image
 from .combine import calibrated
 from .pictures import pictures_of
@@ -33,6 +33,10 @@ class DNOScoreImages(io.ComfyNode):
                 io.Image.Output("ranking", display_name="ranking", tooltip="The pictures, the best first, captioned."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, images=None):
+        return requirements.met("matplotlib")
 
     @classmethod
     def execute(cls, images, reward, prompt="") -> io.NodeOutput:
