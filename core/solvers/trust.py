@@ -46,8 +46,8 @@ PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.5, 2.0
 class TrustAscent(Solver):
     """Climb by trial steps that grow while they succeed: no learning rate, no gamma, whatever the reward's units.
 
-    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. `optimize`'s regulariser is
-    not used: the solver keeps the noise probable by itself.
+    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. The solver keeps the noise
+    probable by itself; of `optimize`'s regulariser it takes the direction of the push, and no weight.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -60,7 +60,8 @@ class TrustAscent(Solver):
         whitening: p in [0, 1]. 0 follows the gradient as it is and soon stalls, 1 hears every frequency alike, which
             suits precise rewards (a likeness); 0.5 is nearly as good there and safer on broad ones (brightness).
         estimator: Exact(), or Hybrid1(..) or Hybrid2(..) for rewards without a gradient.
-        push: whose gradient pushes a noise back that becomes improbable; its weight does not count.
+        push: whose gradient pushes a noise back that becomes improbable, where `optimize` has no regulariser; its weight
+            does not count.
         tilt: strength of a tilted run of the start that is the first trial, see `Tilt`: as much as several steps gain,
             for the price of one and a half. Where nothing can be tilted (eta 0, x_T alone), or at 0, there is none.
     """
@@ -70,6 +71,8 @@ class TrustAscent(Solver):
     push: object = field(default_factory=ProbabilityRegularizer)
     tilt: float = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
+
+    regularized = True
 
     def __post_init__(self):
         if not 0 <= self.whitening <= 1:
@@ -164,7 +167,8 @@ class TrustAscent(Solver):
         log_p = _least(evaluation)
         weight = ((log_p - PUSHED_BELOW) / (PROBABLE_ENOUGH - PUSHED_BELOW)).clamp(0, MOST_PUSH)
         if (weight > 0).any():
-            extra = self.push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
+            push = problem.regularizer or self.push
+            extra = push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
             problem.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
             d = sphere.tangent(_parts(extra))
             length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
