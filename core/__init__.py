@@ -11,6 +11,8 @@ The examples in docstrings are run by a test. They begin, each, after
 and may use the names of their own module as they are.
 """
 
+from .belief import Belief
+from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
 from .floors import Drop, floors_of, watched_names
@@ -32,8 +34,10 @@ from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeN
 
 __all__ = [
     "P_SUSPICIOUS",
+    "Belief",
     "CannotBeSearchedError",
     "Checkpoint",
+    "CoarseMap",
     "Diagnosis",
     "DiscreteDenoiser",
     "Drop",

@@ -114,7 +114,7 @@ class Tilt(Solver):
         for strength in self._strengths:
             found = self._tilted(problem, clean, strength)
             log_p = torch.minimum(*problem.log_probabilities(found[0]))
-            best.offer(*found, log_p, problem.iteration, problem.under_floors(found[2]))
+            best.offer(*found, log_p, problem.iteration, problem.under_floors(*found[1:3]))
         self._leader = Leader(best.noise.flat(), best.latent, best.images, best.scores, None)
         return best.noise, evaluation
 
