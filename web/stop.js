@@ -24,8 +24,8 @@ app.registerExtension({
     name: "dno.stop",
     nodeCreated(node) {
         if (![...SAMPLERS, ANY].includes(node.comfyClass)) return
-        const button = node.addWidget("button", "stop_and_keep", null, () => stop(node), { serialize: false })
-        button.label = "stop and keep the best"
+        // Nodes 2.0 of older front ends write a button's name on it, not its label.
+        const button = node.addWidget("button", "stop and keep the best", null, () => stop(node), { serialize: false })
         button.serialize = false // saved workflows know widgets by position: this one is none of theirs
         button.tooltip = "Ends the search within one network call and goes on with the best so far; Cancel discards it."
     },
