@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..core import plots
 from ..core.words import listed, number, probability
-from . import page, sockets
+from . import page, requirements, sockets
 
 
 class DNOReport(io.ComfyNode):
@@ -19,8 +19,8 @@ class DNOReport(io.ComfyNode):
             **sockets.aliases("curve", "plot"),
             is_output_node=True,
             description=(
-                "Shows start and best beside each other, and what the search did. Its first output are the curves of"
-                " the reward, the watched reward and the noise's probability over the iterations."
+                "Curves of the reward, the watched reward and the noise's probability over the iterations, and start"
+                " and best side by side."
             ),
             inputs=[
                 sockets.History.Input("history", tooltip="From the DNO Sampler."),
@@ -34,10 +34,14 @@ class DNOReport(io.ComfyNode):
                 io.Image.Output(
                     "comparison", display_name="comparison", tooltip="Start and best side by side, with their scores."
                 ),
-                io.Image.Output("start", display_name="start", tooltip="The start alone."),
-                io.Image.Output("best", display_name="best", tooltip="The best alone."),
+                io.Image.Output("start", display_name="start", tooltip="The start alone, for Image Compare."),
+                io.Image.Output("best", display_name="best", tooltip="The best alone, for Image Compare."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, history=None):
+        return requirements.met("matplotlib")
 
     @classmethod
     def execute(cls, history, picture) -> io.NodeOutput:
@@ -70,6 +74,10 @@ class DNOTrajectory(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, history=None):
+        return requirements.met("matplotlib")
+
+    @classmethod
     def execute(cls, history, picture, count) -> io.NodeOutput:
         return io.NodeOutput(as_image(plots.trajectory(history, checked_item(history, picture), count)))
 
@@ -91,6 +99,10 @@ class DNODiagnostics(io.ComfyNode):
                 io.Image.Output("image", display_name="image", tooltip="The measures as bars, against what is zero."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, history=None):
+        return requirements.met("matplotlib")
 
     @classmethod
     def execute(cls, history) -> io.NodeOutput:

@@ -274,3 +274,28 @@ def test_a_picture_whose_score_breaks_ends_and_the_others_go_on():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         core.TrustAscent(**settings)
+
+
+@pytest.mark.parametrize("floors", [{}, {"flatness": core.Drop(0.05)}])
+def test_it_climbs_on_from_noises_that_pass_the_floors_alone(floors):
+    def flatness(images, prompts):  # falls while the mean is climbed
+        return -(images.flatten(1).mean(dim=1) - 0.1).square()
+
+    noise_map = linear_map()
+    noise = noise_of(noise_map)
+    result = core.optimize(
+        noise_map, mean_pixel, noise, core.TrustAscent(push=NoPush()), iterations=15, floor=0.0, watch=[flatness],
+        floors=floors,
+    )  # fmt: skip
+    memory = result.noise.checkpoint.memory
+    start, stands = (flatness(noise_map.sample(each), None) for each in (noise, memory["noise"]))
+    assert (stands >= start - 0.05).all() == bool(floors)
+    # It has come as far as the floor lets it, by steps that shrink before it.
+    if floors:
+        assert (stands < start - 0.04).all() and (memory["angle"].initial < 0.1).all()
+
+
+def test_a_start_below_a_floor_is_climbed_from_all_the_same():
+    noise_map = linear_map()
+    seen = way(noise_map, mean_pixel, noise_of(noise_map), watch=[mean_pixel], floors={"mean_pixel": 9.0})
+    assert (seen[-1].scores > seen[0].scores + 0.1).all()
