@@ -70,7 +70,7 @@ def main():
     runs = study.Runs(options.out, {**settings, "levels": list(LEVELS)})
     for part in (TUNING, HELD_OUT):
         groups = [part[first : first + TOGETHER] for first in range(0, len(part), TOGETHER)]
-        for number, group in enumerate(groups):
+        for group in groups:
             runs.once(f"ordinary | {named(group)}", ordinary, group, options)
         for place, reward in enumerate(REWARDS):
             for number, group in enumerate(groups):
@@ -85,9 +85,8 @@ def named(pairs):
 def measured(sample_map, latent):
     """Return of each latent the losses and gaps, each as a list by level of lists by noise."""
     noises, found = fixed_noises(latent, NOISES), []
-    both = [torch.stack(each) for each in zip(
-        *(denoising_losses(sample_map, latent, level, noises) for level in LEVELS), strict=True
-    )]  # fmt: skip
+    pairs = [denoising_losses(sample_map, latent, level, noises) for level in LEVELS]
+    both = [torch.stack(each) for each in zip(*((loss, without - loss) for loss, without in pairs), strict=True)]
     for item in range(len(latent)):
         loss, gap = ([[float(f"{x:.3g}") for x in level] for level in each[:, :, item].tolist()] for each in both)
         found.append({"loss": loss, "gap": gap})
@@ -111,9 +110,7 @@ def search(pairs, reward, solver, options):
     """Return what the noises of one search of each pair measure: a list by pair of lists by noise, the start first."""
     sample_map = core.load_embedded([prompt for prompt, _ in pairs], steps=options.steps, keep_graphs=True)
     drawn = [core.load_embedded(prompt, steps=options.steps).randn(seed) for prompt, seed in pairs]
-    noise = core.Noise(
-        torch.cat([one.initial for one in drawn]), torch.cat([one.injected for one in drawn], dim=1)
-    )
+    noise = core.Noise(torch.cat([one.initial for one in drawn]), torch.cat([one.injected for one in drawn], dim=1))
     solver, regularizer = SOLVERS[solver][0](), SOLVERS[solver][1]
     iterations, found = 1 if isinstance(solver, core.Tilt) else options.iterations, []
 
