@@ -12,6 +12,7 @@ and may use the names of their own module as they are.
 """
 
 from .belief import Belief
+from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
 from .floors import Drop, floors_of, watched_names
@@ -36,6 +37,7 @@ __all__ = [
     "Belief",
     "CannotBeSearchedError",
     "Checkpoint",
+    "CoarseMap",
     "Diagnosis",
     "DiscreteDenoiser",
     "Drop",

@@ -16,7 +16,7 @@ from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
-from .scoring import NotFiniteError, judges_latents, name_of
+from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
 from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,8 @@ def optimize(
     names = watched_names(reward, problem.watch)
     check_floors(best.floors, names)
     check_floors(limits.below, names, "limit")
+    if iterations > 0 and getattr(solver, "needs_gradient", False):
+        require_differentiable(reward)
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None

@@ -8,6 +8,7 @@ score is the mean over the F frames, and memory is that of one. What a reward ma
 
     name             what histories and messages call it, else its __name__ or its class's
     differentiable   False where the scores carry no gradient; True is assumed
+    stand_in         words for messages: what to take in its place where a gradient is needed
     image_gradient   (images, prompts) -> scores, d_images: `exact` by its own means, such as one part after another
     counted          the parts that `image_gradient` differentiates, to be named where one cannot be
     part_scores      (images, prompts) -> name -> (B,), each part's own, for the history
@@ -109,7 +110,7 @@ def exact(reward, images, prompts=None):
         ValueError: the reward declares that it is not differentiable, or returns the wrong shape.
         RewardError: the reward raised an error of its own, or returned scores without gradient.
     """
-    _require_differentiable(reward)
+    require_differentiable(reward)
     finite = finite_pictures(images)
     if is_video(images):
         found = [exact(reward, frame, prompts) for frame in images.unbind(1)]
@@ -177,13 +178,15 @@ def checked(reward, scores, images):
     return wide(scores.to(images.device))
 
 
-def _require_differentiable(reward):
+def require_differentiable(reward):
     """Raise ValueError, naming the reward or the part of it, unless all that counts is differentiable."""
     if getattr(reward, "differentiable", True):
         return
     for part in getattr(reward, "counted", ()):
-        _require_differentiable(part)
+        require_differentiable(part)
+    stand_in = getattr(reward, "stand_in", None)
     raise ValueError(
-        f"{name_of(reward)} is not differentiable, but this solver needs its gradient. Use a solver that needs none:"
+        f"{name_of(reward)} is not differentiable, but this solver needs its gradient."
+        f" {f'Take {stand_in}, or use' if stand_in else 'Use'} a solver that needs none:"
         " Zeroth-Order (Hybrid-1, Hybrid-2 or ZO-SGD), ZeNO or Search"
     )

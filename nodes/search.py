@@ -14,6 +14,7 @@ import comfy.samplers
 import torch
 
 from .. import core
+from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
@@ -211,8 +212,14 @@ class Optimization:
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
+<<<<<<< HEAD
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
+=======
+
+    Raises:
+        ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
+>>>>>>> h-errors
     """
 
     reward: object
@@ -231,6 +238,10 @@ class Optimization:
     sampler: object = None
     floors: dict = field(default_factory=dict)
     target: float | None = None
+
+    def __post_init__(self):
+        if self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "needs_gradient", False):
+            require_differentiable(self.reward)
 
     @property
     def searches(self):

@@ -224,8 +224,10 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
     graph = Workflow()
     graph.reward = graph.node("DNOJPEGReward", incompressible=False, proxy=False)[0]
     graph.keep("latent", graph.dno(iterations=1, solver=kind and solver(graph, kind))[0])
-    message = comfy.fail(graph)
-    assert "jpeg compressibility is not differentiable" in message
+    run = comfy.run(graph, may_fail=True)
+    assert run.of_type("progress") == [], "refused before anything is sampled"
+    message = run.error["exception_message"]
+    assert "jpeg compressibility is not differentiable" in message and "`proxy` of the JPEG Reward node" in message
     names = [node["display_name"] for name, node in comfy.get("/object_info").items() if name.startswith("DNOSolver")]
     with_gradient = ("Gradient", "LGD", "Tilt", "Trust")
     others = [name.removeprefix("DNO Solver (")[:-1] for name in names if not any(w in name for w in with_gradient)]
