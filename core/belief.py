@@ -63,7 +63,7 @@ class Belief:
         initial: x_T of the ordinary samples, (B, ..), where it is no noise; None: it is drawn.
     """
 
-    ratios: tuple = (3.0, 6.0)
+    ratios: tuple = (6.0, 12.0)
     noises: int = 8
     samples: int = 4
     sample_map: SampleMap | None = None
