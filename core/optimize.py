@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .belief import waits_for_a_map
 from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
 from .floors import check_floors, watched_names
@@ -130,9 +131,10 @@ def optimize(
     if judges_latents(reward):
         raise ValueError(
             f"{name_of(reward)} judges latents and not their pictures, so it cannot be what is optimised; expected it"
-            " in watch="
+            " to be watched"
         )
-    problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
+    watch = tuple(each.of(sample_map, noise) if waits_for_a_map(each) else each for each in watch)
+    problem = Problem(sample_map, reward, regularizer, watch, iterations, best)
     names = watched_names(reward, problem.watch)
     check_floors(best.floors, names)
     check_floors(limits.below, names, "limit")
@@ -291,6 +293,8 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
     again = sample_map.network_calls if iterations else 0
+    if iterations and hasattr(solver, "stages_before"):
+        again += solver.stages_before(sample_map)
     return iterations * _stages_of_a_step(solver, sample_map) + sample_map.stages + again
 
 

@@ -12,7 +12,7 @@ ZEROTH_ORDER = {"lr": 0.05, "q": 8, "mu": 0.0, "seed": 0, **UPDATE}
 ZENO = {"candidates": 8, "beta": 0.0, "weights": "linear", "tau": 0.1, "seed": 0}
 SEARCH = {"candidates": 8, "beta": 0.1, "seed": 0}
 TILT = {"strength": 0.4, "start": 0.0, "stop": 1.0, "every": 1, "strengths": "", "q": 0, "seed": 0}
-TRUST = {"whitening": 0.5, "gradient": "exact", "q": 0, "seed": 0}
+TRUST = {"whitening": 0.5, "gradient": "exact", "q": 0, "seed": 0, "tilt": 0.0}
 SOLVERS = {
     "gradient": ("DNOSolverGradient", {"lr": 0.05, **UPDATE}),
     "lgd": ("DNOSolverLGD", {"samples": 2, "scale": 100.0, "seed": 0}),
@@ -207,6 +207,7 @@ def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
         ("tilt", {}, {"strengths": "0.1, 0.2"}),
         ("tilt", {}, {"q": 4}),
         ("trust", {"q": 5, "seed": 5}, {"whitening": 1.0}),
+        ("trust", {}, {"tilt": 0.3}),
         ("trust hybrid-2", {}, {"q": 5}),
     ],
 )
