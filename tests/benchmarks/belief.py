@@ -38,8 +38,8 @@ HELD_OUT = (
 )  # fmt: skip
 CHOSEN = [6.0, 12.0]
 PLANS = {
-    "tuning": {"levels": [1.5, 3.0, *CHOSEN], "samples": 8, "iterations": 10, "every": 2, "rewards": 5},
-    "held out": {"levels": CHOSEN, "samples": 4, "iterations": 8, "every": 4, "rewards": 3},
+    "tuning": {"levels": [1.5, 3.0, *CHOSEN], "samples": 8, "iterations": 10, "every": 2},
+    "held out": {"levels": CHOSEN, "samples": 4, "iterations": 8, "every": 4},
 }
 """What is measured of each set: the first explores, the second tells how good is what was chosen by it."""
 NOISES, TOGETHER = 8, 4
@@ -77,18 +77,19 @@ SOLVERS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rewards", type=int, default=len(REWARDS), help="for which each held-out pair is searched")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = study.Runs(options.out, {"steps": options.steps, "noises": NOISES, "plans": PLANS})
-    for pairs, plan in zip((TUNING, HELD_OUT), PLANS.values(), strict=True):
+    for pairs, plan, count in zip((TUNING, HELD_OUT), PLANS.values(), (len(REWARDS), options.rewards), strict=True):
         groups = [pairs[first : first + TOGETHER] for first in range(0, len(pairs), TOGETHER)]
         for group in groups:
             runs.once(f"ordinary | {named(group)}", ordinary, group, plan, options.steps)
         for place, reward in enumerate(REWARDS):
             for number, group in enumerate(groups):
                 solver = list(SOLVERS)[(number + place) % len(SOLVERS)]
-                if (number + place) % len(REWARDS) < plan["rewards"]:
+                if (number + place) % len(REWARDS) < count:
                     name = f"{reward} | {solver} | {named(group)}"
                     runs.once(name, search, group, reward, solver, plan, options.steps)
     found = {name: rows_of(runs.done, pairs) for name, pairs in zip(PLANS, (TUNING, HELD_OUT), strict=True)}
@@ -174,7 +175,7 @@ def evidence(row, levels, noises):
     return np.log1p(gap / loss).mean()
 
 
-def belief(row, levels=(-2, -1), noises=NOISES, samples=4):
+def belief(row, levels=(-2, -1), noises=4, samples=4):
     """Return what `core.Belief` says of such settings; with no samples, in units of the start's evidence."""
     levels = list(levels)
     usual = [evidence(each, levels, noises) for each in row["ordinary"][:samples] or [row["start"]]]
