@@ -293,6 +293,8 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
     again = sample_map.network_calls if iterations else 0
+    if iterations and hasattr(solver, "stages_before"):
+        again += solver.stages_before(sample_map)
     return iterations * _stages_of_a_step(solver, sample_map) + sample_map.stages + again
 
 

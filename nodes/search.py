@@ -212,14 +212,11 @@ class Optimization:
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
-<<<<<<< HEAD
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
-=======
 
     Raises:
         ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
->>>>>>> h-errors
     """
 
     reward: object

@@ -55,6 +55,10 @@ class Solver:
         """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         return 2 * sample_map.stages
 
+    def stages_before(self, sample_map):
+        """Return how many more calls the first `step` makes than the others."""
+        return 0
+
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
         raise NotImplementedError

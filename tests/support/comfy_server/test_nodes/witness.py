@@ -63,7 +63,7 @@ class Witness:
         _, gradient = problem.gradient(noise)
         generator = torch.Generator().manual_seed(0)
         slopes, step = [], 1e-2
-        for _ in range(16):
+        for _ in range(8):
             direction = torch.randn(noise.flat().shape, generator=generator)
             high, low = (problem.evaluate(noise.with_flat(noise.flat() + end * direction)) for end in (step, -step))
             difference = (high.scores - low.scores).sum() / (2 * step)
