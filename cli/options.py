@@ -46,6 +46,7 @@ def add_ascent(parser, iterations=None, lr=None):
 def add_search(parser):
     """Add reward, solver and what each solver takes."""
     add_reward(parser)
+    add_limits(parser)
     uses = "; ".join(f"{name}: {choice.when}" for name, choice in SOLVERS.items())
     parser.add_argument("--solver", choices=SOLVERS, default="adam", metavar="NAME", help=f"{uses} (default adam)")
     add_ascent(parser)
@@ -60,6 +61,16 @@ def add_search(parser):
     parser.add_argument(
         "--part", help="what is searched: all, initial (x_T), 'first K' or 'last K' of the steps' noises (default all)"
     )
+
+
+def add_limits(parser):
+    """Add what may become the best, and when to stop."""
+    parser.add_argument(
+        "--floors", default="", metavar="TEXT",
+        help="the least of what is watched in a picture that may become the best: '0.8', 'start - 0.05', or by name"
+        " 'consistency: start - 0.05' (default none)",
+    )
+    parser.add_argument("--target", type=number, help="stop once every picture's best has reached this score")
 
 
 def add_single(parser):

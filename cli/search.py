@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from .. import core, rewards
+from .. import core
 from ..core import plots
 from .options import DTYPES
 from .output import say
-from .rewards import reward_of
+from .rewards import reward_of, watch_of
 from .solvers import check_reward, solver_of, solver_settings
 
 SAMPLING = ("negative", "steps", "cfg", "eta", "part", "keep_graphs", "most_rows", "height", "width")
@@ -32,6 +32,8 @@ class Setup:
         sample_map: called with a list of prompts, one a picture; returns their SampleMap.
         reward: what is optimised.
         watch: rewards that are recorded only.
+        floors: on watched rewards, as `core.optimize` takes them.
+        target: of every picture's best score, or None.
         device: where everything runs.
     """
 
@@ -39,6 +41,8 @@ class Setup:
     sample_map: Callable
     reward: Callable
     watch: tuple
+    floors: dict
+    target: float | None
     device: str
 
     @classmethod
@@ -54,10 +58,17 @@ class Setup:
         settings |= files | (EMBEDDED if embedded else PIPELINE) | asked | solver_settings(options)
         reward = reward_of(options, device, DTYPES[options.dtype])
         check_reward(reward, options)
-        if options.reward == "consistency" and not embedded:
-            raise ValueError("--reward consistency knows the embedded model's pictures alone; take another for --model")
-        watch = (rewards.Consistency(device=device),) if embedded and options.reward != "consistency" else ()
-        return cls(settings, _maps(options, settings, device), reward, watch, device)
+        for name, asked in (("reward", [options.reward]), ("watch", options.watch)):
+            if "consistency" in asked and not embedded:
+                raise ValueError(
+                    f"--{name} consistency knows the embedded model's pictures alone; take another for --model"
+                )
+        watch = watch_of(options, device)
+        floors = core.floors_of(options.floors, core.watched_names(reward, watch))
+        limits = {"watch": options.watch or None, "floors": options.floors or None, "target": options.target}
+        settings |= {name: value for name, value in limits.items() if value is not None}
+        maps = _maps(options, settings, device)
+        return cls(settings, maps, reward, watch, floors, options.target, device)
 
     def noise(self, sample_map, seed, start=None):
         """Return the noise to start from, true noise of `seed` or that of file `start`, with the settings on record."""
@@ -84,7 +95,7 @@ class Setup:
         solver, regularizer = solver_of(self.settings)
         result = core.optimize(
             sample_map, self.reward, noise, solver, regularizer, self.settings["iterations"], seconds, self.watch,
-            keep_first, floor=floor, check_gradient=check_gradient,
+            keep_first, self.target, floor=floor, check_gradient=check_gradient, floors=self.floors,
         )  # fmt: skip
         result.history.settings |= result.noise.settings
         # A Ctrl-C just before the first callback leaves its small picture alone.

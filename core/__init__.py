@@ -11,8 +11,11 @@ The examples in docstrings are run by a test. They begin, each, after
 and may use the names of their own module as they are.
 """
 
+from .belief import Belief
+from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
+from .floors import Drop, floors_of, watched_names
 from .history import Evaluation, History
 from .models.denoiser import DiscreteDenoiser, Guided
 from .models.embedded.load import load_embedded
@@ -20,7 +23,7 @@ from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, optimize, reno, stages
-from .problem import Drop, Problem
+from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
 from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
@@ -31,8 +34,10 @@ from .solvers import LGD, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeN
 
 __all__ = [
     "P_SUSPICIOUS",
+    "Belief",
     "CannotBeSearchedError",
     "Checkpoint",
+    "CoarseMap",
     "Diagnosis",
     "DiscreteDenoiser",
     "Drop",
@@ -64,6 +69,7 @@ __all__ = [
     "ZerothOrder",
     "diagnose",
     "fingerprint",
+    "floors_of",
     "from_pipeline",
     "load_embedded",
     "load_pipeline",
@@ -75,5 +81,6 @@ __all__ = [
     "stages",
     "step_coefficients",
     "try_sampler",
+    "watched_names",
     "wavy",
 ]

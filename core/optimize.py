@@ -3,18 +3,20 @@
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from .checks import check_finite, check_whole
+from .belief import waits_for_a_map
+from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
+from .floors import check_floors, watched_names
 from .history import EARLIER, History
 from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
-from .problem import Best, Drop, Problem
+from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
-from .scoring import NotFiniteError, name_of
+from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
 from .solvers import GradientAscent
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ def optimize(
     diagnose=False,
     stop=None,
     floors=None,
+    stop_below=None,
 ):
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
@@ -108,6 +111,7 @@ def optimize(
         floors: watched reward's name -> the least score of a picture that may become the best: a number, or Drop(d)
             for no more than d below the first evaluation of this very call. Without, P alone decides what is
             admissible, and P does not see every picture that a reward has ruined. `history.held` tells which held.
+        stop_below: watched reward's name -> a number; stop when every picture's score is below it.
 
     Returns:
         Result: .noise .images .latent .history, each picture's best so far.
@@ -117,15 +121,25 @@ def optimize(
             or its gradient is not finite at the very first evaluation.
     """
     check_whole(0, iterations=iterations)
-    limits = Limits(seconds, target, stop_probability)
+    limits = Limits(seconds, target, stop_probability, dict(stop_below or {}))
     if math.isnan(floor):
         raise ValueError(f"floor is {floor}; expected a probability")
     sample_map.check_settings(noise)
     given = noise if sample_map.device is None else noise.to(sample_map.device)
     solver, noise, first = _started(solver or GradientAscent(), given)
     best = Best(_log(floor), dict(floors or {}))
-    problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
-    _check_floors(problem)
+    if judges_latents(reward):
+        raise ValueError(
+            f"{name_of(reward)} judges latents and not their pictures, so it cannot be what is optimised; expected it"
+            " to be watched"
+        )
+    watch = tuple(each.of(sample_map, noise) if waits_for_a_map(each) else each for each in watch)
+    problem = Problem(sample_map, reward, regularizer, watch, iterations, best)
+    names = watched_names(reward, problem.watch)
+    check_floors(best.floors, names)
+    check_floors(limits.below, names, "limit")
+    if iterations > 0 and getattr(solver, "needs_gradient", False):
+        require_differentiable(reward)
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None
@@ -279,6 +293,8 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
     again = sample_map.network_calls if iterations else 0
+    if iterations and hasattr(solver, "stages_before"):
+        again += solver.stages_before(sample_map)
     return iterations * _stages_of_a_step(solver, sample_map) + sample_map.stages + again
 
 
@@ -294,14 +310,17 @@ class Limits:
         seconds: time budget.
         target: of every picture's best score.
         probability: below which P(z) of every picture falls.
+        below: watched reward's name -> below which every picture's score falls.
     """
 
     seconds: float | None = None
     target: float | None = None
     probability: float | None = None
+    below: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        for name in ("seconds", "target", "probability"):
+            value = getattr(self, name)
             if value is not None and math.isnan(value):  # every comparison would miss it silently
                 raise ValueError(f"{name} is {value}; expected a number")
 
@@ -311,6 +330,9 @@ class Limits:
             return f"every picture reached the target score {self.target}"
         if self.probability is not None and bool((evaluation.log_p < _log(self.probability)).all()):
             return f"P(z) fell below {self.probability}"
+        for name, least in self.below.items():
+            if bool((evaluation.watched[name] < least).all()):
+                return f"{name} fell below {least}"
         return ""
 
 
@@ -367,19 +389,6 @@ def _leave_out_zeros(problem, noise):
         )
     problem.sample_map = replace(sample_map, part="injected")
     problem.warn("x_T is all zeros, which is no noise: the injected noises alone are searched")
-
-
-def _check_floors(problem):
-    """Raise ValueError for a floor that is no number, or on what is not watched."""
-    for name, least in problem.best.floors.items():
-        if name not in problem.watched_names():
-            known = ", ".join(map(repr, problem.watched_names())) or "nothing"
-            raise ValueError(
-                f"there is a floor on {name!r}, but watched is {known}; expected the name of a reward in watch=, or of"
-                " a part of a combined one"
-            )
-        if not isinstance(least, Drop):
-            check_finite(**{f"the floor on {name}": least})
 
 
 def _warn_of_the_floor(problem, floor):

@@ -15,46 +15,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .checks import check_finite
 from .estimators import Exact
+from .floors import Drop
 from .history import Evaluation
 from .memory import is_out_of_memory
 from .noise import Noise
 from .precision import mixed_seed, normal
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
-from .scoring import NotFiniteError, name_of, numbered, part_scores, score
+from .scoring import NotFiniteError, judges_latents, name_of, numbered, part_scores, score
 
 log = logging.getLogger(__name__)
 
 
 PROBABILITY = "P"
 """What the floor on the noise's probability is called beside those on watched rewards."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A floor on a watched reward that lies some way below the score of the search's first evaluation.
-
-    Example:
-        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
-        >>> noise, watch = sample_map.randn(seed=0), [rewards.Contrast()]
-        >>> floors = {"contrast": Drop(0.05)}
-        >>> result = core.optimize(sample_map, rewards.Brightness(), noise, iterations=2, watch=watch, floors=floors)
-        >>> start, best = result.history.rows[0], result.history.best_row
-        >>> best["watch/contrast"][0] >= start["watch/contrast"][0] - 0.05
-        True
-
-    Attributes:
-        most: how far a picture's score may fall below its start, at least 0.
-    """
-
-    most: float
-
-    def __post_init__(self):
-        if not self.most >= 0:
-            raise ValueError(f"a score may drop by {self.most}; expected a number >= 0")
-        check_finite(most=self.most)
 
 
 @dataclass
@@ -120,13 +95,15 @@ class Best:
 
     def _passed(self, scores, log_p, watched):
         """Return floor's name -> (B,) booleans."""
-        passed = {PROBABILITY: log_p >= self.floor}
         for name, floor in self.floors.items():
-            found = watched[name].to(scores)
             if name not in self.least:
+                found = watched[name].to(scores)
                 self.least[name] = found - floor.most if isinstance(floor, Drop) else torch.full_like(found, floor)
-            passed[name] = found >= self.least[name]
-        return passed
+        return {PROBABILITY: log_p >= self.floor, **self.above_floors(watched)}
+
+    def above_floors(self, watched):
+        """Return watched reward's name -> (B,) booleans: which pictures pass its floor, once one was offered."""
+        return {name: watched[name].to(least) >= least for name, least in self.least.items()}
 
     def held(self):
         """Return B lists: the names of the floors that a higher score than the picture's best did not pass."""
@@ -327,7 +304,8 @@ class Problem:
             chosen = noise.with_flat(candidates.flat[index, rows])
             log_p = torch.minimum(*self.log_probabilities(chosen))
             latent, images = (taken(stack, index) for stack in (candidates.latent, candidates.images))
-            self.best.offer(chosen, latent, images, highest, log_p, self.iteration, self.under_floors(images))
+            watched = self.under_floors(latent, images)
+            self.best.offer(chosen, latent, images, highest, log_p, self.iteration, watched)
             left[index, rows] = -torch.inf
 
     def _counting(self, scores, images):
@@ -386,7 +364,7 @@ class Problem:
         """
         self.end_where_not_finite(scores, images=images)
         log_p, log_p_initial = self.log_probabilities(noise)
-        watched = self.watched(images) if watched is None else watched
+        watched = self.watched(latent, images) if watched is None else watched
         self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration, watched)
         self.latest = Evaluation(
             noise=noise,
@@ -403,37 +381,29 @@ class Problem:
         )
         return self.latest
 
-    def watched(self, images):
+    def watched(self, latent, images):
         """Return name -> scores (B,) of what is recorded beside the score: watched rewards, each part of combined ones.
 
         Of several with one name the second has a 2 behind it, and so on.
+
+        Args:
+            latent: (B, ..), for what judges latents.
+            images: (B, 3, H, W), its pictures.
         """
         prompts, found = self.sample_map.prompts, []
         for place, reward in enumerate((self.reward, *self.watch)):
-            parts = part_scores(reward, images, prompts)
+            seen = latent if judges_latents(reward) else images
+            parts = part_scores(reward, seen, prompts)
             if parts:
                 found += parts.items()
             elif place > 0:
-                found.append((name_of(reward), score(reward, images, prompts)))
+                found.append((name_of(reward), score(reward, seen, prompts)))
         names = numbered([name for name, _ in found])
         return dict(zip(names, (scores for _, scores in found), strict=True))
 
-    def watched_names(self):
-        """Return the names in `watched`, before anything is scored; those of parts that no `part_settings` tells lack.
-
-        Of several with one name the second has a 2 behind it, and so on.
-        """
-        names = []
-        for place, reward in enumerate((self.reward, *self.watch)):
-            if callable(getattr(reward, "part_scores", None)):
-                names += getattr(reward, "part_settings", {})
-            elif place > 0:
-                names.append(name_of(reward))
-        return numbered(names)
-
-    def under_floors(self, images):
+    def under_floors(self, latent, images):
         """Return what `watched` does, where there are floors on it; else {}, and nothing is scored."""
-        return self.watched(images) if self.best.floors else {}
+        return self.watched(latent, images) if self.best.floors else {}
 
     def end_where_not_finite(self, values, what=None, images=None):
         """End the search of the pictures whose value (B,) is not finite; the others' goes on.

@@ -70,6 +70,8 @@ class SampleMap:
         device: where its noise belongs: `randn` draws it there, and `optimize` moves it there; None: wherever it is.
         judge_denoised: for a schedule that ends above 0: the latent, which is decoded and judged, is the last step's
             denoised and not the last x, which has noise left in it and is to be had from `noisy_latent`.
+        unguided: (x, sigma) -> the two that guidance is made of: denoised with the prompt, and without it, which is
+            None where the model has no such thing. Any sigma may be asked for. None: there is but `denoise`.
     """
 
     denoise: Callable
@@ -89,6 +91,7 @@ class SampleMap:
     rerun_tolerance: float = 0.02
     device: torch.device | str | None = None
     judge_denoised: bool = False
+    unguided: Callable | None = None
 
     def __post_init__(self):
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
@@ -148,7 +151,7 @@ class SampleMap:
                 raise ValueError(
                     f"the noise was made with {name} {_short(theirs)}, but here it is {_short(ours)}: it samples to"
                     " another picture. Use the model, steps, scheduler, sampler and eta it was made with, or give the"
-                    " noise without its settings (Load Noise has a switch for that)"
+                    " noise without its settings (DNO Load Noise has a switch for that)"
                 )
 
     def check(self, noise):
@@ -273,6 +276,13 @@ class SampleMap:
         injected = noise.injected[index] if index < len(noise.injected) else None
         return sde_step(x, denoised, sigma, sigma_next, self.eta, injected, self.schedule.family, self.schedule.s_noise)
 
+    def coefficients(self, index):
+        """Return (c_x, c_denoised, c_noise) of step `index`, what `step` multiplies its three inputs by."""
+        if self.is_judged(index):
+            return 0.0, 1.0, 0.0
+        schedule = self.schedule
+        return step_coefficients(*schedule.intervals[index], self.eta, schedule.family, schedule.s_noise)
+
     def is_judged(self, index):
         """Whether the denoised of step `index` is the latent, so that the noise injected there has no effect."""
         return self.judge_denoised and index == self.schedule.steps - 1
@@ -389,7 +399,7 @@ class Pullback:
         injected = torch.zeros_like(self._noise.injected, dtype=gradient.dtype)
         for index in reversed(range(schedule.steps)):
             sample_map.report("backward", schedule.steps - index, sample_map.stages)
-            c_x, c_denoised, c_noise = self._coefficients(index)
+            c_x, c_denoised, c_noise = sample_map.coefficients(index)
             if index < len(injected):
                 injected[index] = c_noise * gradient
             by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
@@ -409,17 +419,11 @@ class Pullback:
             return self._graphs.pop()
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
         again = self._map.step(self._samples[index], denoised.detach(), index, self._noise)
-        _, c_denoised, _ = self._coefficients(index)
+        _, c_denoised, _ = self._map.coefficients(index)
         allowed = self._map.rerun_tolerance * abs(c_denoised) * _size(denoised.detach()) + 1e-6 * _size(again)
         # Read later, all at once: each reading makes the host wait for the device.
         self._reruns.append((index, torch.stack([_size(again - self._samples[index + 1]), allowed])))
         return x, denoised
-
-    def _coefficients(self, index):
-        if self._map.is_judged(index):
-            return 0.0, 1.0, 0.0
-        schedule = self._map.schedule
-        return step_coefficients(*schedule.intervals[index], self._map.eta, schedule.family, schedule.s_noise)
 
     def _check_reruns(self):
         """Raise RuntimeError where a step that was run again gave another result than in the forward pass."""

@@ -130,7 +130,8 @@ def show(text):
     server, node = prompt_server(), node_that_runs()
     if server is None or node is None or server.client_id is None:  # no client: any browser would show it
         return
-    server.send_progress_text(text, node, server.client_id)
+    # Nodes 2.0 reads it as Markdown, where a line ends with two spaces.
+    server.send_progress_text(text.replace("\n", "  \n"), node, server.client_id)
 
 
 def prompt_server():

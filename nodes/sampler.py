@@ -8,9 +8,11 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from .. import core
 from ..core.words import listed, probability
 from . import gradients, page, sockets
 from .comfy_map import seen_by
+from .rewards.belief import watched_apart
 from .search import Optimization, OptimizedSampler
 
 
@@ -56,6 +58,7 @@ class DNOSampler(io.ComfyNode):
                 *required_of_a_search(),
                 *optional_of_a_search(),
                 *steps_of_ksampler_advanced(),
+                *limits_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -109,6 +112,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
                 *required_of_a_search(),
                 *optional_of_a_search(),
                 sampler_of_a_search(),
+                *limits_of_a_search(),
             ],
             outputs=outputs_of_a_search(),
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -208,6 +212,22 @@ def optional_of_a_search():
     ]  # fmt: skip
 
 
+def limits_of_a_search():
+    """Return the inputs, behind a node's own, that say what may become the best and when to stop."""
+    return [
+        io.String.Input(
+            "floors", default="", optional=True,
+            tooltip="The least that the watched reward must be in a picture that may become the best: 0.8, or"
+            " start - 0.05 for no more than 0.05 below where each picture begins. Of several watched rewards each may"
+            " have its own: consistency: 0.8, contrast: start - 0.1. Empty sets none.",
+        ),
+        io.String.Input(
+            "target", default="", optional=True,
+            tooltip="Stop once every picture's best reward has reached this number. Empty goes on.",
+        ),
+    ]  # fmt: skip
+
+
 def steps_of_ksampler_advanced():
     """Return the inputs by which KSampler (Advanced) takes a part of the steps, with defaults that change nothing."""
     return [
@@ -274,19 +294,32 @@ def outputs_of_a_search():
 
 def optimization(
     reward, eta, iterations, start_noise, seed, settings, solver=None, regularizer=None, watch=None, seconds=0.0,
-    keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1, sampler=None,
+    keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1, sampler=None, floors="", target="",
 ):  # fmt: skip
     """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
+    watched = () if watch is None else watched_apart(watch)
     return Optimization(
         reward, eta, iterations, solver, regularizer, seconds or None, keep_graphs,
-        watch=() if watch is None else (watch,),
+        watch=watched,
         settings=settings if start_noise is not None else {"seed": seed, **settings},
         start=start_noise,
         part=f"{part} {part_count}" if part in ("first", "last") else part,
         diagnose=diagnose,
         every=judge_every,
         sampler=sampler,
+        floors=core.floors_of(floors, core.watched_names(reward, watched)),
+        target=target_of(target),
     )  # fmt: skip
+
+
+def target_of(text):
+    """Return the number that a text names, or None for an empty one."""
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"the target is {text!r}; expected a number such as 0.8, or nothing") from error
 
 
 def denoised_of(model, sampler, samples, sigmas):
@@ -348,9 +381,11 @@ def gain(history):
 
 
 def remarks(history):
-    """Return why a search ended and what it warns of, a line each."""
+    """Return why a search ended, which floors held it back, and what it warns of, a line each."""
     early = "" if history.stopped.endswith("iterations done") else "The search ended early: "
-    return "\n".join([early + history.stopped, *history.warnings])
+    floors = dict.fromkeys(name for names in history.held for name in names)
+    held = [f"Higher rewards did not pass the floor on {', '.join(floors)}."] if floors else []
+    return "\n".join([early + history.stopped, *held, *history.warnings])
 
 
 def checked_latent(model, vae, latent_image):

@@ -8,6 +8,7 @@ from . import gradients, page, sockets
 from .sampler import (
     check_fit,
     gain,
+    limits_of_a_search,
     optimization,
     optional_of_a_search,
     remarks,
@@ -29,11 +30,13 @@ class DNOSearchSampler(io.ComfyNode):
                 " upscalers of other packs do. Each time that node samples, it searches the noise for a picture that"
                 " the reward likes more."
             ),
-            inputs=[*required_of_a_search(), *optional_of_a_search(), sampler_of_a_search()],
+            inputs=[
+                *required_of_a_search(), *optional_of_a_search(), sampler_of_a_search(), *limits_of_a_search(),
+            ],
             outputs=[
                 io.Sampler.Output("search", display_name="search", tooltip="For SamplerCustomAdvanced and others."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, vae, reward, eta, iterations, start_noise=None, **search) -> io.NodeOutput:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..estimators import Exact
 from ..problem import taken, where
 from ..sampler_map import SamplerMap
 
@@ -26,10 +27,16 @@ class Solver:
         regularized: whether it climbs the regulariser's term too.
         differentiates: what must be differentiable: True the whole sample map, "decoder" its decoder alone, False
             neither.
+        needs_gradient: whether it asks for the reward's own gradient, so that a reward without one is refused before
+            anything is sampled.
     """
 
     regularized = False
     differentiates = True
+
+    @property
+    def needs_gradient(self):
+        return isinstance(getattr(self, "estimator", None), Exact)
 
     @property
     def name(self):
@@ -47,6 +54,10 @@ class Solver:
     def stages(self, sample_map):
         """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         return 2 * sample_map.stages
+
+    def stages_before(self, sample_map):
+        """Return how many more calls the first `step` makes than the others."""
+        return 0
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""

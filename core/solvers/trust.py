@@ -4,11 +4,12 @@
 injected noise, turns on its own sphere |z_j| = const by one angle, so that no part's length ever drifts. Per picture:
 
     accept     r(trial) > r(z)  and  (ln P(trial) >= ln 0.01 + 1  or  ln P(trial) > ln P(z))
-               then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.25 angle)
-               else angle = 0.4 angle, and the rejected trial has cost no backward pass
+               and the trial passes as many floors on watched rewards as z does
+               then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.6 angle)
+               else angle = 0.5 angle, and the rejected trial has cost no backward pass
     u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
     push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)) and
-               lambda = clamp((ln P(z) + 1.5) / (ln 0.01 + 2.5), 0, 2)
+               lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
     v          unit(tangent(u + 0.5 v)), without the old v after a rejection
     trial_j    cos(angle) z_j + sin(angle) |z_j| v_j
 
@@ -23,26 +24,30 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..estimators import Exact
+from ..estimators import Exact, Hybrid1
 from ..noise import Noise
 from ..precision import wide
 from ..problem import where
 from ..regularizer import P_SUSPICIOUS, ProbabilityRegularizer
+from ..sampler_map import SamplerMap
 from ..spectrum import heard
-from .base import Solver
+from .base import Leader, Solver, evaluated
+from .tilt import Tilt
 
-START, MOST, GROW, SHRINK = 0.15, 0.6, 1.25, 0.4
+START, MOST, GROW, SHRINK = 0.1, 0.6, 1.6, 0.5
 """Angles in radians: the first and the largest; and what an accepted and a rejected trial multiply them by."""
 MOMENTUM = 0.5
-PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.5, 2.0
+NUMBERS = "scores", "log_p", "passed", "angle"
+"""What a checkpoint remembers of each picture beside noises, a number each."""
+PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.0, 2.0
 
 
 @dataclass
 class TrustAscent(Solver):
     """Climb by trial steps that grow while they succeed: no learning rate, no gamma, whatever the reward's units.
 
-    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. `optimize`'s regulariser is
-    not used: the solver keeps the noise probable by itself.
+    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. The solver keeps the noise
+    probable by itself; of `optimize`'s regulariser it takes the direction of the push, and no weight.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -55,17 +60,27 @@ class TrustAscent(Solver):
         whitening: p in [0, 1]. 0 follows the gradient as it is and soon stalls, 1 hears every frequency alike, which
             suits precise rewards (a likeness); 0.5 is nearly as good there and safer on broad ones (brightness).
         estimator: Exact(), or Hybrid1(..) or Hybrid2(..) for rewards without a gradient.
-        push: whose gradient pushes a noise back that becomes improbable; its weight does not count.
+        push: whose gradient pushes a noise back that becomes improbable, where `optimize` has no regulariser; its
+            weight does not count.
+        tilt: strength of a tilted run of the start that is the first trial, see `Tilt`: as much as several steps gain,
+            for the price of one and a half. Where nothing can be tilted (eta 0, x_T alone, another sampler, Hybrid2),
+            or at 0, there is none.
     """
 
     whitening: float = 0.5
     estimator: object = field(default_factory=Exact)
     push: object = field(default_factory=ProbabilityRegularizer)
+    tilt: float = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
+    _leader: Leader | None = field(default=None, init=False, repr=False, compare=False)
+
+    regularized = True
 
     def __post_init__(self):
         if not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening is {self.whitening}; expected a number in [0, 1]")
+        if not 0 <= self.tilt < 1:
+            raise ValueError(f"tilt is {self.tilt}; expected a strength in (0, 1), 0.3 suits most, or 0 for none")
         if not hasattr(self.estimator, "by_images"):
             raise ValueError(
                 f"the estimator is {type(self.estimator).__name__}, which has no gradient by the pictures; expected"
@@ -84,33 +99,68 @@ class TrustAscent(Solver):
     def stages(self, sample_map):
         return self.estimator.passes(sample_map) * sample_map.stages
 
+    def stages_before(self, sample_map):
+        """Return how many more `sample_map.on_step` calls the first step takes: the tilted run's."""
+        tilter = self._tilter(sample_map)
+        return 0 if tilter is None else tilter.stages(sample_map)
+
     def step(self, problem, noise):
         """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""
+        if self._held is None and self._tilter(problem.sample_map) is not None:
+            return self._first_by_a_tilt(problem, noise)
         with problem.trial(noise, self.estimator) as (evaluation, gradient_of):
-            accepted = self._accepts(evaluation)
+            passed = _passed(problem, evaluation)
+            accepted = self._accepts(evaluation, passed)
             gradient = gradient_of() if accepted.any() else None
         if gradient is not None:
             evaluation = replace(evaluation, gradient_norm=gradient.flat().norm(dim=1))
-        self._held = self._after(problem, evaluation, gradient, accepted)
+        self._held = self._after(problem, evaluation, gradient, accepted, passed)
         return self._held.trial(problem.sample_map), evaluation
 
-    def _accepts(self, evaluation):
-        """Return (B,) booleans: which pictures' trials become their noise; the first noise always does."""
+    def _tilter(self, sample_map):
+        """Return the Tilt that makes the first trial, or None."""
+        if not self.tilt or isinstance(sample_map, SamplerMap) or not isinstance(self.estimator, (Exact, Hybrid1)):
+            return None
+        tilter = Tilt(self.tilt, estimator=self.estimator)
+        return tilter if tilter.can_tilt(sample_map) else None
+
+    def _first_by_a_tilt(self, problem, noise):
+        """Return the tilted noise to try, and the Evaluation of the start, whose gradient may never be asked for."""
+        evaluation = problem.evaluate(noise)
+        zero = noise.map(torch.zeros_like)
+        angle = torch.full_like(evaluation.scores, START)
+        passed = _passed(problem, evaluation)
+        self._held = Held(noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
+        self._leader = self._tilter(problem.sample_map).run(problem, noise)
+        return noise.with_flat(self._leader.flat), evaluation
+
+    def evaluate(self, problem, noise):
+        """Evaluate the last noise of a run; the tilted one is not sampled again."""
+        return evaluated(problem, noise, self._leader)
+
+    def _accepts(self, evaluation, passed):
+        """Return (B,) booleans: which pictures' trials become their noise.
+
+        The first noise always does, and one that is tried again because its gradient is not known yet.
+        """
         if self._held is None:
             return torch.ones_like(evaluation.scores, dtype=torch.bool)
         log_p = _least(evaluation)
         probable = (log_p >= PROBABLE_ENOUGH) | (log_p > self._held.log_p)
-        return (evaluation.scores > self._held.scores) & probable
+        better = (evaluation.scores > self._held.scores) & probable & (passed >= self._held.passed)
+        itself = (evaluation.noise.flat() == self._held.noise.flat()).all(dim=1)
+        return better | itself
 
-    def _after(self, problem, evaluation, gradient, accepted):
+    def _after(self, problem, evaluation, gradient, accepted, passed):
         """Return the Held of the next trial."""
         held = self._held
         if held is None:
             angle = torch.full_like(evaluation.scores, START)
             zero = evaluation.noise.map(torch.zeros_like)
-            held = Held(evaluation.noise, zero, zero, evaluation.scores, _least(evaluation), angle)
+            held = Held(evaluation.noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
         else:
-            angle = torch.where(accepted, GROW * held.angle, SHRINK * held.angle)
+            by_a_step = held.direction.flat().any(dim=1)
+            angle = torch.where(by_a_step, torch.where(accepted, GROW, SHRINK) * held.angle, held.angle)
         direction = held.direction
         if gradient is not None:
             direction = _mixed(accepted, self._direction(problem, evaluation, gradient), direction)
@@ -120,7 +170,8 @@ class TrustAscent(Solver):
         velocity = sphere.unit(sphere.tangent(_parts(direction) + kept * _parts(held.velocity)))
         scores = torch.where(accepted, evaluation.scores, held.scores)
         log_p = torch.where(accepted, _least(evaluation), held.log_p)
-        return Held(noise, direction, _noise(velocity), scores, log_p, angle.clamp(max=MOST))
+        passed = torch.where(accepted, passed, held.passed)
+        return Held(noise, direction, _noise(velocity), scores, log_p, passed, angle.clamp(max=MOST))
 
     def _direction(self, problem, evaluation, gradient):
         """Return u, the Noise of directions at the evaluated noise: whitened, on the spheres, pushed where need be."""
@@ -130,7 +181,8 @@ class TrustAscent(Solver):
         log_p = _least(evaluation)
         weight = ((log_p - PUSHED_BELOW) / (PROBABLE_ENOUGH - PUSHED_BELOW)).clamp(0, MOST_PUSH)
         if (weight > 0).any():
-            extra = self.push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
+            push = problem.regularizer or self.push
+            extra = push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
             problem.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
             d = sphere.tangent(_parts(extra))
             length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
@@ -147,6 +199,7 @@ class Held:
         direction: u there, a Noise.
         velocity: v of the next trial, a Noise.
         scores, log_p: (B,), of the noise; ln P is the smaller of that of z and of x_T.
+        passed: (B,), of the noise, how many floors on watched rewards it passes.
         angle: (B,), of the next trial, radians.
     """
 
@@ -155,6 +208,7 @@ class Held:
     velocity: Noise
     scores: torch.Tensor
     log_p: torch.Tensor
+    passed: torch.Tensor
     angle: torch.Tensor
 
     def trial(self, sample_map):
@@ -168,14 +222,14 @@ class Held:
 
     def memory(self):
         """Return it as name -> Noise; a number of a picture fills that picture's entries."""
-        numbers = {name: getattr(self, name) for name in ("scores", "log_p", "angle")}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
         filled = {name: _noise(_filled(values, _parts(self.noise))) for name, values in numbers.items()}
         return {name: getattr(self, name) for name in ("noise", "direction", "velocity")} | filled
 
     @classmethod
     def remembered(cls, memory):
         """Return what `memory` returned as a Held."""
-        numbers = {name: memory[name].initial.flatten(1)[:, 0] for name in ("scores", "log_p", "angle")}
+        numbers = {name: memory[name].initial.flatten(1)[:, 0] for name in NUMBERS}
         return cls(*(memory[name] for name in ("noise", "direction", "velocity")), **numbers)
 
 
@@ -246,3 +300,9 @@ def _mixed(accepted, new, old):
 def _least(evaluation):
     """Return (B,), the smaller of ln P of z and of x_T."""
     return torch.minimum(evaluation.log_p, evaluation.log_p_initial)
+
+
+def _passed(problem, evaluation):
+    """Return (B,), how many floors on watched rewards each picture passes."""
+    passed = problem.best.above_floors(evaluation.watched).values()
+    return sum((each.to(evaluation.scores) for each in passed), torch.zeros_like(evaluation.scores))

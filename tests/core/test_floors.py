@@ -149,3 +149,36 @@ def test_a_floor_that_means_nothing_is_refused_before_anything_runs(floors, mess
 def test_a_drop_is_a_finite_number(most):
     with pytest.raises(ValueError, match="expected a"):
         core.Drop(most)
+
+
+@pytest.mark.parametrize(
+    "text, names, floors",
+    [
+        ("", [], {}),
+        (" ", ["flatness"], {}),
+        ("-0.5", ["flatness"], {"flatness": -0.5}),
+        ("start-.05", ["flatness"], {"flatness": core.Drop(0.05)}),
+        ("start - 0", ["flatness"], {"flatness": core.Drop(0.0)}),
+        ("a b 2: 1e-2 ,\n c: start - 2", ["a b 2", "c"], {"a b 2": 0.01, "c": core.Drop(2.0)}),
+    ],
+)
+def test_floors_are_read_as_people_write_them(text, names, floors):
+    assert core.floors_of(text, names) == floors
+
+
+@pytest.mark.parametrize(
+    "text, names, message",
+    [
+        ("0.8", [], "the floor is '0.8' and nothing is watched"),
+        ("0.8", ["a", "b"], "watched is 'a', 'b'; expected one watched reward, or the floor's name"),
+        ("c: 0.8", ["a", "b"], "a floor on 'c', but watched is 'a', 'b'"),
+        ("high", ["a"], "the floor is 'high'; expected a number such as 0.8, or start - 0.05"),
+        ("start + 0.1", ["a"], "expected a number such as"),
+        ("start", ["a"], "expected a number such as"),
+        ("start - -0.1", ["a"], "expected a number such as"),
+        ("nan", ["a"], "the floor on a is nan; expected a finite number"),
+    ],
+)
+def test_what_is_no_floor_is_refused(text, names, message):
+    with pytest.raises(ValueError, match=message):
+        core.floors_of(text, names)

@@ -163,3 +163,35 @@ def test_a_search_without_gradients_is_diagnosed_with_a_patch_that_works_in_plac
     run = comfy.run(graph)
     assert warnings_of(run, ours) == []
     assert "picture 1: still improving" in run.outputs[told.id]["text"][0]
+
+
+def test_a_floor_on_what_is_watched_decides_which_picture_is_the_best(comfy):
+    graph = Workflow()
+    solver = graph.node("DNOSolverGradient", lr=0.1, optimizer="adam", momentum=0.9, clip=0.0)[0]
+    watched = graph.node("DNOContrastReward", negative=False)[0]
+    ours = graph.dno(iterations=4, solver=solver, watch=watched, floors="start - 0")
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    history = history_of(run)
+    start, best = history["rows"][0]["watch/contrast"], history["best_row"]["watch/contrast"]
+    assert all(b >= s for b, s in zip(best, start, strict=True))
+    assert any(row["watch/contrast"][0] < start[0] for row in history["rows"])
+    assert "Higher rewards did not pass the floor on contrast." in run.outputs[ours.id]["text"][0]
+
+
+def test_a_search_stops_at_its_target(comfy):
+    graph = Workflow()
+    ours = graph.dno(iterations=50, target="-1000")
+    graph.node("DNOTestHistory", history=ours[3])
+    history = history_of(comfy.run(graph))
+    assert history["stopped"] == "every picture reached the target score -1000.0" and len(history["rows"]) == 1
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"floors": "0.8"}, "the floor is '0.8' and nothing is watched"),
+    ({"target": "high"}, "the target is 'high'; expected a number"),
+])
+def test_limits_that_mean_nothing_are_refused_before_anything_is_sampled(comfy, settings, message):
+    graph = Workflow()
+    graph.keep("latent", graph.dno(iterations=1, **settings)[0])
+    assert message in comfy.fail(graph)
