@@ -64,7 +64,7 @@ class Belief:
     """
 
     ratios: tuple = (6.0, 12.0)
-    noises: int = 8
+    noises: int = 4
     samples: int = 4
     sample_map: SampleMap | None = None
     initial: torch.Tensor | None = None

@@ -11,6 +11,7 @@ from comfy_execution.utils import get_executing_context
 from tqdm import tqdm
 
 from ..core import plots
+from ..core.models.embedded import vocabulary
 from ..core.words import duration, listed, probability
 
 SIDE = 512
@@ -132,6 +133,13 @@ def show(text):
         return
     # Nodes 2.0 reads it as Markdown, where a line ends with two spaces.
     server.send_progress_text(text.replace("\n", "  \n"), node, server.client_id)
+
+
+def show_unknown_words(prompt):
+    """Write on the node that runs which words of its prompt the embedded model ignores, where there are any."""
+    unknown = vocabulary.unknown_words(prompt)
+    if unknown:
+        show(vocabulary.ignored(unknown))
 
 
 def prompt_server():
