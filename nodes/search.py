@@ -302,7 +302,7 @@ class Optimization:
             refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
-        extra += sample_map.network_calls * sum(sample_map.calls(belief.samples) for belief in self._beliefs)
+        extra += sum(belief.stages(sample_map) for belief in self._beliefs)
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
