@@ -48,6 +48,10 @@ class Solver:
         """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         return 2 * sample_map.stages
 
+    def stages_of_steps(self, sample_map, iterations):
+        """Return how often the first `iterations` steps of a search call it together."""
+        return iterations * self.stages(sample_map)
+
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
         raise NotImplementedError
@@ -55,6 +59,10 @@ class Solver:
     def evaluate(self, problem, noise):
         """Evaluate the last noise of a run; a solver that knows what it samples to need not sample it again."""
         return problem.evaluate(noise)
+
+    def knows(self, noise):
+        """Return whether `noise` is one that this has found and not yet shown, whose `evaluate` samples nothing."""
+        return False
 
 
 def refuse_another_sampler(solver, sample_map):
@@ -96,6 +104,10 @@ class Leader:
     scores: torch.Tensor
     watched: dict | None
 
+    def is_of(self, noise):
+        """Whether it tells what `noise` samples to."""
+        return torch.equal(self.flat, noise.flat())
+
     def or_better(self, candidates, scores):
         """Return the Leader with those candidates in it that score (c, B) higher."""
         highest, index = scores.max(dim=0)
@@ -112,6 +124,6 @@ class Leader:
 
 def evaluated(problem, noise, leader):
     """Return the Evaluation of `noise`; what `leader`, a Leader or None, knows is neither sampled nor scored again."""
-    if leader is None or not torch.equal(leader.flat, noise.flat()):
+    if leader is None or not leader.is_of(noise):
         return problem.evaluate(noise)
     return problem.evaluation(noise, leader.latent, leader.images, leader.scores, watched=leader.watched)
