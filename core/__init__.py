@@ -11,6 +11,7 @@ The examples in docstrings are run by a test. They begin, each, after
 and may use the names of their own module as they are.
 """
 
+from .belief import Belief
 from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
@@ -33,6 +34,7 @@ from .solvers import LGD, Fast, GradientAscent, Search, Solver, Tilt, TrustAscen
 
 __all__ = [
     "P_SUSPICIOUS",
+    "Belief",
     "CannotBeSearchedError",
     "Checkpoint",
     "CoarseMap",

@@ -53,22 +53,23 @@ def watched_names(reward, watch):
     return numbered(names)
 
 
-def check_floors(floors, names):
+def check_floors(floors, names, what="floor"):
     """Raise ValueError for a floor that is no number, or on what is not watched.
 
     Args:
         floors: name -> number or Drop.
         names: of what is watched.
+        what: they are called in messages.
     """
     for name, least in floors.items():
         if name not in names:
             known = ", ".join(map(repr, names)) or "nothing"
             raise ValueError(
-                f"there is a floor on {name!r}, but watched is {known}; expected the name of a reward in watch=, or of"
+                f"there is a {what} on {name!r}, but watched is {known}; expected the name of a reward in watch=, or of"
                 " a part of a combined one"
             )
         if not isinstance(least, Drop):
-            check_finite(**{f"the floor on {name}": least})
+            check_finite(**{f"the {what} on {name}": least})
 
 
 def floors_of(text, names):

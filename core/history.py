@@ -150,7 +150,8 @@ class History:
             found = {"score": best.scores, "log_p": log_p, "log_p_initial": log_p_initial, "norm": _norm(best.noise)}
             self.best_row |= _listed(found)
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: their iteration's values stay
-                self.best_row |= _listed({f"watch/{name}": v for name, v in problem.watched(best.images).items()})
+                watched = problem.watched(best.latent, best.images)
+                self.best_row |= _listed({f"watch/{name}": scores for name, scores in watched.items()})
         self.best_row["iteration"] = best.iterations.tolist()
         self.best_picture = thumbnail(best.images, LARGE)
         self.floors = {name: least.tolist() for name, least in best.least.items()}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Stopped(Exception):
@@ -27,14 +27,17 @@ class Limits:
         seconds: time budget.
         target: of every picture's best score.
         probability: below which P(z) of every picture falls.
+        below: watched reward's name -> below which every picture's score falls.
     """
 
     seconds: float | None = None
     target: float | None = None
     probability: float | None = None
+    below: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        for name in ("seconds", "target", "probability"):
+            value = getattr(self, name)
             if value is not None and math.isnan(value):  # every comparison would miss it silently
                 raise ValueError(f"{name} is {value}; expected a number")
 
@@ -44,6 +47,9 @@ class Limits:
             return f"every picture reached the target score {self.target}"
         if self.probability is not None and bool((evaluation.log_p < log_of(self.probability)).all()):
             return f"P(z) fell below {self.probability}"
+        for name, least in self.below.items():
+            if bool((evaluation.watched[name] < least).all()):
+                return f"{name} fell below {least}"
         return ""
 
     def outlasted(self, started, needed):

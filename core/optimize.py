@@ -16,7 +16,7 @@ from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
-from .scoring import NotFiniteError, name_of
+from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
 from .solvers import Fast, GradientAscent
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def optimize(
     diagnose=False,
     stop=None,
     floors=None,
+    stop_below=None,
     preview=None,
 ):
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
@@ -111,6 +112,7 @@ def optimize(
         floors: watched reward's name -> the least score of a picture that may become the best: a number, or Drop(d)
             for no more than d below the first evaluation of this very call. Without, P alone decides what is
             admissible, and P does not see every picture that a reward has ruined. `history.held` tells which held.
+        stop_below: watched reward's name -> a number; stop when every picture's score is below it.
         preview: called as preview(stage, evaluation, best) by a solver with long iterations, between evaluations: a
             sentence, and what it has so far, which need not be of this map's shapes.
 
@@ -122,15 +124,24 @@ def optimize(
             or its gradient is not finite at the very first evaluation.
     """
     check_whole(0, iterations=iterations)
-    limits = Limits(seconds, target, stop_probability)
+    limits = Limits(seconds, target, stop_probability, dict(stop_below or {}))
     if math.isnan(floor):
         raise ValueError(f"floor is {floor}; expected a probability")
     sample_map.check_settings(noise)
     given = noise if sample_map.device is None else noise.to(sample_map.device)
     solver, noise, first = _started(solver or GradientAscent(), given)
     best = Best(log_of(floor), dict(floors or {}))
+    if judges_latents(reward):
+        raise ValueError(
+            f"{name_of(reward)} judges latents and not their pictures, so it cannot be what is optimised; expected it"
+            " in watch="
+        )
     problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best, limits, preview)
-    check_floors(best.floors, watched_names(reward, problem.watch))
+    names = watched_names(reward, problem.watch)
+    check_floors(best.floors, names)
+    check_floors(limits.below, names, "limit")
+    if iterations > 0 and getattr(solver, "needs_gradient", False):
+        require_differentiable(reward)
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None

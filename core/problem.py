@@ -25,7 +25,7 @@ from .noise import Noise
 from .precision import mixed_seed, normal
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
-from .scoring import NotFiniteError, name_of, numbered, part_scores, score
+from .scoring import NotFiniteError, judges_latents, name_of, numbered, part_scores, score
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +311,8 @@ class Problem:
             chosen = noise.with_flat(candidates.flat[index, rows])
             log_p = torch.minimum(*self.log_probabilities(chosen))
             latent, images = (taken(stack, index) for stack in (candidates.latent, candidates.images))
-            self.best.offer(chosen, latent, images, highest, log_p, self.iteration, self.under_floors(images))
+            watched = self.under_floors(latent, images)
+            self.best.offer(chosen, latent, images, highest, log_p, self.iteration, watched)
             left[index, rows] = -torch.inf
 
     def _counting(self, scores, images):
@@ -370,7 +371,7 @@ class Problem:
         """
         self.end_where_not_finite(scores, images=images)
         log_p, log_p_initial = self.log_probabilities(noise)
-        watched = self.watched(images) if watched is None else watched
+        watched = self.watched(latent, images) if watched is None else watched
         self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration, watched)
         self.latest = Evaluation(
             noise=noise,
@@ -387,24 +388,29 @@ class Problem:
         )
         return self.latest
 
-    def watched(self, images):
+    def watched(self, latent, images):
         """Return name -> scores (B,) of what is recorded beside the score: watched rewards, each part of combined ones.
 
         Of several with one name the second has a 2 behind it, and so on.
+
+        Args:
+            latent: (B, ..), for what judges latents.
+            images: (B, 3, H, W), its pictures.
         """
         prompts, found = self.sample_map.prompts, []
         for place, reward in enumerate((self.reward, *self.watch)):
-            parts = part_scores(reward, images, prompts)
+            seen = latent if judges_latents(reward) else images
+            parts = part_scores(reward, seen, prompts)
             if parts:
                 found += parts.items()
             elif place > 0:
-                found.append((name_of(reward), score(reward, images, prompts)))
+                found.append((name_of(reward), score(reward, seen, prompts)))
         names = numbered([name for name, _ in found])
         return dict(zip(names, (scores for _, scores in found), strict=True))
 
-    def under_floors(self, images):
+    def under_floors(self, latent, images):
         """Return what `watched` does, where there are floors on it; else {}, and nothing is scored."""
-        return self.watched(images) if self.best.floors else {}
+        return self.watched(latent, images) if self.best.floors else {}
 
     def end_where_not_finite(self, values, what=None, images=None):
         """End the search of the pictures whose value (B,) is not finite; the others' goes on.

@@ -70,6 +70,8 @@ class SampleMap:
         device: where its noise belongs: `randn` draws it there, and `optimize` moves it there; None: wherever it is.
         judge_denoised: for a schedule that ends above 0: the latent, which is decoded and judged, is the last step's
             denoised and not the last x, which has noise left in it and is to be had from `noisy_latent`.
+        unguided: (x, sigma) -> the two that guidance is made of: denoised with the prompt, and without it, which is
+            None where the model has no such thing. Any sigma may be asked for. None: there is but `denoise`.
     """
 
     denoise: Callable
@@ -89,6 +91,7 @@ class SampleMap:
     rerun_tolerance: float = 0.02
     device: torch.device | str | None = None
     judge_denoised: bool = False
+    unguided: Callable | None = None
 
     def __post_init__(self):
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
@@ -148,7 +151,7 @@ class SampleMap:
                 raise ValueError(
                     f"the noise was made with {name} {_short(theirs)}, but here it is {_short(ours)}: it samples to"
                     " another picture. Use the model, steps, scheduler, sampler and eta it was made with, or give the"
-                    " noise without its settings (Load Noise has a switch for that)"
+                    " noise without its settings (DNO Load Noise has a switch for that)"
                 )
 
     def check(self, noise):

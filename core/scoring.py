@@ -8,10 +8,12 @@ score is the mean over the F frames, and memory is that of one. What a reward ma
 
     name             what histories and messages call it, else its __name__ or its class's
     differentiable   False where the scores carry no gradient; True is assumed
+    stand_in         words for messages: what to take in its place where a gradient is needed
     image_gradient   (images, prompts) -> scores, d_images: `exact` by its own means, such as one part after another
     counted          the parts that `image_gradient` differentiates, to be named where one cannot be
     part_scores      (images, prompts) -> name -> (B,), each part's own, for the history
     part_settings    name -> JSON types, what each part counts, for the history
+    of_latents       True where it judges the latents (B, ..) instead of their pictures; it can only be watched
 
 A reward gets a copy of the pictures, which it may change. It is not asked about a picture with a NaN or an infinity in
 it, which it might not notice: such a picture's score is -inf, and its gradient 0.
@@ -38,7 +40,7 @@ def score(reward, images, prompts=None):
 
     The score of a picture that is not finite is -inf.
     """
-    if is_video(images):
+    if is_video(images) and not judges_latents(reward):
         return torch.stack([score(reward, frame, prompts) for frame in images.unbind(1)]).mean(dim=0)
     finite = finite_pictures(images)
     with torch.no_grad():
@@ -50,10 +52,15 @@ def part_scores(reward, images, prompts=None):
     """Return name -> (B,), the scores of a reward's parts, where it has a method `part_scores`; else {}."""
     if not callable(getattr(reward, "part_scores", None)):
         return {}
-    if not is_video(images):
+    if not is_video(images) or judges_latents(reward):
         return reward.part_scores(images, prompts)
     frames = [reward.part_scores(frame, prompts) for frame in images.unbind(1)]
     return {name: torch.stack([frame[name] for frame in frames]).mean(dim=0) for name in frames[0]}
+
+
+def judges_latents(reward):
+    """Whether what is watched asks for the latents, (B, C, H, W) or (B, C, F, H, W), instead of their pictures."""
+    return getattr(reward, "of_latents", False)
 
 
 def is_video(images):
@@ -103,7 +110,7 @@ def exact(reward, images, prompts=None):
         ValueError: the reward declares that it is not differentiable, or returns the wrong shape.
         RewardError: the reward raised an error of its own, or returned scores without gradient.
     """
-    _require_differentiable(reward)
+    require_differentiable(reward)
     finite = finite_pictures(images)
     if is_video(images):
         found = [exact(reward, frame, prompts) for frame in images.unbind(1)]
@@ -171,13 +178,15 @@ def checked(reward, scores, images):
     return wide(scores.to(images.device))
 
 
-def _require_differentiable(reward):
+def require_differentiable(reward):
     """Raise ValueError, naming the reward or the part of it, unless all that counts is differentiable."""
     if getattr(reward, "differentiable", True):
         return
     for part in getattr(reward, "counted", ()):
-        _require_differentiable(part)
+        require_differentiable(part)
+    stand_in = getattr(reward, "stand_in", None)
     raise ValueError(
-        f"{name_of(reward)} is not differentiable, but this solver needs its gradient. Use a solver that needs none:"
+        f"{name_of(reward)} is not differentiable, but this solver needs its gradient."
+        f" {f'Take {stand_in}, or use' if stand_in else 'Use'} a solver that needs none:"
         " Zeroth-Order (Hybrid-1, Hybrid-2 or ZO-SGD), ZeNO or Search"
     )

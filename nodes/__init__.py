@@ -16,12 +16,14 @@
     report           what a search did: curves, trajectory, diagnosis
     embedded_model   the small model that ships with the pack
     names            names of files in workflows
+    requirements     packages that may be missing, and how to install them
     page             what a person sees of a search while it runs
     sockets          the pack's own types of links
 """
 
 from comfy_api.latest import ComfyExtension
 
+from . import requirements
 from .embedded_model import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise, DNOVariations
 from .page import offer_to_stop
@@ -71,5 +73,6 @@ class Extension(ComfyExtension):
     """What ComfyUI asks the pack's `comfy_entrypoint` for."""
 
     async def get_node_list(self):
+        requirements.warn()
         offer_to_stop()  # here, for ComfyUI 0.3.75 asks for nothing else
         return NODES

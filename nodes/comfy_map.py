@@ -168,6 +168,17 @@ class ComfyRun:
         return comfy.utils.repeat_to_batch_size(tensor, x.shape[0])
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A VAE that decodes for a solver's guidance alone, in the place of core's `guide_decode` until a run makes it one.
+
+    Attributes:
+        vae: the comfy VAE.
+    """
+
+    vae: object
+
+
 def decode_raw(vae, autoencoder, model, load, every, latent):
     """Decode a latent in the model's scale to images in [0, 1], not clamped, differentiable.
 

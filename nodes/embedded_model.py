@@ -24,7 +24,7 @@ class DNOLoadEmbeddedModel(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNOLoadEmbeddedModel",
-            display_name="Load Embedded Model",
+            display_name="DNO Load Embedded Model",
             category=sockets.CATEGORY,
             description=(
                 "A small model that ships with the pack: 128 x 128 pictures of one animal in one colour, such as"

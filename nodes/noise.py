@@ -13,14 +13,14 @@ from comfy_api.latest import io
 
 from .. import core
 from ..core import plots
-from . import page, sockets, stock_samplers
+from . import page, requirements, sockets, stock_samplers
 from .comfy_map import ComfyRun
 from .names import checked_prefix, listed
 from .report import as_image
 from .stock_samplers import StockSampler
 
 FOLDER = "dno"
-"""Where Save Noise writes by default, in ComfyUI's output folder, and where Load Noise looks."""
+"""Where DNO Save Noise writes by default, in ComfyUI's output folder, and where DNO Load Noise looks."""
 PREFIX = f"{FOLDER}/noise"
 
 
@@ -29,7 +29,7 @@ class DNOSaveNoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNOSaveNoise",
-            display_name="Save Noise",
+            display_name="DNO Save Noise",
             category=sockets.NOISE,
             description=(
                 "Writes the noise of a search to a small file, with all that replays it and with the solver's state, so"
@@ -39,7 +39,8 @@ class DNOSaveNoise(io.ComfyNode):
                 sockets.Noise.Input("noise", tooltip="From a DNO Sampler."),
                 io.String.Input(
                     "filename_prefix", default=PREFIX,
-                    tooltip="Name of the file in ComfyUI's output folder; a number is added. Load Noise looks in dno/.",
+                    tooltip="Name of the file in ComfyUI's output folder; a number is added. DNO Load Noise looks in"
+                    " dno/.",
                 ),
             ],
             outputs=[],
@@ -61,9 +62,9 @@ class DNOLoadNoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNOLoadNoise",
-            display_name="Load Noise",
+            display_name="DNO Load Noise",
             category=sockets.NOISE,
-            description="Reads a noise that Save Noise or the dno command wrote.",
+            description="Reads a noise that DNO Save Noise or the dno command wrote.",
             inputs=[
                 io.Combo.Input(
                     "file", options=noise_files(),
@@ -80,7 +81,9 @@ class DNOLoadNoise(io.ComfyNode):
                     " another picture.",
                 ),
             ],
-            outputs=[sockets.Noise.Output("noise", display_name="noise", tooltip="For a DNO Sampler or Replay Noise.")],
+            outputs=[
+                sockets.Noise.Output("noise", display_name="noise", tooltip="For a DNO Sampler or DNO Replay Noise."),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -111,7 +114,7 @@ class DNONoiseFromBatch(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNONoiseFromBatch",
-            display_name="Noise From Batch",
+            display_name="DNO Noise From Batch",
             category=sockets.NOISE,
             description="Takes one picture's noise out of a batch, to replay it or to search on from it alone.",
             inputs=[
@@ -139,7 +142,9 @@ class DNOVariations(io.ComfyNode):
                 " are like it. Sample them by a DNO Sampler with 0 iterations, pick one, vary that one, and so on."
             ),
             inputs=[
-                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise; of one picture or of a batch."),
+                sockets.Noise.Input(
+                    "noise", tooltip="From a DNO Sampler or DNO Load Noise; of one picture or of a batch."
+                ),
                 io.Int.Input(
                     "picture", default=0, min=0, max=4096,
                     tooltip="Of a batch, the number of the picture that was chosen, from 0.",
@@ -174,7 +179,7 @@ class DNOReplayNoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNOReplayNoise",
-            display_name="Replay Noise",
+            display_name="DNO Replay Noise",
             category=sockets.NOISE,
             **sockets.aliases("same picture again"),
             description=(
@@ -182,7 +187,7 @@ class DNOReplayNoise(io.ComfyNode):
                 " sampler and sigmas to it, and the model and prompt of the search through a guider."
             ),
             inputs=[
-                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise."),
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or DNO Load Noise."),
                 io.Sampler.Input(
                     "sampler", optional=True,
                     tooltip="The sampler that the noise was searched with, where it has options that no file can hold.",
@@ -200,7 +205,7 @@ class DNOReplayNoise(io.ComfyNode):
         if "sigmas" not in noise.settings or not {"eta", "sampler"} & set(noise.settings):
             raise ValueError(
                 "the noise does not say with which sigmas and eta it was made; expected one from a DNO Sampler, or from"
-                " Load Noise with its check on"
+                " DNO Load Noise with its check on"
             )
         if sampler is None and "sampler" in noise.settings:
             sampler = stock_samplers.named(noise.settings)
@@ -225,7 +230,7 @@ class ReplayedNoise:
         if found[:1] + found[2:] != expected[:1] + expected[2:]:
             raise ValueError(
                 f"the noise is {expected} but the latent is {found}; connect a latent of the size and batch that the"
-                " noise was searched for, or take one picture's noise by Noise From Batch"
+                " noise was searched for, or take one picture's noise by DNO Noise From Batch"
             )
         return self.noise.initial.clone()
 
@@ -288,14 +293,14 @@ class DNONoiseProbability(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNONoiseProbability",
-            display_name="Noise Probability",
+            display_name="DNO Noise Probability",
             category=sockets.NOISE,
             description=(
                 "How probable a noise is under the normal distribution that the model was trained with, and where it is"
                 " not: below 0.01 it is suspicious, below 1e-6 the picture is not one the model believes in."
             ),
             inputs=[
-                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or Load Noise."),
+                sockets.Noise.Input("noise", tooltip="From a DNO Sampler or DNO Load Noise."),
                 io.Int.Input("picture", default=0, min=0, max=4096, tooltip="Number of the picture, from 0."),
             ],
             outputs=[
@@ -310,6 +315,10 @@ class DNONoiseProbability(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, noise=None):
+        return requirements.met("matplotlib")
+
+    @classmethod
     def execute(cls, noise, picture) -> io.NodeOutput:
         one = noise.item(picture)
         p, p_initial = (core.noise_probability(z.flat()).item() for z in (one, replace(one, injected=one.injected[:0])))
@@ -319,7 +328,7 @@ class DNONoiseProbability(io.ComfyNode):
 
 
 def noise_files():
-    """Return the names of the .safetensors files in the input folder, and those Save Noise wrote, as ComfyUI spells."""
+    """Return the .safetensors files in the input folder, and those DNO Save Noise wrote, as ComfyUI spells them."""
     inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory()) / FOLDER
     names = [file.name for file in sorted(inputs.glob("*.safetensors")) if file.is_file()]
     saved = sorted(file.relative_to(outputs).as_posix() for file in outputs.rglob("*.safetensors") if file.is_file())

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core import plots
-from . import page, sockets
+from . import page, requirements, sockets
 
 
 class DNOReport(io.ComfyNode):
@@ -38,6 +38,10 @@ class DNOReport(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, history=None):
+        return requirements.met("matplotlib")
+
+    @classmethod
     def execute(cls, history, picture) -> io.NodeOutput:
         item = None if picture < 0 else checked_item(history, picture)
         items = range(len(history.best)) if item is None else [item]
@@ -65,6 +69,10 @@ class DNOTrajectory(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, history=None):
+        return requirements.met("matplotlib")
+
+    @classmethod
     def execute(cls, history, picture, count) -> io.NodeOutput:
         return io.NodeOutput(as_image(plots.trajectory(history, checked_item(history, picture), count)))
 
@@ -86,6 +94,10 @@ class DNODiagnostics(io.ComfyNode):
                 io.Image.Output("image", display_name="image", tooltip="The measures as bars, against what is zero."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, history=None):
+        return requirements.met("matplotlib")
 
     @classmethod
     def execute(cls, history) -> io.NodeOutput:

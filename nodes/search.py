@@ -14,6 +14,7 @@ import comfy.samplers
 import torch
 
 from .. import core
+from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
@@ -51,9 +52,11 @@ class OptimizedSampler(comfy.samplers.Sampler):
             patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         patcher = model_wrap.model_patcher
         vae_patcher = gradients.with_resident_weights(self.vae.patcher)
+        guide = self._guide()
+        guide_patcher = vae_patcher if guide is None else gradients.with_resident_weights(guide.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if self.optimization.differentiates_decoder:
-            gradients.refuse_undifferentiable(vae_patcher)
+            gradients.refuse_undifferentiable(guide_patcher)
         if differentiates:
             patches.refuse_a_state(model_options)
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
@@ -65,7 +68,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
             seed = extra_args.get("seed") or 0
             stock = self._stock(model_wrap, model_options, seed, sigmas)
             most_rows, load_models, load_vae = self._loaders(
-                model_wrap, models, vae_patcher, noise.shape, stock.traits.calls if stock else len(sigmas) - 1,
+                model_wrap, models, vae_patcher, (guide or self.vae, guide_patcher), noise.shape,
+                calls=stock.traits.calls if stock else len(sigmas) - 1,
                 one_at_a_time=patches.has_cache(model_options),
             )  # fmt: skip
             model_wrap.conds = weights.thaw(model_wrap.conds)
@@ -76,18 +80,34 @@ class OptimizedSampler(comfy.samplers.Sampler):
             )  # fmt: skip
             if self.optimization.differentiates_decoder and not differentiates:
                 run.load_again = load_models
-            decode = partial(
-                weights.Renewal(), decode_raw, self.vae, vae_patcher.model, model_wrap.inner_model, load_vae,
-                self.optimization.every,
-            )  # fmt: skip
+
+            def decoder(vae, patcher, load):
+                settings = model_wrap.inner_model, load, self.optimization.every
+                return partial(weights.Renewal(), decode_raw, vae, patcher.model, *settings)
+
+            decode = decoder(self.vae, vae_patcher, load_vae)
+            guide_decode = None if guide is None else decoder(guide, guide_patcher, stays)
             with contextlib.ExitStack() as kept:
                 kept.callback(keyframes.close)
                 if differentiates:
                     kept.enter_context(hooks.weights_kept(patcher))
                 if self.optimization.differentiates_decoder:
                     kept.enter_context(recast.casting_again())
-                self.result, latent = self.optimization.search(run, decode, most_rows)
+                self.result, latent = self.optimization.guided_by(guide_decode).search(run, decode, most_rows)
         return latent
+
+    def _guide(self):
+        """Return the VAE that decodes for the solver's guidance alone, or None; raise ValueError if it does not fit."""
+        guide = getattr(self.optimization.solver, "guide_decode", None)
+        if guide is None:
+            return None
+        guide.vae.throw_exception_if_invalid()
+        if guide.vae.latent_channels != self.vae.latent_channels or guide.vae.output_channels != 3:
+            raise ValueError(
+                f"guide_vae decodes latents of {guide.vae.latent_channels} channels but the sampler's VAE"
+                f" {self.vae.latent_channels}; expected a smaller VAE of the same latents, such as this model's TAESD"
+            )
+        return guide.vae
 
     def _stock(self, model_wrap, model_options, seed, sigmas):
         """Return the `StockSampler` of the run, or None; raise ValueError where it cannot be searched."""
@@ -98,7 +118,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             stock.refuse_a_wrong_gradient()
         return stock
 
-    def _loaders(self, model_wrap, models, vae_patcher, shape, calls, one_at_a_time):
+    def _loaders(self, model_wrap, models, vae_patcher, guide, shape, calls, one_at_a_time):
         """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
 
         Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. A call's worth
@@ -107,22 +127,27 @@ class OptimizedSampler(comfy.samplers.Sampler):
         What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
         it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
         is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
+        `guide` is the VAE that is differentiated, and its patcher.
         """
+        guide, guide_patcher = guide
         call = memory_of_a_call(model_wrap, models, shape)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
-        decode = self.vae.memory_used_decode(seen, self.vae.vae_dtype)
+        decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
+        frames = seen[2] if len(seen) == 5 else 1
         if self.optimization.differentiates:
             graphs = calls if self.optimization.keep_graphs else 1
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
-            decode *= seen[2] if len(seen) == 5 else 1
+            decode = max(GRAPH_FACTOR * guided * frames, decode)
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
             hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
-            gradients.load_together([*models, vae_patcher], GRAPH_FACTOR * (graphs * call + decode) + graphs * hooked)
+            memory = GRAPH_FACTOR * graphs * call + decode + graphs * hooked
+            gradients.load_together(list(dict.fromkeys([*models, vae_patcher, guide_patcher])), memory)
         elif self.optimization.differentiates_decoder:
-            decode *= GRAPH_FACTOR * (seen[2] if len(seen) == 5 else 1)
-            loaded = partial(gradients.load_decoder_whole, models, vae_patcher, call + decode)
+            memory = call + max(GRAPH_FACTOR * guided * frames, decode)
+            loaded = partial(gradients.load_decoder_whole, models, guide_patcher, memory)
             loaded()
-            return shape[0], loaded, stays
+            of_pictures = stays if guide is self.vae else partial(gradients.load, [vae_patcher], decode)
+            return shape[0], loaded, of_pictures
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
         batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
         most = 1 if one_at_a_time else min(MOST_PICTURES // shape[0], self.optimization.candidates)
@@ -187,8 +212,14 @@ class Optimization:
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
+<<<<<<< HEAD
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
+=======
+
+    Raises:
+        ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
+>>>>>>> h-errors
     """
 
     reward: object
@@ -207,6 +238,10 @@ class Optimization:
     sampler: object = None
     floors: dict = field(default_factory=dict)
     target: float | None = None
+
+    def __post_init__(self):
+        if self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "needs_gradient", False):
+            require_differentiable(self.reward)
 
     @property
     def searches(self):
@@ -235,6 +270,10 @@ class Optimization:
         counts = [getattr(solver, name, 0) for name in ("candidates", "samples")]
         counts.append(getattr(getattr(solver, "estimator", None), "q", 0))
         return max(count for count in counts if isinstance(count, int)) + 1  # some compare them with the noise itself
+
+    def guided_by(self, decode):
+        """Return these settings with a solver that decodes by `decode` for its guidance; None changes nothing."""
+        return self if decode is None else replace(self, solver=replace(self.solver, guide_decode=decode))
 
     def search(self, run, decode, most_rows):
         """Optimise the noise of a `ComfyRun`; return the `core.Result` of the best, and what it samples to."""

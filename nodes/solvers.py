@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .. import core
 from . import sockets
+from .comfy_map import Guide
 
 ESTIMATORS = {"hybrid-2": core.Hybrid2, "hybrid-1": core.Hybrid1, "zo-sgd": core.ZerothOrder}
 BY_IMAGES = {"exact": core.Exact, "hybrid-2": core.Hybrid2, "hybrid-1": core.Hybrid1}
@@ -238,15 +239,21 @@ class DNOSolverTilt(io.ComfyNode):
                     " (hybrid-1). 0 takes the reward's own gradient.",
                 ),
                 seed_input("new noises of further iterations, and of the estimate"),
+                io.Vae.Input(
+                    "guide_vae", optional=True,
+                    tooltip="A smaller VAE of the same latents (TAESD, by Load VAE) for the gradients alone: less time"
+                    " and memory. The result is always decoded by the sampler's own VAE.",
+                ),
             ],
             outputs=[solver_output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, strength, through, start, stop, every, strengths, q, seed) -> io.NodeOutput:
+    def execute(cls, strength, through, start, stop, every, strengths, q, seed, guide_vae=None) -> io.NodeOutput:
         estimator = core.Hybrid1(q=q, seed=seed) if q else core.Exact()
+        guide = None if guide_vae is None else Guide(guide_vae)
         tried = numbers_of(strengths)
-        return io.NodeOutput(core.Tilt(strength, through, start, stop, every, tried, estimator, seed=seed))
+        return io.NodeOutput(core.Tilt(strength, through, start, stop, every, tried, estimator, guide, seed))
 
 
 class DNOSolverTrust(io.ComfyNode):

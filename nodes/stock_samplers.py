@@ -198,7 +198,7 @@ def named(settings):
     if name not in comfy.samplers.SAMPLER_NAMES or any(map(_is_told, options.values())):
         raise ValueError(
             f"the noise was searched with the sampler {name}, which its settings alone cannot make anew; connect the"
-            " same one to Replay Noise's sampler"
+            " same one to DNO Replay Noise's sampler"
         )
     stock = comfy.samplers.sampler_object(name)
     return comfy.samplers.KSAMPLER(stock.sampler_function, options, stock.inpaint_options)

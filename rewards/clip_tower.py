@@ -126,12 +126,13 @@ class ClipTower(Tower):
                 log.warning(CUT, self.name, room, len(ids), kept)
 
     def require_text(self):
-        """Raise ValueError unless the weights have a text tower."""
+        """Raise ValueError unless the weights have a text tower, ImportError unless the tokenizer can be loaded."""
         if not self.has_text:
             raise ValueError(
                 f"{self.name} has an image tower alone; expected a text tower beside it, of the same width. Use a full"
                 " CLIP file"
             )
+        _tokenizer()  # here, so that a package which is broken ends nothing halfway
 
 
 def image_heads(width):

@@ -30,6 +30,7 @@ class JPEG:
 
     incompressible: bool = False
     differentiable = False
+    stand_in = "the differentiable proxy (`proxy` of the JPEG Reward node; in Python JPEGProxy)"
 
     @property
     def name(self):

@@ -35,6 +35,7 @@ def test_the_wheel_holds_the_pack_and_nothing_else(installed):
     names = {path.relative_to(pack).as_posix() for path in pack.rglob("*")}
     assert "core/models/embedded/model.safetensors" in names
     assert {"nodes/__init__.py", "nodes/rewards/__init__.py", "example_workflows/01 Quickstart.json"} <= names
+    assert {"locales/zh/nodeDefs.json", "locales/en/main.json", "web/stop.js", "web/docs/DNOSampler.md"} <= names
     assert not [name for name in names if name.startswith(("tests", "core/models/embedded/training"))]
 
 

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { text } from "./locales.js"
 
 const SAMPLERS = ["DNOSampler", "DNOSamplerAdvanced"]
 const ANY = "DNOSearchSampler" // searches while another node samples, so its button is for whatever runs
@@ -15,7 +16,7 @@ async function stop(node) {
     })
     const { stopped } = await answer.json()
     if (!stopped) {
-        const told = { severity: "info", summary: "DNO", detail: "No search runs here.", life: 3000 }
+        const told = { severity: "info", summary: "DNO", detail: text("no_search"), life: 3000 }
         app.extensionManager?.toast?.add(told)
     }
 }
@@ -25,8 +26,8 @@ app.registerExtension({
     nodeCreated(node) {
         if (![...SAMPLERS, ANY].includes(node.comfyClass)) return
         const button = node.addWidget("button", "stop_and_keep", null, () => stop(node), { serialize: false })
-        button.label = "stop and keep the best"
+        button.label = text("stop_and_keep")
         button.serialize = false // saved workflows know widgets by position: this one is none of theirs
-        button.tooltip = "Ends the search within one network call and goes on with the best so far; Cancel discards it."
+        button.tooltip = text("stop_and_keep_tooltip")
     },
 })

@@ -78,10 +78,17 @@ class Guided:
 
     def __call__(self, x, sigma):
         """Return the guided x0 estimate at (x, sigma); x holds a multiple of B rows."""
-        candidates = len(x) // len(self.condition)
-        condition, negative = (c.repeat(candidates, *[1] * (c.ndim - 1)) for c in (self.condition, self.negative))
         if self.cfg == 1:
-            return self.denoise(x, sigma, condition)
-        both = self.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([negative, condition]))
-        uncond, cond = both.chunk(2)
+            return self.denoise(x, sigma, self._rows(self.condition, x))
+        cond, uncond = self.unguided(x, sigma)
         return uncond + self.cfg * (cond - uncond)
+
+    def unguided(self, x, sigma):
+        """Return the x0 estimates that guidance is made of: with the condition, and with the negative."""
+        conditions = torch.cat([self._rows(self.negative, x), self._rows(self.condition, x)])
+        uncond, cond = self.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), conditions).chunk(2)
+        return cond, uncond
+
+    @staticmethod
+    def _rows(condition, x):
+        return condition.repeat(len(x) // len(condition), *[1] * (condition.ndim - 1))

@@ -159,11 +159,17 @@ def from_pipeline(
     shape = (batch, family.channels, *(pixels // pipeline.vae_scale_factor for pixels in size))
     rows = torch.arange(2 * batch, device=family.network.device)
     denoise = Guided(sampling.denoiser(family.predict), *rows.chunk(2), family.cfg if family.guided else 1)
+    anywhere = Guided(sampling.denoiser_anywhere(family.predict), *rows.chunk(2), 1)
     return SampleMap(
         denoise, sampling.schedule, shape, eta, start=sampling.start, finish=sampling.finish,
         decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, model=fingerprint(family.network),
-        device=family.network.device, **settings,
+        device=family.network.device, unguided=anywhere.unguided if family.guided else _alone(anywhere), **settings,
     )  # fmt: skip
+
+
+def _alone(denoise):
+    """Return what a map without a negative prompt has as `unguided`."""
+    return lambda x, sigma: (denoise(x, sigma), None)
 
 
 def _refuse_offloaded(pipeline):
@@ -187,6 +193,7 @@ class Sampling:
         prediction: "eps" or "v"; None for flow.
         start_scale: x at the first sigma is this times the noise.
         finish_scale: the latent is this times x at the last sigma.
+        alphas_cumprod: (N,), of the training timesteps; None for flow.
     """
 
     schedule: Schedule
@@ -194,6 +201,7 @@ class Sampling:
     prediction: str | None = None
     start_scale: float = 1.0
     finish_scale: float = 1.0
+    alphas_cumprod: torch.Tensor | None = None
 
     def start(self, noise):
         """Return x at the first sigma."""
@@ -208,6 +216,12 @@ class Sampling:
         if self.timesteps is None:
             return lambda x, sigma, rows: x - sigma.view(-1, 1, 1, 1) * network(x, sigma, rows)
         return _ScheduledDenoiser(network, self)
+
+    def denoiser_anywhere(self, network):
+        """Return the same at any noise level, which the network is told as the nearest of its training timesteps."""
+        if self.timesteps is None:
+            return self.denoiser(network)
+        return DiscreteDenoiser(network, self.alphas_cumprod, self.prediction)
 
 
 class _ScheduledDenoiser(DiscreteDenoiser):
@@ -237,7 +251,8 @@ def _vp_sampling(scheduler, steps):
     own.set_timesteps(steps)
     prediction = PREDICTIONS[config.prediction_type]
     if name in EULER:
-        return Sampling(Schedule(own.sigmas), own.timesteps, prediction, float(own.init_noise_sigma))
+        start_scale, alphas = float(own.init_noise_sigma), own.alphas_cumprod
+        return Sampling(Schedule(own.sigmas), own.timesteps, prediction, start_scale, alphas_cumprod=alphas)
     if config.get("clip_sample") or config.get("thresholding"):
         raise ValueError("the scheduler clips its x0 estimate, as pixel models need it; expected clip_sample=False")
     # For 62 of the possible numbers of steps (61 is the first) float rounding makes diffusers give one too many.
@@ -246,7 +261,7 @@ def _vp_sampling(scheduler, steps):
     schedule = Schedule([((1 - alpha) / alpha) ** 0.5 for alpha in (max(alpha, LEAST_ALPHA) for alpha in alphas)])
     # DDIM's own coordinates are sqrt(alpha) x, where x_T is the noise and the latent is what is left at the end.
     start_scale, finish_scale = ((1 + sigma**2) ** 0.5 for sigma in (schedule.sigmas[0], schedule.sigmas[-1]))
-    return Sampling(schedule, timesteps, prediction, start_scale, 1 / finish_scale)
+    return Sampling(schedule, timesteps, prediction, start_scale, 1 / finish_scale, own.alphas_cumprod)
 
 
 def _flow_sampling(family, steps, size):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..estimators import Exact
 from ..problem import taken, where
 from ..sampler_map import SamplerMap
 
@@ -26,10 +27,16 @@ class Solver:
         regularized: whether it climbs the regulariser's term too.
         differentiates: what must be differentiable: True the whole sample map, "decoder" its decoder alone, False
             neither.
+        needs_gradient: whether it asks for the reward's own gradient, so that a reward without one is refused before
+            anything is sampled.
     """
 
     regularized = False
     differentiates = True
+
+    @property
+    def needs_gradient(self):
+        return isinstance(getattr(self, "estimator", None), Exact)
 
     @property
     def name(self):

@@ -202,7 +202,9 @@ class Fast(Solver):
         noise, latent, images, scores = found
         log_p = torch.minimum(*problem.log_probabilities(noise))
         scores = torch.where(wanted, scores, -torch.inf)
-        problem.best.offer(noise, latent, images, scores, log_p, problem.iteration + 1, problem.under_floors(images))
+        problem.best.offer(
+            noise, latent, images, scores, log_p, problem.iteration + 1, problem.under_floors(latent, images)
+        )
 
     def _updates(self, steps):
         """Return how many updates of the noise `calls` pay for: forward and backward each, and the last's forward."""

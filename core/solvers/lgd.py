@@ -50,6 +50,7 @@ class LGD(Solver):
     samples: int = 10
     scale: float = 1.0
     seed: int = 0
+    needs_gradient = True
 
     def __post_init__(self):
         if self.samples < 1 or not self.scale > 0:

@@ -114,7 +114,7 @@ class Tilt(Solver):
         for strength in self._strengths:
             found = self._tilted(problem, clean, strength)
             log_p = torch.minimum(*problem.log_probabilities(found[0]))
-            best.offer(*found, log_p, problem.iteration, problem.under_floors(found[2]))
+            best.offer(*found, log_p, problem.iteration, problem.under_floors(*found[1:3]))
         self._leader = Leader(best.noise.flat(), best.latent, best.images, best.scores, None)
         return best.noise, evaluation
 
@@ -136,9 +136,17 @@ class Tilt(Solver):
             noisy[-1] = False  # what the last step injects is not seen
         return [index for index in window if index in searched and noisy[index]]
 
+    def can_tilt(self, sample_map):
+        """Return whether there is a noise to lean."""
+        return bool(self._steps(sample_map))
+
+    def run(self, problem, noise):
+        """Return the noise of one tilted run of `noise`, which `problem` has not judged."""
+        return self._tilted(problem, noise, self.strength)[0]
+
     def _check(self, sample_map):
         refuse_another_sampler(self, sample_map)
-        if not self._steps(sample_map):
+        if not self.can_tilt(sample_map):
             raise ValueError(
                 f"Tilt leans the noise that each step injects, and here is none to lean: eta {sample_map.eta},"
                 f" {sample_map.schedule.steps} steps, part {sample_map.part!r}, start {self.start}, stop {self.stop};"

@@ -35,7 +35,7 @@ class DNOCombineRewards(io.ComfyNode):
                 io.Int.Input(
                     "calibrate_on", default=0, min=0, max=256,
                     tooltip="z-scored only: measure mean and standard deviation on pictures of so many noises, 8 or"
-                    " more, before the search. Score Images and Pick Best measure them on their own pictures. 0"
+                    " more, before the search. DNO Score Images and DNO Pick Best measure them on their own pictures. 0"
                     " takes the priors.",
                 ),
                 io.String.Input(
@@ -73,8 +73,8 @@ class Uncalibrated(rewards.Combine):
 
     def __call__(self, images, prompts=None):
         raise ValueError(
-            "this Combine Rewards has not been calibrated; expected a DNO Sampler, Score Images or Pick Best, which do"
-            " that. Set its calibrate_on to 0 to use it elsewhere"
+            "this Combine Rewards has not been calibrated; expected a DNO Sampler, DNO Score Images or DNO Pick Best,"
+            " which do that. Set its calibrate_on to 0 to use it elsewhere"
         )
 
     image_gradient = __call__

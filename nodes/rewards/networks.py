@@ -4,22 +4,27 @@ from comfy_api.latest import io
 
 from ... import rewards
 from ...rewards import weights
-from .. import sockets
+from .. import requirements, sockets
 from . import files
 from .pictures import pictures_of
 
 
 class FileReward(io.ComfyNode):
-    """What these nodes have in common: where `file` is missing, it is refused before anything runs.
+    """What these nodes have in common: where `file` or a package is missing, it is refused before anything runs.
 
     Attributes:
         source: of `weights.SOURCES`, what the input `file` is as a rule.
+        packages: that the networks or the tokenizer need, as `requirements.met` takes them.
     """
 
     source: str
+    packages = ("transformers",)
 
     @classmethod
     def validate_inputs(cls, file=None):
+        installed = requirements.met(*cls.packages)
+        if installed is not True:
+            return installed
         try:
             if file is not None:  # else it comes by a link, and is known when the node runs
                 files.path_of(file, cls.source)
@@ -41,6 +46,9 @@ class FileReward(io.ComfyNode):
     @classmethod
     def tower(cls, file, dtype):
         return files.tower(file, cls.source, dtype)
+
+
+OF_CLIPS_TEXTS = ("transformers", "open_clip_torch")
 
 
 class PromptReward(FileReward):
@@ -73,6 +81,7 @@ class PromptReward(FileReward):
 
 class DNOHPSReward(PromptReward):
     source, reward_class, title = "HPS", rewards.HPS, "HPS Reward"
+    packages = OF_CLIPS_TEXTS
     about = (
         "Human Preference Score v2 or v2.1, as the file is: how much people like the picture for the prompt, about 0.24"
         " to 0.29."
@@ -81,11 +90,13 @@ class DNOHPSReward(PromptReward):
 
 class DNOPickScoreReward(PromptReward):
     source, reward_class, title = "PickScore", rewards.PickScore, "PickScore Reward"
+    packages = OF_CLIPS_TEXTS
     about = "PickScore: how likely people pick the picture for the prompt, about 17 to 24."
 
 
 class DNOCLIPScoreReward(PromptReward):
     source, reward_class, title = "CLIP ViT-L/14", rewards.CLIPScore, "CLIPScore Reward"
+    packages = OF_CLIPS_TEXTS
     about = "CLIPScore: how well the picture shows the prompt, by any CLIP with both towers, about 0.2 to 0.4."
 
 
@@ -158,6 +169,7 @@ class DNOImageSimilarityReward(FileReward):
 
 class DNODirectionReward(FileReward):
     source = "CLIP ViT-L/14"
+    packages = OF_CLIPS_TEXTS
 
     @classmethod
     def define_schema(cls):

@@ -8,7 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ... import rewards
 from ...core import plots
 from ...core.scoring import finite_pictures, score
-from .. import page, sockets
+from .. import page, requirements, sockets
 from ..report import as_image
 from .combine import calibrated
 from .pictures import pictures_of
@@ -19,7 +19,7 @@ class DNOScoreImages(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNOScoreImages",
-            display_name="Score Images",
+            display_name="DNO Score Images",
             category=sockets.REWARDS,
             description="What a reward thinks of pictures from anywhere: their scores, and the pictures in that order.",
             is_output_node=True,
@@ -33,6 +33,10 @@ class DNOScoreImages(io.ComfyNode):
                 io.Image.Output("ranking", display_name="ranking", tooltip="The pictures, the best first, captioned."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, images=None):
+        return requirements.met("matplotlib")
 
     @classmethod
     def execute(cls, images, reward, prompt="") -> io.NodeOutput:
@@ -49,7 +53,7 @@ class DNOPickBest(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DNOPickBest",
-            display_name="Pick Best",
+            display_name="DNO Pick Best",
             category=sockets.REWARDS,
             **sockets.aliases("best of n", "select images", "top k"),
             description="The pictures of a batch that a reward likes most, with their latents.",
@@ -84,7 +88,7 @@ class DNOPickBest(io.ComfyNode):
         _, scores, _ = judged(images, reward, prompt)
         order = ranked(scores)[:count]
         if latents is None:
-            kept = ExecutionBlocker("Pick Best has no latent to give; connect latents to it")
+            kept = ExecutionBlocker("DNO Pick Best has no latent to give; connect latents to it")
         else:
             kept = rows_of(latents, order)
         return io.NodeOutput(images[order], kept, order, scores[order].tolist())

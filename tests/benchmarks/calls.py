@@ -1,14 +1,15 @@
-"""Reward against calls of the model: Tilt and TrustAscent beside Adam with PRNO, on the embedded model.
+"""Reward against calls of the model: Tilt and TrustAscent beside Adam with PRNO and ReNO, on the embedded model.
 
     python tests/benchmarks/calls.py --out tests/benchmarks/results/calls.json
 
 A call is one evaluation of the guided pair of networks, forward or backward; graphs are kept, so that no step is run
-again. Decodes and rewards are not counted. Every search begins with the start's own evaluation, which is counted, and
-ends with a check of what it returns, which is not.
+again. Decodes and rewards are in the seconds alone. Every search begins with the start's own evaluation, which is
+counted, and ends with a check of what it returns, which is not.
 
-The main figure is the gain over the start of the best noise found by a number of calls whose consistency with the
-prompt is within 0.05 of the start's; beside it the gain, whatever the consistency, of the last noise. Each pair of
-prompt and seed runs alone. Run the same command again after an interruption: finished runs are kept.
+All searches have the same floors: P of z and of x_T, and a consistency with the prompt within 0.05 of the start's. The
+main figure is the gain of the best noise that passes them, by a number of calls; beside it the gain, whatever the
+consistency. The pairs of prompt and seed were used for no decision: what is tunable was tuned on `TUNING`. Each pair
+runs alone, all of one pair before the next. The same command goes on after an interruption: finished runs are kept.
 """
 
 import argparse
@@ -18,41 +19,66 @@ import study
 import torch
 from comfyui_dno import core, rewards
 
+TUNING = (("black dog", 11), ("white cat", 12), ("red duck", 13), ("yellow rabbit", 14))
 PAIRS = (
     ("red owl", 100), ("blue cat", 101), ("green dog", 102), ("white duck", 103), ("black rabbit", 104),
-    ("yellow owl", 105), ("blue duck", 106), ("red rabbit", 107),
+    ("yellow owl", 105), ("blue duck", 106), ("red rabbit", 107), ("white owl", 108), ("green cat", 109),
+    ("black duck", 110), ("yellow dog", 111), ("blue rabbit", 112), ("red cat", 113), ("white dog", 114),
+    ("green owl", 115),
 )  # fmt: skip
-REWARDS = {
-    "brightness": rewards.Brightness, "contrast": rewards.Contrast, "consistency": rewards.Consistency,
-    "jpeg proxy": rewards.JPEGProxy,
-}  # fmt: skip
-SOLVERS = {
-    "adam .01": lambda: core.GradientAscent(0.01),
-    "adam .03": lambda: core.GradientAscent(0.03),
-    "trust": core.TrustAscent,
-    "tilt .2": lambda: core.Tilt(0.2),
-    "tilt .3": lambda: core.Tilt(0.3),
-    "tilt .4": lambda: core.Tilt(0.4),
-    "tilt .5 decoder": lambda: core.Tilt(0.5, "decoder"),
+MAPS = {
+    4: {"eta": 0.5, "cfg": 2.0},
+    8: {"eta": 0.5, "cfg": 3.0},
+    20: {"eta": 1.0, "cfg": 3.0},
 }
-BUDGETS = (40, 60, 100, 160)
+"""Steps -> the rest of the sampling."""
+BUDGETS = {4: (20, 50, 100, 200), 8: (20, 50, 100, 200), 20: (40, 60, 100, 200, 340)}
+"""Steps -> the numbers of calls that are told; the last ends a search. At 20 steps it is 8 updates by a gradient."""
 KEPT = 0.05
+REWARDS = ("brightness", "consistency", "colour target", "jpeg proxy", "match", "random head")
+
+
+def ascent(lr):
+    return lambda: (core.GradientAscent(lr), core.ProbabilityRegularizer())
+
+
+SOLVERS = {
+    "adam .01": ascent(0.01),
+    "adam .03": ascent(0.03),
+    "adam .1": ascent(0.1),
+    "reno": lambda: (core.GradientAscent.reno(), core.NormRegularizer()),
+    "trust": lambda: (core.TrustAscent(), None),
+    "tilt .2": lambda: (core.Tilt(0.2), None),
+    "tilt .3": lambda: (core.Tilt(0.3), None),
+    "tilt .4": lambda: (core.Tilt(0.4), None),
+    "tilt .5 decoder": lambda: (core.Tilt(0.5, "decoder"), None),
+}
+ON = {"reno": (4, 8)} | {name: (20,) for name in SOLVERS if name.startswith("tilt")}
+"""Solver -> the steps that it is tried at; all where it is not here."""
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=max(BUDGETS), help="of each search; Tilt takes one run")
+    parser.add_argument("--solvers", default=",".join(SOLVERS), help="which, parted by commas (default all)")
+    parser.add_argument("--rewards", default=",".join(REWARDS), help="likewise")
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs of prompt and seed")
+    parser.add_argument("--tuning", action="store_true", help="on the pairs for tuning")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    runs = study.Runs(options.out, {"steps": options.steps, "calls": options.calls})
-    for pair in PAIRS[: options.pairs]:
-        for reward in REWARDS:
-            for solver in SOLVERS:
-                runs.once(f"{reward} | {solver} | {pair[0]} {pair[1]}", run, *pair, reward, solver, options)
-    runs.finish("calls.py", {reward: summary(runs.done, reward) for reward in REWARDS})
+    pairs = TUNING if options.tuning else PAIRS[: options.pairs]
+    runs = study.Runs(options.out, {"maps": MAPS_IN_JSON, "tuning": options.tuning})
+    for pair in pairs:
+        for steps in MAPS:
+            for reward in options.rewards.split(","):
+                for solver in options.solvers.split(","):
+                    if steps in ON.get(solver, MAPS):
+                        name = f"{steps} steps | {reward} | {solver} | {pair[0]} {pair[1]}"
+                        runs.once(name, run, *pair, steps, reward, solver)
+    runs.finish("calls.py", summaries(runs.done))
+
+
+MAPS_IN_JSON = {str(steps): {**settings, "calls": BUDGETS[steps][-1]} for steps, settings in MAPS.items()}
 
 
 class Counted:
@@ -72,56 +98,121 @@ class Counted:
         self.calls += 1
 
 
-def run(prompt, seed, reward, solver, options):
-    """Return the curves of one search: calls, score, consistency, ln P of z and of x_T."""
-    sample_map = core.load_embedded(prompt, steps=options.steps, keep_graphs=True)
+class Match:
+    """Minus a hundred times the mean square difference to a picture."""
+
+    name = "match"
+
+    def __init__(self, picture):
+        self.picture = picture
+
+    def __call__(self, images, prompts=None):
+        return -100 * (images - self.picture).square().flatten(1).mean(dim=1)
+
+
+class RandomHead:
+    """Ten times the mean answer of a fixed random network of three convolutions."""
+
+    name = "random head"
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(5)
+        self.weights = [
+            torch.randn(shape, generator=generator) / (shape[1] * 25) ** 0.5
+            for shape in ((16, 3, 5, 5), (32, 16, 5, 5), (1, 32, 5, 5))
+        ]
+
+    def __call__(self, images, prompts=None):
+        x = 2 * images - 1
+        for weight in self.weights[:-1]:
+            x = torch.conv2d(x, weight, stride=2).relu()
+        return 10 * torch.conv2d(x, self.weights[-1], stride=2).flatten(1).mean(dim=1)
+
+
+def reward_of(name, sample_map, seed):
+    """Return a reward by its name; what is matched is another noise's picture of the same prompt."""
+    if name == "match":
+        return Match(sample_map.sample(sample_map.randn(seed + 500)))
+    return {
+        "brightness": rewards.Brightness, "consistency": rewards.Consistency, "jpeg proxy": rewards.JPEGProxy,
+        "colour target": lambda: rewards.ColorTarget((0.2, 0.5, 0.9)), "random head": RandomHead,
+    }[name]()  # fmt: skip
+
+
+def run(prompt, seed, steps, reward, solver):
+    """Return the curves of one search: calls, seconds, score, consistency, ln P of z and of x_T."""
+    sample_map = core.load_embedded(prompt, steps=steps, keep_graphs=True, **MAPS[steps])
+    judged = reward_of(reward, sample_map, seed)
+    chosen, regularizer = SOLVERS[solver]()
+    if solver == "reno":
+        sample_map.part = "initial"
     counted = sample_map.denoise = Counted(sample_map.denoise)
-    calls, spent = [], 0
+    calls, spent, most = [], 0, BUDGETS[steps][-1]
 
     def count(evaluation, best):
         nonlocal spent
         # Without the gradient that follows it, nor the run that Tilt makes of it.
-        calls.append(min(spent + options.steps, counted.calls))
+        calls.append(min(spent + steps, counted.calls))
         spent = counted.calls
-        if spent >= options.calls:
+        if spent >= most:
             raise KeyboardInterrupt
 
-    chosen = SOLVERS[solver]()
-    regularizer = core.ProbabilityRegularizer() if chosen.regularized else None
-    iterations = 1 if isinstance(chosen, core.Tilt) else options.calls
-    judge = rewards.Consistency()
+    own = reward == "consistency"
     result = core.optimize(
-        sample_map, REWARDS[reward](), sample_map.randn(seed), chosen, regularizer, iterations, watch=[judge],
-        callback=count,
+        sample_map, judged, sample_map.randn(seed), chosen, regularizer,
+        iterations=1 if isinstance(chosen, core.Tilt) else most, watch=[] if own else [rewards.Consistency()],
+        floors={} if own else {"consistency": core.Drop(KEPT)}, callback=count,
     )  # fmt: skip
-    keys = {"score": "score", "consistency": "watch/consistency", "log_p": "log_p", "log_p_initial": "log_p_initial"}
-    return {"calls": calls} | {name: result.history.column(key) for name, key in keys.items()}
+    keys = {"score": "score", "consistency": "score" if own else "watch/consistency"}
+    keys |= {"seconds": "seconds", "log_p": "log_p", "log_p_initial": "log_p_initial"}
+    rows = result.history.rows
+    columns = {name: result.history.column(key) for name, key in keys.items() if key != "seconds"}
+    columns["seconds"] = [row["seconds"] for row in rows]
+    return {"calls": calls} | {name: [round(value, 4) for value in values] for name, values in columns.items()}
 
 
-def gain(run, calls):
-    """Return the gain of the best noise by that many calls that keeps the consistency; None where none was made."""
-    rows = [row for row in range(1, len(run["calls"])) if run["calls"][row] <= calls]
-    kept = [run["score"][row] for row in rows if run["consistency"][row] >= run["consistency"][0] - KEPT]
-    return max([run["score"][0], *kept]) - run["score"][0] if rows else None
+def gain(run, calls, kept=True):
+    """Return the gain over the start of the best noise by that many calls; `kept`: of those above the floors."""
+    first = run["consistency"][0] - KEPT
+    return max(
+        score - run["score"][0]
+        for row, score in enumerate(run["score"])
+        if row == 0 or run["calls"][row] <= calls and (
+            not kept or run["consistency"][row] >= first
+            and min(run["log_p"][row], run["log_p_initial"][row]) >= LEAST
+        )
+    )  # fmt: skip
 
 
-def summary(runs, reward):
-    """Return, by solver, the gains at each budget and what the last noise is like: means and deviations over pairs."""
+LEAST = -4.6052
+
+
+def summaries(runs):
+    """Return, by steps, reward and solver, the gains at each budget and what the last noise is like, over the pairs."""
     found = {}
-    for solver in SOLVERS:
-        chosen = [run for name, run in runs.items() if name.startswith(f"{reward} | {solver} |")]
-        gains = {calls: [gain(run, calls) for run in chosen] for calls in BUDGETS}
-        found[solver] = {
-            "gain": {calls: study.mean_sd(values) for calls, values in gains.items() if None not in values},
-            "last": {
-                "calls": study.mean_sd([run["calls"][-1] for run in chosen]),
-                "gain": study.mean_sd([run["score"][-1] - run["score"][0] for run in chosen]),
-                "consistency lost": study.mean_sd([run["consistency"][0] - run["consistency"][-1] for run in chosen]),
-                "lowest ln P of z": min(run["log_p"][-1] for run in chosen),
-                "lowest ln P of x_T": min(run["log_p_initial"][-1] for run in chosen),
-            },
-        }
+    for steps in MAPS:
+        for reward in REWARDS:
+            for solver in SOLVERS:
+                name = f"{steps} steps | {reward} | {solver} |"
+                chosen = [run for key, run in runs.items() if key.startswith(name)]
+                if len(chosen) > 1:
+                    found.setdefault(f"{steps} steps", {}).setdefault(reward, {})[solver] = summary(chosen, steps)
     return found
+
+
+def summary(runs, steps):
+    return {
+        "pairs": len(runs),
+        "gain": {calls: study.mean_sd(gain(run, calls) for run in runs) for calls in BUDGETS[steps]},
+        "gain whatever the consistency": study.mean_sd(gain(run, BUDGETS[steps][-1], kept=False) for run in runs),
+        "last": {
+            "calls": study.mean_sd(run["calls"][-1] for run in runs),
+            "seconds": study.mean_sd(run["seconds"][-1] for run in runs),
+            "consistency lost": study.mean_sd(run["consistency"][0] - run["consistency"][-1] for run in runs),
+            "lowest ln P of z": min(run["log_p"][-1] for run in runs),
+            "lowest ln P of x_T": min(run["log_p_initial"][-1] for run in runs),
+        },
+    }
 
 
 if __name__ == "__main__":

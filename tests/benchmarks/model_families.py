@@ -35,7 +35,7 @@ two, in float32 on a CPU. So this tells whether the nodes do for a family what t
 - **gradient**: its error against central differences, along the gradient / along a random direction.
 - **rise**: what three iterations of Adam add to the brightness of the worse picture.
 - **candidates**: how far a search that samples its candidates together is from one that samples one at a time.
-- **replay**: how far the stock SamplerCustomAdvanced, given the found noise by Replay Noise, is from the latent.
+- **replay**: how far the stock SamplerCustomAdvanced, given the found noise by DNO Replay Noise, is from the latent.
 
 A number in bold is wrong: {limits}; and a rise that is none. A dash was not measured, for the
 reason that the remark gives.

@@ -2,8 +2,8 @@
 
 Searches the noise of the embedded model inside ComfyUI (`COMFYUI_PATH`, else the fetched one) by the DNO Sampler's own
 steps, at eta 0 and at eta 1, for brightness; then samples the start's x_T and the found one with each of ComfyUI's
-samplers, as Replay Noise's first output does it in SamplerCustomAdvanced. Kept is what the found noise gains there, in
-parts of what it gained in the search. Prints the median over prompts and seeds, and the range, for docs/samplers.md,
+samplers, as DNO Replay Noise's first output does it in SamplerCustomAdvanced. Kept is what the found noise gains there,
+in parts of what it gained in the search. Prints the median over prompts and seeds, and the range, for docs/samplers.md,
 and writes all to results/. Some minutes on one core.
 """
 

@@ -27,7 +27,7 @@ What was measured of what users do around KSampler: `python tests/benchmarks/sam
 was made by ComfyUI's own nodes on a tiny model with random weights, sampled in 3 steps, most as a batch of two, on a
 CPU. So this tells whether the DNO Sampler does with a use what it says, not how much a search gains.
 
-- **0 iterations**: the latent is that of KSampler's `euler` at eta 0, and Replay Noise gives it again at eta 1.
+- **0 iterations**: the latent is that of KSampler's `euler` at eta 0, and DNO Replay Noise gives it again at eta 1.
 - **gradient**: agrees with differences of the reward; three iterations of Adam raise it; the found noise replays.
 - **candidates**: a search with three candidates in one call finds what it finds with one a call, and the found noise
   replays.

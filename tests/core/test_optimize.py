@@ -301,6 +301,21 @@ def test_rewards_without_gradient_are_refused():
         run(reward=Bytes())
 
 
+@pytest.mark.parametrize(
+    "solver", [core.GradientAscent(), core.TrustAscent(), core.Tilt(), core.LGD()], ids=lambda solver: solver.name
+)
+def test_a_reward_that_says_it_has_no_gradient_is_refused_before_anything_is_sampled(solver):
+    asked = []
+    noise_map = sample_map()
+    noise_map.on_step = lambda *place: asked.append(place)
+    combined = rewards.Combine([mean_pixel, rewards.JPEG()])
+    with pytest.raises(ValueError, match="jpeg compressibility .* Take the differentiable proxy .*, or use a solver"):
+        core.optimize(noise_map, combined, start(noise_map), solver, iterations=1)
+    assert asked == []
+    assert core.optimize(noise_map, combined, start(noise_map), solver, iterations=0).history.rows and asked
+
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"lr": 0}, "expected a number > 0"), ({"clip": 0.0}, "or None for no clipping"),
     ({"momentum": 1.0}, r"in \[0, 1\)"), ({"optimizer": "lbfgs"}, "expected 'adam' or 'sgd'"),

@@ -42,6 +42,8 @@ def test_ids_categories_and_titles_follow_the_packs_rules(comfy):
     for name, info in ours(comfy).items():
         assert info["category"].split("/")[:2] == ["sampling", "dno"] and info["description"]
         assert all(word[0].isupper() or word[0] == "(" for word in info["display_name"].split()), name
+        # Beside ComfyUI's own nodes for noises and pictures a plain "Save Noise" would not say whose it is.
+        assert info["display_name"].startswith("DNO ") or "Reward" in info["display_name"], name
 
 
 def test_every_input_and_output_has_a_tooltip(comfy):

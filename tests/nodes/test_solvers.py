@@ -224,8 +224,10 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
     graph = Workflow()
     graph.reward = graph.node("DNOJPEGReward", incompressible=False, proxy=False)[0]
     graph.keep("latent", graph.dno(iterations=1, solver=kind and solver(graph, kind))[0])
-    message = comfy.fail(graph)
-    assert "jpeg compressibility is not differentiable" in message
+    run = comfy.run(graph, may_fail=True)
+    assert run.of_type("progress") == [], "refused before anything is sampled"
+    message = run.error["exception_message"]
+    assert "jpeg compressibility is not differentiable" in message and "`proxy` of the JPEG Reward node" in message
     names = [node["display_name"] for name, node in comfy.get("/object_info").items() if name.startswith("DNOSolver")]
     with_gradient = ("Gradient", "LGD", "Tilt", "Trust")
     others = [name.removeprefix("DNO Solver (")[:-1] for name in names if not any(w in name for w in with_gradient)]
@@ -264,3 +266,26 @@ def test_a_reward_that_is_not_finite_is_named(comfy, kind):
     graph.keep("latent", graph.dno(iterations=1, solver=solver(graph, kind))[0])
     message = comfy.fail(graph)
     assert "broken is" in message and "expected finite numbers" in message
+
+
+@pytest.mark.parametrize("kind", ["tilt", "tilt decoder"])
+def test_a_vae_that_guides_the_tilt_decodes_for_its_gradients_alone(comfy, kind):
+    graph = Workflow()
+    another = graph.node("DNOTestModel", family="eps", seed=50, dtype="float32", vae_channels=4)[3]
+    for key, guide in (("none", {}), ("itself", {"guide_vae": graph.vae}), ("another", {"guide_vae": another})):
+        ours = graph.dno(iterations=1, solver=solver(graph, kind, **guide))
+        graph.keep(key, ours[0])
+        graph.keep(f"{key} image", ours[1])
+        graph.keep(f"{key} decoded", graph.node("VAEDecode", samples=ours[0], vae=graph.vae)[0])
+    kept = comfy.run(graph).kept
+    latents = {key: kept[key]["samples"] for key in ("none", "itself", "another")}
+    assert torch.equal(latents["none"], latents["itself"])
+    assert not torch.equal(latents["none"], latents["another"])
+    torch.testing.assert_close(kept["another image"], kept["another decoded"], rtol=0, atol=1e-6)
+
+
+def test_a_guiding_vae_of_other_latents_is_refused_before_anything_is_sampled(comfy):
+    graph = Workflow()
+    another = graph.node("DNOTestModel", family="eps", seed=50, dtype="float32", vae_channels=16)[3]
+    graph.keep("latent", graph.dno(iterations=1, solver=solver(graph, "tilt", guide_vae=another))[0])
+    assert "guide_vae decodes latents of 16 channels but the sampler's VAE 4" in comfy.fail(graph)

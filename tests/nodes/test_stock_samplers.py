@@ -80,7 +80,7 @@ def test_a_noise_of_another_packs_euler_is_not_replayed_by_comfyuis(comfy):
     latent = graph.latent()
     ours = graph.advanced(graph.around(latent, graph.sigmas(steps=4)), sampler=odd(graph, "euler"))
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
-    assert "connect the same one to Replay Noise's sampler" in comfy.fail(graph)
+    assert "connect the same one to DNO Replay Noise's sampler" in comfy.fail(graph)
 
 
 @pytest.mark.parametrize("kind, words", [

@@ -44,7 +44,7 @@ class Scoring(Workflow):
         return self.node("DNOSaturationReward", negative=False)[0]
 
     def scored(self, images, reward):
-        """Run; return the scores and the text of Score Images, and the ranking's pixels."""
+        """Run; return the scores and the text of DNO Score Images, and the ranking's pixels."""
         node = self.node("DNOScoreImages", images=images, reward=reward)
         shown = self.node("PreviewAny", source=node[1])
         self.keep("ranking", node[2])

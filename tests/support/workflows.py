@@ -99,7 +99,7 @@ class NoiseWorkflow(Workflow):
         )  # fmt: skip
 
     def saved(self, comfy, noise, name):
-        """Save a noise, run, and return its name for Load Noise."""
+        """Save a noise, run, and return its name for DNO Load Noise."""
         self.node("DNOSaveNoise", noise=noise, filename_prefix=f"dno/{name}")
         comfy.run(self)
         return f"dno/{name}_00001_.safetensors [output]"

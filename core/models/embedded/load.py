@@ -49,5 +49,6 @@ def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu",
     schedule = Schedule.ddim(alphas_cumprod, steps)
     model = fingerprint(unet)
     return SampleMap(
-        denoise, schedule, shape, eta, decode=decode, prompts=prompts, model=model, device=device, **settings
-    )
+        denoise, schedule, shape, eta, decode=decode, prompts=prompts, model=model, device=device,
+        unguided=denoise.unguided, **settings,
+    )  # fmt: skip

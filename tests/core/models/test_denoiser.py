@@ -59,6 +59,8 @@ def test_guidance_is_the_sum_of_the_unconditional_and_cfg_times_the_difference()
     assert found[:, 0, 0, 0].tolist() == [-17.0, -34.0, -17.0, -34.0] and rows == [8]
     assert core.Guided(denoise, *conditions, cfg=1)(x, sigma)[:, 0, 0, 0].tolist() == [1.0, 2.0, 1.0, 2.0]
     assert rows == [8, 4]
+    cond, uncond = core.Guided(denoise, *conditions, cfg=1).unguided(x, sigma)
+    assert cond[:, 0, 0, 0].tolist() == [1.0, 2.0, 1.0, 2.0] and uncond[:, 0, 0, 0].tolist() == [10.0, 20.0] * 2
 
 
 def test_unknown_predictions_are_refused():

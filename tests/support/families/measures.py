@@ -137,7 +137,7 @@ def batched(twin):
 
 
 def replayed(twin):
-    """Return how far the stock SamplerCustomAdvanced, given the noise by Replay Noise, is from the search's latent."""
+    """Return how far SamplerCustomAdvanced, given the noise by DNO Replay Noise, is from the search's latent."""
     latent, noise, _ = twin.search(iterations=1, solver=core.Search(1))
     first, sampler, sigmas = noise_nodes.DNOReplayNoise.execute(noise).args
     node = SamplerCustomAdvanced()
