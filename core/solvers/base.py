@@ -59,6 +59,10 @@ class Solver:
         """Return how often the first `iterations` steps of a search call it together."""
         return iterations * self.stages(sample_map)
 
+    def graphs(self, calls, iterations):
+        """Return how many network calls' graphs a search with kept graphs holds together, `calls` being a run's."""
+        return calls
+
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
         raise NotImplementedError

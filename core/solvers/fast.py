@@ -93,6 +93,9 @@ class Fast(Solver):
         on_all_steps = (iterations - 1) * self.stages(sample_map)
         return climb + lifted + on_all_steps + (sample_map.stages if iterations > 1 else 0)
 
+    def graphs(self, calls, iterations):
+        return min(2 * self.coarse_steps, calls) if iterations == 1 else calls
+
     def step(self, problem, noise):
         """Climb and lift, of a search's first noise; of every other one, climb on all steps."""
         if problem.iteration > 0:
@@ -148,8 +151,7 @@ class Fast(Solver):
             problem.warn(f"the noise lifted from {steps} steps is not as true noise is: the climb is made on more")
         if strayed.any():
             problem.warn(
-                f"the noise lifted from {steps} steps is not as true noise is, though it gives the picture that was"
-                f" found; set coarse_steps to {2 * steps} or more"
+                f"the noise lifted from {steps} steps is not as true noise is; set coarse_steps to {2 * steps} or more"
             )
 
     def _grids(self, sample_map):
@@ -173,7 +175,8 @@ class Fast(Solver):
                 else:
                     evaluation = climb.evaluate(z)
                 if problem.preview is not None:
-                    problem.preview(f"coarse trial {trial} of {updates}", evaluation, climb.best)
+                    steps = f"{coarse.schedule.steps} of {problem.sample_map.schedule.steps} steps"
+                    problem.preview(f"trial {trial} of {updates}, on {steps}", evaluation, climb.best)
                 left_to_do = time.perf_counter() - began + 2 * once  # one more trial, the lift and the check
                 ended = climb.limits.reached(climb.best, evaluation)
                 ended = ended or (trial < updates and climb.limits.outlasted(problem.started, left_to_do))

@@ -133,7 +133,7 @@ def test_who_stops_it_in_the_climb_gets_the_picture_that_was_shown():
 
     noise_map = fine_map(on_step=lambda *stage: calls.append(stage))
     found = run(noise_map, preview=preview, stop=lambda: len(shown) == 3)
-    assert [stage for stage, _ in shown] == ["coarse trial 0 of 5", "coarse trial 1 of 5", "coarse trial 2 of 5"]
+    assert [stage for stage, _ in shown] == [f"trial {trial} of 5, on 4 of 9 steps" for trial in range(3)]
     torch.testing.assert_close(found.history.best_row["score"], shown[-1][1].tolist())
     assert (torch.tensor(found.history.best_row["score"]) > scores(found, 0)).all()
     assert "the climb on 4 steps ended after 3 of 5 trials: stopped by hand" in found.history.warnings
