@@ -4,6 +4,7 @@
     TrustAscent      the gradient again, by steps whose length is found by trial
     ZeNO             path-integral control from candidates' rewards; nothing is differentiated
     Search           keep the best of N candidates around a pivot: best-of-N, zero-order search, pCN hill-climb
+    TRS              trust-region search: parallel regions around the best noises, which grow and shrink
     LGD              loss-guided diffusion, which steers one sampling run
     Tilt             one sampling run whose injected noises lean towards the reward and stay white
 
@@ -16,7 +17,8 @@ from .base import Solver
 from .lgd import LGD
 from .search import Search
 from .tilt import Tilt
+from .trs import TRS
 from .trust import TrustAscent
 from .zeno import ZeNO
 
-__all__ = ["LGD", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]
+__all__ = ["LGD", "TRS", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]
