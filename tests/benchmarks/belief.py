@@ -86,12 +86,12 @@ def main():
         groups = [pairs[first : first + TOGETHER] for first in range(0, len(pairs), TOGETHER)]
         for group in groups:
             runs.once(f"ordinary | {named(group)}", ordinary, group, plan, options.steps)
-        for place, reward in enumerate(REWARDS):
-            for number, group in enumerate(groups):
+        turns = itertools.product(range(count), enumerate(groups), enumerate(REWARDS))
+        for turn, (number, group), (place, reward) in turns:
+            if (number + place) % len(REWARDS) == turn:
                 solver = list(SOLVERS)[(number + place) % len(SOLVERS)]
-                if (number + place) % len(REWARDS) < count:
-                    name = f"{reward} | {solver} | {named(group)}"
-                    runs.once(name, search, group, reward, solver, plan, options.steps)
+                name = f"{reward} | {solver} | {named(group)}"
+                runs.once(name, search, group, reward, solver, plan, options.steps)
     found = {name: rows_of(runs.done, pairs) for name, pairs in zip(PLANS, (TUNING, HELD_OUT), strict=True)}
     plot(found["held out"], options.out.with_suffix(".png"))
     runs.finish("belief.py", {name: summary(rows, PLANS[name]) for name, rows in found.items()})
