@@ -55,9 +55,13 @@ class Solver:
         """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         return 2 * sample_map.stages
 
-    def stages_before(self, sample_map):
-        """Return how many more calls the first `step` makes than the others."""
-        return 0
+    def stages_of_steps(self, sample_map, iterations):
+        """Return how often the first `iterations` steps of a search call it together."""
+        return iterations * self.stages(sample_map)
+
+    def graphs(self, calls, iterations):
+        """Return how many network calls' graphs a search with kept graphs holds together, `calls` being a run's."""
+        return calls
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
@@ -66,6 +70,10 @@ class Solver:
     def evaluate(self, problem, noise):
         """Evaluate the last noise of a run; a solver that knows what it samples to need not sample it again."""
         return problem.evaluate(noise)
+
+    def knows(self, noise):
+        """Return whether `noise` is one that this has found and not yet shown, whose `evaluate` samples nothing."""
+        return False
 
 
 def refuse_another_sampler(solver, sample_map):
@@ -92,6 +100,23 @@ def neighbour(problem, noise, flat, index, beta, seed):
     return problem.sample_map.moved(noise, xi.mul_(math.sqrt(beta)).add_(flat, alpha=math.sqrt(1 - beta)))
 
 
+def within_length(sample_map, noise, moved):
+    """Return `moved` (B, n), shortened to the length that true noise may have.
+
+    Steps in one direction add up and lengthen z. Up to sqrt(n) + 2 nothing speaks against its length: ln p2 of the
+    paper's Eq. (10) is 0 there for k = 2.
+
+    Args:
+        sample_map: the SampleMap.
+        noise: the Noise before the step.
+        moved: (B, n), its `flat()` after it.
+    """
+    free = sample_map.active_entries(noise)
+    norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
+    most = free.sum(dim=1, keepdim=True, dtype=moved.dtype).sqrt() + 2
+    return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
+
+
 @dataclass(frozen=True)
 class Leader:
     """Each picture's best noise of one step, sampled and scored: the noise of the next.
@@ -107,14 +132,20 @@ class Leader:
     scores: torch.Tensor
     watched: dict | None
 
+    def is_of(self, noise):
+        """Whether it tells what `noise` samples to."""
+        return torch.equal(self.flat, noise.flat())
+
     def or_better(self, candidates, scores):
         """Return the Leader with those candidates in it that score (c, B) higher."""
         highest, index = scores.max(dim=0)
         better = highest > self.scores
         if not better.any():
             return self
-        stacks = (candidates.flat, self.flat), (candidates.latent, self.latent), (candidates.images, self.images)
+        flat = where(better, candidates.flat(index), self.flat)
+        stacks = (candidates.latent, self.latent), (candidates.images, self.images)
         return Leader(
+            flat,
             *(where(better, taken(stack, index), old) for stack, old in stacks),
             torch.where(better, highest, self.scores),
             None,
@@ -123,6 +154,6 @@ class Leader:
 
 def evaluated(problem, noise, leader):
     """Return the Evaluation of `noise`; what `leader`, a Leader or None, knows is neither sampled nor scored again."""
-    if leader is None or not torch.equal(leader.flat, noise.flat()):
+    if leader is None or not leader.is_of(noise):
         return problem.evaluate(noise)
     return problem.evaluation(noise, leader.latent, leader.images, leader.scores, watched=leader.watched)
