@@ -86,12 +86,12 @@ def main():
         groups = [pairs[first : first + TOGETHER] for first in range(0, len(pairs), TOGETHER)]
         for group in groups:
             runs.once(f"ordinary | {named(group)}", ordinary, group, plan, options.steps)
-        for place, reward in enumerate(REWARDS):
-            for number, group in enumerate(groups):
+        turns = itertools.product(range(count), enumerate(groups), enumerate(REWARDS))
+        for turn, (number, group), (place, reward) in turns:
+            if (number + place) % len(REWARDS) == turn:
                 solver = list(SOLVERS)[(number + place) % len(SOLVERS)]
-                if (number + place) % len(REWARDS) < count:
-                    name = f"{reward} | {solver} | {named(group)}"
-                    runs.once(name, search, group, reward, solver, plan, options.steps)
+                name = f"{reward} | {solver} | {named(group)}"
+                runs.once(name, search, group, reward, solver, plan, options.steps)
     found = {name: rows_of(runs.done, pairs) for name, pairs in zip(PLANS, (TUNING, HELD_OUT), strict=True)}
     plot(found["held out"], options.out.with_suffix(".png"))
     runs.finish("belief.py", {name: summary(rows, PLANS[name]) for name, rows in found.items()})
@@ -190,6 +190,13 @@ def small_loss(row, levels=(-2, -1), samples=4):
     return np.exp(np.mean(usual) - own.mean())
 
 
+def difference(row, levels=(-2, -1), noises=4, samples=4):
+    """Return the losses' difference in place of their ratio, in standard deviations of the ordinary samples'."""
+    own, *usual = (np.array(each["gap"])[list(levels), :noises].mean(axis=1) for each in (row, *row["ordinary"]))
+    usual = np.stack(usual[:samples])
+    return ((own - usual.mean(axis=0)) / usual.std(axis=0, ddof=1)).mean()
+
+
 def area(values, lost):
     """Return the area under the curve of "lost" by low values; None where all are lost, or none."""
     below, above = values[lost], values[~lost]
@@ -212,7 +219,10 @@ def summary(rows, plan):
     within = [[area(values[kind], lost[kind]) for kind in kinds] for values in (ours, log_p)]
     return {
         "noises": len(rows), "lost": int(lost.sum()), "kept": int(kept.sum()),
-        "area": {"belief": area(ours, lost), "the loss alone": of(small_loss), "ln P": area(log_p, lost)},
+        "area": {
+            "belief": area(ours, lost), "the loss alone": of(small_loss),
+            "the difference of the losses": of(difference), "ln P": area(log_p, lost),
+        },
         "area, lost against kept": {
             name: area(values[lost | kept], lost[lost | kept]) for name, values in (("belief", ours), ("ln P", log_p))
         },
