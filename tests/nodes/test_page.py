@@ -135,6 +135,9 @@ def test_stop_and_keep_ends_a_search_within_one_network_call_with_its_best(comfy
     assert comfy.post("/dno/stop", {"node": ours.id}) == {"stopped": False}
 
 
+HALTED = "app.extensionManager.command.execute('Comfy.Interrupt')"
+
+
 def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy):
     graph = Workflow(obstacle="slow")
     ours = graph.dno(iterations=200, steps=4)
@@ -153,3 +156,11 @@ def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(c
         page.wait_for_function("document.body.innerText.includes('stopped by hand')")
         page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
         page.screenshot(path=comfy.folder / "stopped.png")
+        page.evaluate(f"{node}.widgets.find(w => w.name == 'seed').value = 7")
+        page.evaluate("app.queuePrompt(0)")
+        page.wait_for_function("document.body.innerText.includes('iteration 1 of 200')")
+        page.evaluate(HALTED)
+        page.wait_for_function("!app.ui.lastQueueSize")
+    *_, last = comfy.get("/history").values()
+    kinds = [kind for kind, _ in last["status"]["messages"]]
+    assert "execution_interrupted" in kinds and "execution_success" not in kinds
