@@ -116,19 +116,27 @@ class Best:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Some candidates for each of B pictures, sampled in one call.
+    """Some candidates for each of B pictures, sampled in one call. Their noises are not kept, but proposed once more.
 
     Attributes:
         first: number of the first of them.
-        flat: (c, B, n).
+        propose: number -> (B, n), the flat noise of a candidate, the same each time.
         latent: (c, B, C, H, W).
         images: (c, B, 3, H, W).
     """
 
     first: int
-    flat: torch.Tensor
+    propose: Callable
     latent: torch.Tensor
     images: torch.Tensor
+
+    def flat(self, index):
+        """Return (B, n): of each picture b the noise of candidate index[b], counted from the first of these."""
+        found = None
+        for each in index.unique().tolist():
+            proposed = self.propose(self.first + each)
+            found = proposed if found is None else where(index == each, proposed, found)
+        return found
 
 
 @dataclass
@@ -171,6 +179,14 @@ class Problem:
     warnings: list = field(default_factory=list)
     latest: Evaluation | None = None
     finishing: bool = False
+
+    @property
+    def share_of_iterations(self):
+        """How much of the way from the first to the last update is behind this one, 0 .. 1, for schedules.
+
+        A search that goes on after its iterations were done stays at 1.
+        """
+        return min(self.iteration / max(self.iterations - 1, 1), 1.0)
 
     def evaluate(self, noise):
         """Sample and score `noise`, forward only: its Evaluation."""
@@ -253,7 +269,8 @@ class Problem:
         Args:
             noise: a Noise of the shape.
             count: number of candidates for each picture.
-            propose: index -> (B, n), the flat noise of a candidate; asked again for those that memory ran out on.
+            propose: index -> (B, n), the flat noise of a candidate; asked again for those that memory ran out on and
+                for those that are better than what was known, so that no other's noise is kept.
 
         Yields:
             Candidates, in order.
@@ -271,14 +288,13 @@ class Problem:
                 log.warning("out of memory: from now on %d candidates in one call", size)
                 continue
             yield found
-            first += len(found.flat)
+            first += len(found.images)
 
     def _sampled(self, noise, indices, propose):
-        flat = torch.stack([propose(index) for index in indices])
-        latent = self.sample_map.latent(noise.with_flat(flat.flatten(0, 1)))
+        latent = self.sample_map.latent(noise.with_flat(_stacked(propose, indices)))  # the noises end with this line
         images = self.sample_map.images(latent)
-        shape = flat.shape[:2]
-        return Candidates(indices.start, flat, latent.unflatten(0, shape), images.unflatten(0, shape))
+        shape = len(indices), noise.batch
+        return Candidates(indices.start, propose, latent.unflatten(0, shape), images.unflatten(0, shape))
 
     def score(self, images):
         """Score the pictures of candidates, (c, B, 3, H, W), as many in one call as are sampled in one: (c, B)."""
@@ -308,7 +324,7 @@ class Problem:
             highest, index = left.max(dim=0)
             if not (highest > torch.where(self.best.passed, self.best.scores, -torch.inf)).any():
                 return scores
-            chosen = noise.with_flat(candidates.flat[index, rows])
+            chosen = noise.with_flat(candidates.flat(index))
             log_p = torch.minimum(*self.log_probabilities(chosen))
             latent, images = (taken(stack, index) for stack in (candidates.latent, candidates.images))
             watched = self.under_floors(latent, images)
@@ -474,6 +490,16 @@ class Problem:
 def where(mask, new, old, dim=0):
     """Return `new` where the (B,) mask is true along dimension `dim`, `old` elsewhere."""
     return torch.where(mask.to(old.device).view(-1, *[1] * (old.ndim - 1 - dim)), new, old)
+
+
+def _stacked(propose, indices):
+    """Return the candidates of those numbers as rows (c * B, n), written one by one, so that none is held twice."""
+    first = propose(indices.start)
+    rows = first.new_empty(len(indices), *first.shape)
+    rows[0] = first
+    for place in range(1, len(indices)):
+        rows[place] = propose(indices[place])
+    return rows.flatten(0, 1)
 
 
 def taken(stack, index):

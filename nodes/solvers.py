@@ -266,8 +266,8 @@ class DNOSolverTrust(io.ComfyNode):
             **sockets.aliases("trust region", "gradient ascent", "automatic step"),
             description=(
                 "Climbs the reward by steps that grow while they succeed and shrink where they fail: no learning rate"
-                " to choose, whatever the reward's units. Keeps the noise probable by itself: the regularizer is not"
-                " used. Climbs fast, so watch what the reward does not see."
+                " to choose, whatever the reward's units. Keeps the noise probable by itself: the regularizer only says"
+                " which way back is. Climbs fast, so set a floor on what the reward does not see."
             ),
             inputs=[
                 io.Float.Input(
@@ -286,15 +286,21 @@ class DNOSolverTrust(io.ComfyNode):
                     " exact does not use it.",
                 ),
                 seed_input("perturbations"),
+                io.Float.Input(
+                    "tilt", default=0.0, min=0.0, max=0.99, step=0.05, round=0.001, optional=True,
+                    tooltip="Begin with one tilted run of this strength, see DNO Solver (Tilt): it gains as much as"
+                    " several steps, most where there are many sampling steps. 0.3 is usual, 0 begins with a step."
+                    " Needs an eta above 0.",
+                ),
             ],
             outputs=[solver_output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, whitening, gradient, q, seed) -> io.NodeOutput:
+    def execute(cls, whitening, gradient, q, seed, tilt=0.0) -> io.NodeOutput:
         settings = {"seed": seed} | ({"q": q} if q else {})
         estimator = known(gradient, BY_IMAGES)(**({} if gradient == "exact" else settings))
-        return io.NodeOutput(core.TrustAscent(whitening, estimator))
+        return io.NodeOutput(core.TrustAscent(whitening, estimator, tilt=tilt))
 
 
 class DNOSolverFast(io.ComfyNode):

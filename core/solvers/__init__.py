@@ -4,6 +4,7 @@
     TrustAscent      the gradient again, by steps whose length is found by trial
     ZeNO             path-integral control from candidates' rewards; nothing is differentiated
     Search           keep the best of N candidates around a pivot: best-of-N, zero-order search, pCN hill-climb
+    TRS              trust-region search: parallel regions around the best noises, which grow and shrink
     LGD              loss-guided diffusion, which steers one sampling run
     Tilt             one sampling run whose injected noises lean towards the reward and stay white
     Fast             TrustAscent on a few of the steps, and one run of all steps that makes the same picture
@@ -18,7 +19,8 @@ from .fast import Fast
 from .lgd import LGD
 from .search import Search
 from .tilt import Tilt
+from .trs import TRS
 from .trust import TrustAscent
 from .zeno import ZeNO
 
-__all__ = ["LGD", "Fast", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]
+__all__ = ["LGD", "TRS", "Fast", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]

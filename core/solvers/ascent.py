@@ -9,7 +9,10 @@ from ..checks import check_positive
 from ..estimators import Exact
 from ..noise import Noise
 from ..precision import wide
-from .base import Solver
+from .base import Solver, within_length
+
+OU_FALL = 1 / 3
+"""What the last iteration's step of "ou" is of the first's."""
 
 
 @dataclass
@@ -27,7 +30,8 @@ class GradientAscent(Solver):
     Attributes:
         estimator: where the gradient comes from, see `estimators`; default exact.
         lr: step size; in units of the noise's standard deviation for Adam. 0.01 is the paper's, 0.03 suits short runs.
-        optimizer: "adam", or "sgd" with Nesterov momentum.
+            Of "ou" the first step's, at most 1; 0.3 suits estimates.
+        optimizer: "adam", "sgd" with Nesterov momentum, or "ou": steps of a given length, see `ou`.
         momentum: of "sgd".
         clip: largest Euclidean norm of each picture's gradient before the update, or None.
     """
@@ -41,9 +45,11 @@ class GradientAscent(Solver):
     _optimizer: torch.optim.Optimizer | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if self.optimizer not in ("adam", "sgd"):
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; expected 'adam' or 'sgd'")
+        if self.optimizer not in ("adam", "sgd", "ou"):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; expected 'adam', 'sgd' or 'ou'")
         check_positive(lr=self.lr)
+        if self.optimizer == "ou" and self.lr > 1:
+            raise ValueError(f"lr is {self.lr}; expected at most 1 with optimizer 'ou', whose step is lr of the noise")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip is {self.clip}; expected a finite number > 0, or None for no clipping")
         if not 0 <= self.momentum < 1:
@@ -53,6 +59,25 @@ class GradientAscent(Solver):
     def reno(cls):
         """Return ReNO's solver (Eyring et al. 2024); `reno` of `optimize` adds the rest of its settings."""
         return cls(lr=5.0, optimizer="sgd", momentum=0.9, clip=0.1)
+
+    @classmethod
+    def ou(cls, estimator, lr=0.3):
+        """Return the solver for rough estimates of a gradient: every step is as long as its iteration says.
+
+        z' = sqrt(1 - b^2) z + b sqrt(n) g / |g|, b = lr (1 / 3)^(k / (K - 1)) in iteration k of K: a step of an
+        Ornstein-Uhlenbeck process whose new noise is the gradient, so that z keeps the length of true noise. Adam sets
+        each number's step by the sizes of its last gradients; an estimate from a few random directions has the
+        direction of chance there, and only its own length to tell. [ours]
+
+        Example:
+            >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+            >>> noise = sample_map.randn(seed=0)
+            >>> solver = GradientAscent.ou(core.Hybrid2())
+            >>> result = core.optimize(sample_map, rewards.Brightness(), noise, solver, iterations=5)
+            >>> rewards.Brightness()(result.images) > rewards.Brightness()(sample_map.sample(noise))
+            tensor([True])
+        """
+        return cls(lr=lr, optimizer="ou", estimator=estimator)
 
     @property
     def name(self):
@@ -92,6 +117,21 @@ class GradientAscent(Solver):
         """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
         evaluation, gradient = problem.gradient(noise, self.estimator)
         gradient = self._clipped(gradient)
+        moved = self._turned(problem, noise, gradient) if self.optimizer == "ou" else self._updated(noise, gradient)
+        # Moments from before `part` was changed would move what is not optimised now.
+        return noise.with_flat(problem.sample_map.moved(noise, moved)), evaluation
+
+    def _turned(self, problem, noise, gradient):
+        """Return (B, n), the noise after a step of "ou"; a picture without any gradient stays."""
+        sample_map, z, g = problem.sample_map, noise.flat(), gradient.flat()
+        step = self.lr * OU_FALL**problem.share_of_iterations
+        length = sample_map.active_entries(noise).sum(dim=1, keepdim=True, dtype=z.dtype).sqrt()
+        norm = g.norm(dim=1, keepdim=True)
+        moved = math.sqrt(1 - step**2) * z + step * length / norm.clamp(min=1e-30) * g
+        return torch.where(norm > 0, within_length(sample_map, noise, moved), z)
+
+    def _updated(self, noise, gradient):
+        """Return (B, n), the noise after a step of PyTorch's optimiser."""
         if self._optimizer is None:
             self._optimizer = self._new_optimizer(noise)
         (initial, injected) = self._optimizer.param_groups[0]["params"]
@@ -100,9 +140,7 @@ class GradientAscent(Solver):
             injected.copy_(noise.injected)
         initial.grad, injected.grad = gradient.initial.to(initial), gradient.injected.to(injected)
         self._optimizer.step()
-        moved = replace(noise, initial=initial.detach(), injected=injected.detach()).flat()
-        # Moments from before `part` was changed would move what is not optimised now.
-        return noise.with_flat(problem.sample_map.moved(noise, moved)), evaluation
+        return replace(noise, initial=initial.detach(), injected=injected.detach()).flat()
 
     def _new_optimizer(self, noise):
         params = [wide(tensor.detach()).clone() for tensor in (noise.initial, noise.injected)]

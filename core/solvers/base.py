@@ -100,6 +100,23 @@ def neighbour(problem, noise, flat, index, beta, seed):
     return problem.sample_map.moved(noise, xi.mul_(math.sqrt(beta)).add_(flat, alpha=math.sqrt(1 - beta)))
 
 
+def within_length(sample_map, noise, moved):
+    """Return `moved` (B, n), shortened to the length that true noise may have.
+
+    Steps in one direction add up and lengthen z. Up to sqrt(n) + 2 nothing speaks against its length: ln p2 of the
+    paper's Eq. (10) is 0 there for k = 2.
+
+    Args:
+        sample_map: the SampleMap.
+        noise: the Noise before the step.
+        moved: (B, n), its `flat()` after it.
+    """
+    free = sample_map.active_entries(noise)
+    norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
+    most = free.sum(dim=1, keepdim=True, dtype=moved.dtype).sqrt() + 2
+    return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
+
+
 @dataclass(frozen=True)
 class Leader:
     """Each picture's best noise of one step, sampled and scored: the noise of the next.
@@ -125,8 +142,10 @@ class Leader:
         better = highest > self.scores
         if not better.any():
             return self
-        stacks = (candidates.flat, self.flat), (candidates.latent, self.latent), (candidates.images, self.images)
+        flat = where(better, candidates.flat(index), self.flat)
+        stacks = (candidates.latent, self.latent), (candidates.images, self.images)
         return Leader(
+            flat,
             *(where(better, taken(stack, index), old) for stack, old in stacks),
             torch.where(better, highest, self.scores),
             None,

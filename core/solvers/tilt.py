@@ -141,8 +141,9 @@ class Tilt(Solver):
         return bool(self._steps(sample_map))
 
     def run(self, problem, noise):
-        """Return the noise of one tilted run of `noise`, which `problem` has not judged."""
-        return self._tilted(problem, noise, self.strength)[0]
+        """Return one tilted run of `noise` as a Leader, which `problem` has not judged."""
+        found, latent, images, scores = self._tilted(problem, noise, self.strength)
+        return Leader(found.flat(), latent, images, scores, None)
 
     def _check(self, sample_map):
         refuse_another_sampler(self, sample_map)

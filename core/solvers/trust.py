@@ -5,11 +5,11 @@ injected noise, turns on its own sphere |z_j| = const by one angle, so that no p
 
     accept     r(trial) > r(z)  and  (ln P(trial) >= ln 0.01 + 1  or  ln P(trial) > ln P(z))
                and the trial passes as many floors on watched rewards as z does
-               then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.25 angle)
-               else angle = 0.4 angle, and the rejected trial has cost no backward pass
+               then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.6 angle)
+               else angle = 0.5 angle, and the rejected trial has cost no backward pass
     u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
     push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)) and
-               lambda = clamp((ln P(z) + 1.5) / (ln 0.01 + 2.5), 0, 2)
+               lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
     v          unit(tangent(u + 0.5 v)), without the old v after a rejection
     trial_j    cos(angle) z_j + sin(angle) |z_j| v_j
 
@@ -31,23 +31,23 @@ from ..problem import where
 from ..regularizer import P_SUSPICIOUS, ProbabilityRegularizer
 from ..sampler_map import SamplerMap
 from ..spectrum import heard
-from .base import Solver
+from .base import Leader, Solver, evaluated
 from .tilt import Tilt
 
-START, MOST, GROW, SHRINK = 0.15, 0.6, 1.25, 0.4
+START, MOST, GROW, SHRINK = 0.1, 0.6, 1.6, 0.5
 """Angles in radians: the first and the largest; and what an accepted and a rejected trial multiply them by."""
 MOMENTUM = 0.5
 NUMBERS = "scores", "log_p", "passed", "angle"
 """What a checkpoint remembers of each picture beside noises, a number each."""
-PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.5, 2.0
+PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.0, 2.0
 
 
 @dataclass
 class TrustAscent(Solver):
     """Climb by trial steps that grow while they succeed: no learning rate, no gamma, whatever the reward's units.
 
-    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. `optimize`'s regulariser is
-    not used: the solver keeps the noise probable by itself.
+    An iteration tries one noise: a sampling run, and a backward pass where it is accepted. The solver keeps the noise
+    probable by itself; of `optimize`'s regulariser it takes the direction of the push, and no weight.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -60,9 +60,11 @@ class TrustAscent(Solver):
         whitening: p in [0, 1]. 0 follows the gradient as it is and soon stalls, 1 hears every frequency alike, which
             suits precise rewards (a likeness); 0.5 is nearly as good there and safer on broad ones (brightness).
         estimator: Exact(), or Hybrid1(..) or Hybrid2(..) for rewards without a gradient.
-        push: whose gradient pushes a noise back that becomes improbable; its weight does not count.
+        push: whose gradient pushes a noise back that becomes improbable, where `optimize` has no regulariser; its
+            weight does not count.
         tilt: strength of a tilted run of the start that is the first trial, see `Tilt`: as much as several steps gain,
-            for the price of one and a half. Where nothing can be tilted (eta 0, x_T alone), or at 0, there is none.
+            for the price of one and a half. Where nothing can be tilted (eta 0, x_T alone, another sampler, Hybrid2),
+            or at 0, there is none.
     """
 
     whitening: float = 0.5
@@ -70,10 +72,15 @@ class TrustAscent(Solver):
     push: object = field(default_factory=ProbabilityRegularizer)
     tilt: float = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
+    _leader: Leader | None = field(default=None, init=False, repr=False, compare=False)
+
+    regularized = True
 
     def __post_init__(self):
         if not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening is {self.whitening}; expected a number in [0, 1]")
+        if not 0 <= self.tilt < 1:
+            raise ValueError(f"tilt is {self.tilt}; expected a strength in (0, 1), 0.3 suits most, or 0 for none")
         if not hasattr(self.estimator, "by_images"):
             raise ValueError(
                 f"the estimator is {type(self.estimator).__name__}, which has no gradient by the pictures; expected"
@@ -92,6 +99,10 @@ class TrustAscent(Solver):
     def stages(self, sample_map):
         return self.estimator.passes(sample_map) * sample_map.stages
 
+    def stages_of_steps(self, sample_map, iterations):
+        tilter = self._tilter(sample_map) if iterations else None
+        return iterations * self.stages(sample_map) + (tilter.stages(sample_map) if tilter else 0)
+
     def step(self, problem, noise):
         """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""
         if self._held is None and self._tilter(problem.sample_map) is not None:
@@ -107,9 +118,9 @@ class TrustAscent(Solver):
 
     def _tilter(self, sample_map):
         """Return the Tilt that makes the first trial, or None."""
-        if not self.tilt or isinstance(sample_map, SamplerMap):
+        if not self.tilt or isinstance(sample_map, SamplerMap) or not isinstance(self.estimator, (Exact, Hybrid1)):
             return None
-        tilter = Tilt(self.tilt, estimator=self.estimator if isinstance(self.estimator, Hybrid1) else Exact())
+        tilter = Tilt(self.tilt, estimator=self.estimator)
         return tilter if tilter.can_tilt(sample_map) else None
 
     def _first_by_a_tilt(self, problem, noise):
@@ -119,7 +130,12 @@ class TrustAscent(Solver):
         angle = torch.full_like(evaluation.scores, START)
         passed = _passed(problem, evaluation)
         self._held = Held(noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
-        return self._tilter(problem.sample_map).run(problem, noise), evaluation
+        self._leader = self._tilter(problem.sample_map).run(problem, noise)
+        return noise.with_flat(self._leader.flat), evaluation
+
+    def evaluate(self, problem, noise):
+        """Evaluate the last noise of a run; the tilted one is not sampled again."""
+        return evaluated(problem, noise, self._leader)
 
     def _accepts(self, evaluation, passed):
         """Return (B,) booleans: which pictures' trials become their noise.
@@ -164,7 +180,8 @@ class TrustAscent(Solver):
         log_p = _least(evaluation)
         weight = ((log_p - PUSHED_BELOW) / (PROBABLE_ENOUGH - PUSHED_BELOW)).clamp(0, MOST_PUSH)
         if (weight > 0).any():
-            extra = self.push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
+            push = problem.regularizer or self.push
+            extra = push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
             problem.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
             d = sphere.tangent(_parts(extra))
             length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from ..checks import check_positive, check_whole
-from .base import Solver, neighbour
+from .base import Solver, neighbour, within_length
+
+FIRST, FALL = 0.3, 1 / 15
+"""Of "geometric": beta of the first iteration, and what the last iteration's is of it."""
 
 
 @dataclass
@@ -26,6 +29,10 @@ class ZeNO(Solver):
     collapses. "sample" targets the density N(z; 0, I) exp(2 r / tau) for small beta: tau = 2 lambda gives
     exp(r / lambda). "resample" with beta = 1 is self-normalised importance resampling, and best-of-N for tau -> 0.
 
+    The schedule "geometric" [ours] climbs further where "optimise" has few evaluations to spend. Its steps begin long
+    and end short, beta_k = 0.3 (1 / 15)^(k / (K - 1)), and z itself, from which no direction is learnt, is sampled only
+    at the start and at the end. In between an iteration shows each picture's best so far.
+
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
         >>> noise = sample_map.randn(seed=0)
@@ -37,11 +44,13 @@ class ZeNO(Solver):
     Attributes:
         candidates: N, sampling runs an iteration, beside that of z itself.
         beta: step size in (0, 1]; None takes 2.5 / K, between 0.01 and 0.3, K the iterations of this very call: set it
-            for a search that shall be resumed.
+            for a search that shall be resumed. Of "geometric" the first step's, where None takes 0.3.
         mode: "optimise", "sample" or "resample".
         weights: "linear" or "softmax", of "optimise".
         tau: temperature of the softmax, in units of the reward.
         seed: of the candidates.
+        schedule: "constant", or "geometric" of "optimise"; the other modes do not use it. K are the iterations of this
+            very call: what resumes a search whose schedule has ended goes on with its last step size.
     """
 
     candidates: int = 16
@@ -50,6 +59,7 @@ class ZeNO(Solver):
     weights: str = "linear"
     tau: float = 0.1
     seed: int = 0
+    schedule: str = "constant"
     differentiates = False
 
     def __post_init__(self):
@@ -57,50 +67,61 @@ class ZeNO(Solver):
             raise ValueError(f"unknown mode {self.mode!r}; expected 'optimise', 'sample' or 'resample'")
         if self.weights not in ("linear", "softmax"):
             raise ValueError(f"unknown weights {self.weights!r}; expected 'linear' or 'softmax'")
+        if self.schedule not in ("constant", "geometric"):
+            raise ValueError(f"unknown schedule {self.schedule!r}; expected 'constant' or 'geometric'")
         check_whole(2, candidates=self.candidates)  # they are compared
         if self.beta is not None and not 0 < self.beta <= 1:
             raise ValueError(f"beta is {self.beta}; expected a number in (0, 1]")
         check_positive(tau=self.tau)
 
+    @property
+    def _falls(self):
+        return self.schedule == "geometric" and self.mode == "optimise"
+
     def stages(self, sample_map):
-        return sample_map.calls(self.candidates + 1) * sample_map.stages
+        return sample_map.calls(self.candidates + (not self._falls)) * sample_map.stages
+
+    def stages_before(self, sample_map):
+        """Return how many more `sample_map.on_step` calls the first step takes: those of z, if it alone samples it."""
+        return sample_map.calls(self.candidates + 1) * sample_map.stages - self.stages(sample_map)
 
     def step(self, problem, noise):
-        """Evaluate `noise` and N candidates around it; return (the next noise, the Evaluation of this one)."""
-        flat, beta = noise.flat(), self._beta(problem)
+        """Evaluate N candidates around `noise`, and it too but where the schedule falls.
 
-        def propose(index):
+        Returns:
+            the next noise, and the Evaluation of this one; where it was not evaluated, that of each picture's best.
+        """
+        flat, beta = noise.flat(), self._beta(problem)
+        first = 1 if self._falls and problem.latest is not None else 0
+
+        def propose(place):
             # The centre goes along in the candidates' call: its own number is 0.
+            index = first + place
             return flat if index == 0 else neighbour(problem, noise, flat, index, beta, self.seed)
 
         scores, evaluation = [], None
-        for tried in problem.candidates(noise, self.candidates + 1, propose):
+        for tried in problem.candidates(noise, self.candidates + 1 - first, propose):
             found = problem.score(tried.images)
-            if tried.first == 0:  # evaluated before it is judged, so it is no candidate of its own
+            if first + tried.first == 0:  # evaluated before it is judged, so it is no candidate of its own
                 centre = (part[0].clone() for part in (tried.latent, tried.images, found.to(flat.device)))
                 evaluation = problem.evaluation(noise, *centre)
             scores.append(problem.judge(noise, tried, found))
-        scores = torch.cat(scores)[1:]
+        scores = torch.cat(scores)[1 - first :]
         towards = self._resampled if self.mode == "resample" else self._mean
         moved = towards(problem, scores, flat).mul_(math.sqrt(beta)).add_(flat, alpha=math.sqrt(1 - beta))
         moved = problem.sample_map.moved(noise, moved)
         if self.mode == "optimise":
-            moved = self._within_length(problem.sample_map, noise, moved)
-        return noise.with_flat(moved), evaluation
+            moved = within_length(problem.sample_map, noise, moved)
+        return noise.with_flat(moved), evaluation or self._best(problem)
 
     def _beta(self, problem):
+        if self._falls:
+            return (FIRST if self.beta is None else self.beta) * FALL**problem.share_of_iterations
         return self.beta if self.beta is not None else min(max(2.5 / max(problem.iterations, 1), 0.01), 0.3)
 
-    def _within_length(self, sample_map, noise, moved):
-        """Return `moved` (B, n), shortened to the length that true noise may have.
-
-        A signal adds up over the iterations and lengthens z. Up to sqrt(n) + 2 nothing speaks against its length:
-        ln p2 is 0 there for k = 2.
-        """
-        free = sample_map.active_entries(noise)
-        norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
-        most = free.sum(dim=1, keepdim=True, dtype=moved.dtype).sqrt() + 2
-        return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
+    def _best(self, problem):
+        best = problem.best
+        return problem.evaluation(best.noise, best.latent, best.images, best.scores)
 
     def _mean(self, problem, scores, flat):
         """Return the direction that takes the place of xi in the update, (B, n).
@@ -113,7 +134,7 @@ class ZeNO(Solver):
         weights = self._weights(scores)
         mean = torch.zeros_like(flat)
         for index, weight in enumerate(weights.to(flat), start=1):
-            mean += weight[:, None] * problem.draw(index, flat, self.seed)
+            mean.addcmul_(problem.draw(index, flat, self.seed), weight[:, None])
         square = weights.square().sum(dim=0)[:, None].to(flat)
         zeta = problem.draw(self.candidates + 1, flat, self.seed)
         if self.mode == "sample":

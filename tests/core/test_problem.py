@@ -87,7 +87,7 @@ def test_candidates_come_in_calls_of_at_most_most_rows_pictures(most_rows, calls
     found = list(problem.candidates(noise, 5, lambda index: noise.flat() + index))
     assert seen == calls
     assert [chunk.first for chunk in found] == [sum(calls[:i]) // 2 for i in range(len(calls))]
-    torch.testing.assert_close(torch.cat([chunk.flat for chunk in found])[3], noise.flat() + 3)
+    torch.testing.assert_close(found[-1].flat(torch.tensor([4 - found[-1].first] * 2)), noise.flat() + 4)
 
 
 def test_candidates_are_sampled_half_as_many_at_a_time_where_memory_runs_out():
@@ -122,7 +122,7 @@ def tensors_of(best):
     return best.noise.initial, best.noise.injected, best.latent, best.images
 
 
-@pytest.mark.parametrize("solver, most", [(core.Search.best_of_n(256), 8), (core.ZeNO(64), 8)])
+@pytest.mark.parametrize("solver, most", [(core.Search.best_of_n(64), 8), (core.ZeNO(32), 8)])
 def test_a_searchs_memory_does_not_grow_with_its_candidates(solver, most):
     """n = 835,584, Stable Diffusion 1.5 with 50 steps; `most` in noises of n floats, beside the best."""
     schedule = core.Schedule(tuple(float(sigma) for sigma in range(51, 0, -1)))
