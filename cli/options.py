@@ -60,6 +60,7 @@ def add_search(parser):
         "--schedule", choices=["constant", "geometric"], help="of zeno: steps of one size, or ever smaller ones"
     )
     parser.add_argument("--strength", type=number, help="of tilt, in (0, 1) (default 0.3)")
+    parser.add_argument("--calls", type=at_least(1), help="of the model, most that fast's climb costs (default 100)")
     parser.add_argument("--scale", type=number, help="of the reward in lgd (default 1)")
     parser.add_argument(
         "--part", help="what is searched: all, initial (x_T), 'first K' or 'last K' of the steps' noises (default all)"

@@ -104,7 +104,9 @@ class Setup:
     def search_with_bar(self, sample_map, noise, label, **limits):
         """Do the same behind a progress bar; `limits` are `search`'s."""
         solver, _ = solver_of(self.settings)
-        with tqdm(total=core.stages(sample_map, solver, self.settings["iterations"]), desc=label, unit="stage") as bar:
+        total = core.stages(sample_map, solver, self.settings["iterations"])
+        total += sum(each.stages(sample_map) for each in self.watch if isinstance(each, core.Belief))
+        with tqdm(total=total, desc=label, unit="stage") as bar:
             sample_map.on_step = lambda phase, index, total: bar.update()
             return self.search(sample_map, noise, lambda found: bar.set_postfix_str(state(found)), **limits)
 

@@ -66,6 +66,9 @@ SOLVERS = {
         "the same without a gradient of the model", SEARCH | {"iterations": 1, "strength": 0.3},
         lambda strength: core.Tilt(strength, "decoder"), exact=True,
     ),
+    "fast": Choice(
+        "many steps for the price of a few", SEARCH | {"iterations": 1, "calls": 100}, core.Fast, exact=True
+    ),
     "trust": Choice("no learning rate to choose", SEARCH, core.TrustAscent, exact=True),
     "lgd": Choice(
         "one guided run in place of a search", SEARCH | {"iterations": 1, "candidates": 10, "scale": 1.0},

@@ -22,7 +22,7 @@ from .models.embedded.load import load_embedded
 from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
-from .optimize import Result, optimize, reno, stages
+from .optimize import Result, fast, optimize, reno, stages
 from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
@@ -30,7 +30,7 @@ from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
 from .sampler_trial import CannotBeSearchedError, try_sampler, wavy
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import LGD, TRS, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
+from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
 
 __all__ = [
     "P_SUSPICIOUS",
@@ -43,6 +43,7 @@ __all__ = [
     "Drop",
     "Evaluation",
     "Exact",
+    "Fast",
     "GradientAscent",
     "Guided",
     "History",
@@ -69,6 +70,7 @@ __all__ = [
     "ZeNO",
     "ZerothOrder",
     "diagnose",
+    "fast",
     "fingerprint",
     "floors_of",
     "from_pipeline",

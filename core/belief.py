@@ -64,7 +64,7 @@ class Belief:
     """
 
     ratios: tuple = (6.0, 12.0)
-    noises: int = 8
+    noises: int = 4
     samples: int = 4
     sample_map: SampleMap | None = None
     initial: torch.Tensor | None = None
@@ -89,6 +89,10 @@ class Belief:
         """
         keeps = noise is not None and not noise.initial.any()
         return replace(self, sample_map=sample_map, initial=noise.initial if keeps else None)
+
+    def stages(self, sample_map):
+        """Return how often the ordinary samples call a map's `on_step`, for progress bars."""
+        return sample_map.network_calls * sample_map.calls(self.samples)
 
     def __call__(self, latent, prompts=None):
         """Return (B,) scores of latents, (B, ..) of the map's shape; the prompts are the map's own."""

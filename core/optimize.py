@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,12 +12,13 @@ from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
 from .floors import check_floors, watched_names
 from .history import EARLIER, History
+from .limits import Limits, Stopped, log_of
 from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
-from .solvers import GradientAscent
+from .solvers import Fast, GradientAscent
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def optimize(
     stop=None,
     floors=None,
     stop_below=None,
+    preview=None,
 ):
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
@@ -112,6 +114,8 @@ def optimize(
             for no more than d below the first evaluation of this very call. Without, P alone decides what is
             admissible, and P does not see every picture that a reward has ruined. `history.held` tells which held.
         stop_below: watched reward's name -> a number; stop when every picture's score is below it.
+        preview: called as preview(stage, evaluation, best) by a solver with long iterations, between evaluations: a
+            sentence, and what it has so far, which need not be of this map's shapes.
 
     Returns:
         Result: .noise .images .latent .history, each picture's best so far.
@@ -127,14 +131,14 @@ def optimize(
     sample_map.check_settings(noise)
     given = noise if sample_map.device is None else noise.to(sample_map.device)
     solver, noise, first = _started(solver or GradientAscent(), given)
-    best = Best(_log(floor), dict(floors or {}))
+    best = Best(log_of(floor), dict(floors or {}))
     if judges_latents(reward):
         raise ValueError(
             f"{name_of(reward)} judges latents and not their pictures, so it cannot be what is optimised; expected it"
             " to be watched"
         )
     watch = tuple(each.of(sample_map, noise) if waits_for_a_map(each) else each for each in watch)
-    problem = Problem(sample_map, reward, regularizer, watch, iterations, best)
+    problem = Problem(sample_map, reward, regularizer, watch, iterations, best, limits, preview)
     names = watched_names(reward, problem.watch)
     check_floors(best.floors, names)
     check_floors(limits.below, names, "limit")
@@ -154,7 +158,7 @@ def optimize(
         history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
         problem.started = time.perf_counter()
     earlier = given if first > 0 and not torch.equal(given.flat(), noise.flat()) else None
-    noise, done = _iterate(problem, solver, noise, first, earlier, history, limits, callback)
+    noise, done = _iterate(problem, solver, noise, first, earlier, history, callback)
     log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
     _conclude(problem, history, floor, diagnose)
     checkpoint = None  # where the reward or its gradient broke, nobody can go on
@@ -165,7 +169,7 @@ def optimize(
     return Result(found, best.images, best.latent, history)
 
 
-def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
+def _iterate(problem, solver, noise, first, earlier, history, callback):
     """Run the iterations, and end them where something breaks after the first is recorded.
 
     Memory that runs out ends them as soon as one noise is evaluated: candidates may need more than the start does.
@@ -175,7 +179,6 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
         first: number of updates that an earlier search made.
         earlier: the best Noise of that search, to be evaluated first; or None.
         history: is written, with the reason why the run ended.
-        limits: the Limits of the run.
         callback: as `optimize` takes it.
 
     Returns:
@@ -187,7 +190,7 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
         if earlier is not None:
             problem.iteration = EARLIER
             problem.evaluate(earlier)
-        clock = Clock(problem, solver, limits.seconds)
+        clock = Clock(problem, solver)
         for iteration in range(first, last + 1):
             problem.iteration = iteration
             if iteration < last:
@@ -195,20 +198,21 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
                 noise, done = problem.held(noise), iteration + 1
             else:
                 evaluation = solver.evaluate(problem, noise) if hasattr(solver, "evaluate") else problem.evaluate(noise)
-            history.record(evaluation)
-            if callback is not None:
-                callback(evaluation, problem.best)
-            history.stopped = limits.reached(problem.best, evaluation)
+            _record(history, evaluation, problem, callback)
+            history.stopped = problem.limits.reached(problem.best, evaluation)
             if iteration < last:  # nothing is cut short after the last evaluation
                 history.stopped = history.stopped or clock.spent()
             if history.stopped:
+                if getattr(solver, "knows", None) and solver.knows(noise):  # what it has found is worth a row
+                    problem.iteration = done
+                    _record(history, solver.evaluate(problem, noise), problem, callback)
                 return noise, done
         history.stopped = f"{problem.iterations} iterations done"
     except KeyboardInterrupt:
         if not history.rows:
             raise
         history.stopped = INTERRUPTED
-    except _Stopped:
+    except Stopped:
         if not history.rows:
             history.record(problem.latest)
         history.stopped = STOPPED
@@ -223,6 +227,12 @@ def _iterate(problem, solver, noise, first, earlier, history, limits, callback):
             history.record(problem.latest)
         history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
     return noise, done
+
+
+def _record(history, evaluation, problem, callback):
+    history.record(evaluation)
+    if callback is not None:
+        callback(evaluation, problem.best)
 
 
 def _conclude(problem, history, floor, diagnose):
@@ -242,10 +252,6 @@ def _conclude(problem, history, floor, diagnose):
         history.diagnosis = _unless_it_breaks(problem, "the diagnosis", diagnosis_of, problem, best.noise)
 
 
-class _Stopped(Exception):
-    """Ends a run from inside a sampling run."""
-
-
 def _stoppable(problem, stop):
     """Return the map's `on_step`, which ends the run as well once stop() says so and there is something to keep."""
     on_step = problem.sample_map.on_step
@@ -253,8 +259,8 @@ def _stoppable(problem, stop):
     def told(phase, index, total):
         if on_step is not None:
             on_step(phase, index, total)
-        if problem.latest is not None and stop():
-            raise _Stopped
+        if problem.latest is not None and not problem.finishing and stop():
+            raise Stopped(STOPPED)
 
     return told
 
@@ -290,73 +296,63 @@ def reno(sample_map, reward, noise, iterations=50, seconds=None, watch=(), callb
     )  # fmt: skip
 
 
+def fast(sample_map, reward, noise, calls=100, seconds=None, watch=(), floors=None, callback=None):
+    """Find a picture of many steps on a few of them, and make it with all: `Fast`, one iteration, graphs kept.
+
+    Example:
+        >>> sample_map = core.load_embedded("black cat", steps=12)
+        >>> noise = sample_map.randn(seed=0)
+        >>> result = fast(sample_map, rewards.Brightness(), noise, calls=30)
+        >>> rewards.Brightness()(result.images) > rewards.Brightness()(sample_map.sample(noise))
+        tensor([True])
+
+    Args:
+        calls: most network calls of the climb; beside it the map's steps are run twice, and once more as a check.
+        sample_map, reward, noise, seconds, watch, floors, callback: as `optimize` takes them.
+
+    Returns:
+        Result, as `optimize`.
+    """
+    return optimize(
+        replace(sample_map, keep_graphs=True), reward, noise, Fast(calls), iterations=1, seconds=seconds, watch=watch,
+        callback=callback, floors=floors,
+    )  # fmt: skip
+
+
 def stages(sample_map, solver, iterations):
     """Return how often `sample_map.on_step` is called by `optimize`, for progress bars: network calls and decodes."""
     again = sample_map.network_calls if iterations else 0
-    if iterations and hasattr(solver, "stages_before"):
-        again += solver.stages_before(sample_map)
-    return iterations * _stages_of_a_step(solver, sample_map) + sample_map.stages + again
+    return _stages_of_steps(solver, sample_map, iterations) + sample_map.stages + again
+
+
+def _stages_of_steps(solver, sample_map, iterations):
+    if hasattr(solver, "stages_of_steps"):
+        return solver.stages_of_steps(sample_map, iterations)
+    return iterations * _stages_of_a_step(solver, sample_map)
 
 
 def _stages_of_a_step(solver, sample_map):
     return solver.stages(sample_map) if hasattr(solver, "stages") else 2 * sample_map.stages
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What ends a run before its iterations are done; None: nothing.
-
-    Attributes:
-        seconds: time budget.
-        target: of every picture's best score.
-        probability: below which P(z) of every picture falls.
-        below: watched reward's name -> below which every picture's score falls.
-    """
-
-    seconds: float | None = None
-    target: float | None = None
-    probability: float | None = None
-    below: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        for name in ("seconds", "target", "probability"):
-            value = getattr(self, name)
-            if value is not None and math.isnan(value):  # every comparison would miss it silently
-                raise ValueError(f"{name} is {value}; expected a number")
-
-    def reached(self, best, evaluation):
-        """Return why the run ends with this evaluation, or ''; the time is `Clock`'s."""
-        if self.target is not None and bool((best.scores >= self.target).all()):
-            return f"every picture reached the target score {self.target}"
-        if self.probability is not None and bool((evaluation.log_p < _log(self.probability)).all()):
-            return f"P(z) fell below {self.probability}"
-        for name, least in self.below.items():
-            if bool((evaluation.watched[name] < least).all()):
-                return f"{name} fell below {least}"
-        return ""
-
-
 class Clock:
     """Tells when the next iteration would outlast the time budget, going by the one before.
 
     Args:
-        problem: knows when the run began.
+        problem: knows when the run began, and its time budget.
         solver: knows how long an iteration is beside what follows the last one, the check of the best noise.
-        seconds: the budget, or None.
     """
 
-    def __init__(self, problem, solver, seconds):
+    def __init__(self, problem, solver):
         sample_map = problem.sample_map
-        self.started, self.seconds, self.before = problem.started, seconds, time.perf_counter()
+        self.problem, self.before = problem, time.perf_counter()
         self.share = 1 + sample_map.network_calls / max(_stages_of_a_step(solver, sample_map), 1)
 
     def spent(self):
         """Return why the run must end after the iteration that is over now, or ''."""
         now = time.perf_counter()
         last, self.before = now - self.before, now
-        if self.seconds is None or now - self.started + last * self.share <= self.seconds:
-            return ""
-        return f"the time budget of {self.seconds} s is spent"
+        return self.problem.limits.outlasted(self.problem.started, last * self.share)
 
 
 def _started(solver, noise):
@@ -415,12 +411,8 @@ def _unless_it_breaks(problem, name, function, *args):
     """Return function(*args), or None with a warning: what comes after a search must not lose what it found."""
     try:
         return function(*args)
-    except (KeyboardInterrupt, _Stopped):
+    except (KeyboardInterrupt, Stopped):
         return None
     except (ArithmeticError, ValueError, RuntimeError) as error:
         problem.warn(f"{name} failed: {error}")
         return None
-
-
-def _log(value):
-    return math.log(value) if value > 0 else -math.inf

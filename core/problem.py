@@ -19,6 +19,7 @@ import torch
 from .estimators import Exact
 from .floors import Drop
 from .history import Evaluation
+from .limits import Limits
 from .memory import is_out_of_memory
 from .noise import Noise
 from .precision import mixed_seed, normal
@@ -61,8 +62,8 @@ class Best:
     refused: dict = field(default_factory=dict)
 
     def anew(self):
-        """Return a Best that knows nothing yet, with these floors."""
-        return Best(self.floor, self.floors, least=self.least)
+        """Return a Best that knows no noise yet, with these floors; what they refuse is told here too."""
+        return Best(self.floor, self.floors, least=self.least, refused=self.refused)
 
     def offer(self, noise, latent, images, scores, log_p, iteration, watched=None):
         """Take over the pictures that improve.
@@ -153,12 +154,14 @@ class Problem:
         True
 
     Attributes:
-        sample_map, reward, regularizer, watch, iterations: as `optimize` takes them.
+        sample_map, reward, regularizer, watch, iterations, preview: as `optimize` takes them.
         best: the best of everything evaluated here.
+        limits: what ends the run.
         iteration: number of updates made so far; the loop counts.
         started: time the run began, seconds.
         ended: picture -> why its search ended although the others' goes on: something of it was not finite.
         warnings: what the user should know of the run, each once.
+        finishing: whether what the solver does now is to be done to its end, though somebody wants the search to stop.
         latest: the last Evaluation made; where the first iteration breaks off after it, nobody else has it.
     """
 
@@ -168,11 +171,14 @@ class Problem:
     watch: tuple = ()
     iterations: int = 50
     best: Best = field(default_factory=lambda: Best(floor=float("-inf")))
+    limits: Limits = field(default_factory=Limits)
+    preview: Callable | None = None
     iteration: int = 0
     started: float = field(default_factory=time.perf_counter)
     ended: dict = field(default_factory=dict)
     warnings: list = field(default_factory=list)
     latest: Evaluation | None = None
+    finishing: bool = False
 
     @property
     def share_of_iterations(self):

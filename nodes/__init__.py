@@ -33,6 +33,7 @@ from .rewards import REWARDS
 from .sampler import DNOSampler, DNOSamplerAdvanced
 from .search_sampler import DNOSearchSampler
 from .solvers import (
+    DNOSolverFast,
     DNOSolverGradient,
     DNOSolverLGD,
     DNOSolverSearch,
@@ -49,6 +50,7 @@ NODES = [
     DNOSolverGradient,
     DNOSolverTrust,
     DNOSolverTilt,
+    DNOSolverFast,
     DNOSolverZerothOrder,
     DNOSolverZeNO,
     DNOSolverSearch,

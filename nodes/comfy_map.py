@@ -20,6 +20,7 @@ tensor's way there, and its gradient's way back:
 from dataclasses import dataclass, field
 from functools import partial
 
+import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
@@ -120,6 +121,7 @@ class ComfyRun:
         What the guider makes of the two, and what patches make of that, is left out; what belongs to a conditioning (a
         ControlNet, an area, hooks) or changes the model itself is not.
         """
+        comfy.model_management.throw_exception_if_processing_interrupted()
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
         self.load()
         self.load_again()

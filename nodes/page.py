@@ -48,12 +48,16 @@ class Progress:
         self.first = evaluation.iteration if self.first is None else self.first
         # A search that goes on from an earlier one counts on.
         done = evaluation.iteration - self.first
+        self.console.update(done - self.console.n)
+        place = f"iteration {evaluation.iteration} of {self.first + self.iterations}" if self.iterations else "sampled"
+        self.on_preview(place + self._left(done), evaluation, best)
+
+    def on_preview(self, place, evaluation, best):
+        """Show the best pictures so far with the numbers of one evaluation, and a line above that says where it is."""
         self.bar.update_absolute(self.bar.current, preview=("JPEG", plots.side_by_side(best.images, SIDE), SIDE))
         numbers = numbers_of(evaluation, best)
-        self.console.update(done - self.console.n)
         self.console.set_postfix_str(", ".join(numbers))
-        place = f"iteration {evaluation.iteration} of {self.first + self.iterations}" if self.iterations else "sampled"
-        show("\n".join([place + self._left(done), *numbers]))
+        show("\n".join([place, *numbers]))
 
     def _left(self, done):
         """Return how long the rest will take, in words; '' where it is not known or there is none."""

@@ -135,7 +135,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
         frames = seen[2] if len(seen) == 5 else 1
         if self.optimization.differentiates:
-            graphs = calls if self.optimization.keep_graphs else 1
+            graphs = self.optimization.graphs(calls)
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
             decode = max(GRAPH_FACTOR * guided * frames, decode)
             # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
@@ -260,6 +260,12 @@ class Optimization:
         """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
         return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
 
+    def graphs(self, calls):
+        """Return how many graphs of calls are in memory together, of a run of so many calls."""
+        if not self.keep_graphs:
+            return 1
+        return calls if self.solver is None else self.solver.graphs(calls, self.iterations)
+
     @property
     def candidates(self):
         """How many candidates of each picture the solver compares in an iteration."""
@@ -302,7 +308,7 @@ class Optimization:
             refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
-        extra += sample_map.network_calls * sum(sample_map.calls(belief.samples) for belief in self._beliefs)
+        extra += sum(belief.stages(sample_map) for belief in self._beliefs)
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
@@ -312,6 +318,7 @@ class Optimization:
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, target=self.target,
             diagnose=self.diagnose, stop=lambda: progress.stopped, floors=self.floors,
+            preview=progress.on_preview,
         )  # fmt: skip
         latent = sample_map.noisy_latent(result.noise) if sample_map.judge_denoised else result.latent
         progress.end()

@@ -317,6 +317,44 @@ class DNOSolverTrust(io.ComfyNode):
         return io.NodeOutput(core.TrustAscent(whitening, estimator, tilt=tilt))
 
 
+class DNOSolverFast(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOSolverFast",
+            display_name="DNO Solver (Fast)",
+            category=sockets.SOLVERS,
+            **sockets.aliases("coarse", "preset", "many steps"),
+            description=(
+                "Finds the picture on a few of the steps and makes it with all of them: for pictures of 20 steps and"
+                " more, at the price of a few plain ones. Set the sampler's iterations to 1 and eta above 0; further"
+                " iterations climb on all steps. The regularizer is not used."
+            ),
+            inputs=[
+                io.Int.Input(
+                    "calls", default=100, min=6, max=100000,
+                    tooltip="How many calls of the model the search may cost, forward and backward one each, beside"
+                    " two runs of all steps. 60 is quick; twice as many find more, and may lose more of the prompt.",
+                ),
+                io.Int.Input(
+                    "coarse_steps", default=5, min=2, max=1000,
+                    tooltip="On how many of the steps it searches. More cost more each and find less for the same"
+                    " calls; fewer make a poorer picture. Where 5 are too few for a model, twice as many are taken.",
+                ),
+                io.Float.Input(
+                    "whitening", default=0.5, min=0.0, max=1.0, step=0.1, round=0.001,
+                    tooltip="How evenly a step moves coarse and fine detail. 1 suits precise rewards, such as a"
+                    " likeness; 0.5 is nearly as good there and safer on broad ones, such as brightness.",
+                ),
+            ],
+            outputs=[solver_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, calls, coarse_steps, whitening) -> io.NodeOutput:
+        return io.NodeOutput(core.Fast(calls, coarse_steps, whitening))
+
+
 def numbers_of(text):
     """Return the numbers in a text that are separated by commas or spaces, as a tuple."""
     try:

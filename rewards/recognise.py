@@ -2,6 +2,8 @@
 
     path --tensors_of--> name -> shape       of the file's header; no tensor is read, and nothing is unpickled
          --likeness----> LIKELY, POSSIBLE or OTHER
+
+What a header says is remembered while its file stays as it is: the page asks for the lists of all nodes at once.
 """
 
 import json

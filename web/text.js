@@ -4,16 +4,22 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
 const TEXT = "$$node-text-preview" // as ComfyUI calls the widget of a running node's text
-const LINE = 16, EDGE = 26, LETTER = 6.5, SIDES = 52 // pixels: of a line, around all, of a letter, left and right
+const NARROW = ["DNODiagnostics", "DNONoiseProbability", "DNOReport"] // than a line of what they say
+const WIDTH = 320
+const LINE = 16, EDGE = 26, LETTER = 7.5, SIDES = 52 // pixels: of a line, around all, of a digit, left and right
+const MOST = 210 // beyond that a text scrolls
 
 function height(text, width) {
     const across = Math.max((width - SIDES) / LETTER, 1)
     const lines = text.split("\n").map((line) => Math.max(Math.ceil(line.trim().length / across), 1))
-    return EDGE + LINE * lines.reduce((sum, one) => sum + one, 0)
+    return Math.min(EDGE + LINE * lines.reduce((sum, one) => sum + one, 0), MOST)
 }
 
 app.registerExtension({
     name: "dno.text",
+    nodeCreated(node) {
+        if (NARROW.includes(node.comfyClass)) node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
+    },
     setup() {
         api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
             // The ids of nodes inside subgraphs have those of the subgraphs before them.

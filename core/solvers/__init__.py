@@ -7,6 +7,7 @@
     TRS              trust-region search: parallel regions around the best noises, which grow and shrink
     LGD              loss-guided diffusion, which steers one sampling run
     Tilt             one sampling run whose injected noises lean towards the reward and stay white
+    Fast             TrustAscent on a few of the steps, and one run of all steps that makes the same picture
 
 A solver object holds settings; `fresh()` gives the copy with state that one run uses up, so that a solver can be
 shared between runs. The state can be kept with a noise (`Noise.checkpoint`) and given to `fresh` to go on.
@@ -14,6 +15,7 @@ shared between runs. The state can be kept with a noise (`Noise.checkpoint`) and
 
 from .ascent import GradientAscent
 from .base import Solver
+from .fast import Fast
 from .lgd import LGD
 from .search import Search
 from .tilt import Tilt
@@ -21,4 +23,4 @@ from .trs import TRS
 from .trust import TrustAscent
 from .zeno import ZeNO
 
-__all__ = ["LGD", "TRS", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]
+__all__ = ["LGD", "TRS", "Fast", "GradientAscent", "Search", "Solver", "Tilt", "TrustAscent", "ZeNO"]

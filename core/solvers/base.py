@@ -55,9 +55,13 @@ class Solver:
         """Return how often one `step` calls `sample_map.on_step`, for progress bars."""
         return 2 * sample_map.stages
 
-    def stages_before(self, sample_map):
-        """Return how many more calls the first `step` makes than the others."""
-        return 0
+    def stages_of_steps(self, sample_map, iterations):
+        """Return how often the first `iterations` steps of a search call it together."""
+        return iterations * self.stages(sample_map)
+
+    def graphs(self, calls, iterations):
+        """Return how many network calls' graphs a search with kept graphs holds together, `calls` being a run's."""
+        return calls
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""
@@ -66,6 +70,10 @@ class Solver:
     def evaluate(self, problem, noise):
         """Evaluate the last noise of a run; a solver that knows what it samples to need not sample it again."""
         return problem.evaluate(noise)
+
+    def knows(self, noise):
+        """Return whether `noise` is one that this has found and not yet shown, whose `evaluate` samples nothing."""
+        return False
 
 
 def refuse_another_sampler(solver, sample_map):
@@ -124,6 +132,10 @@ class Leader:
     scores: torch.Tensor
     watched: dict | None
 
+    def is_of(self, noise):
+        """Whether it tells what `noise` samples to."""
+        return torch.equal(self.flat, noise.flat())
+
     def or_better(self, candidates, scores):
         """Return the Leader with those candidates in it that score (c, B) higher."""
         highest, index = scores.max(dim=0)
@@ -142,6 +154,6 @@ class Leader:
 
 def evaluated(problem, noise, leader):
     """Return the Evaluation of `noise`; what `leader`, a Leader or None, knows is neither sampled nor scored again."""
-    if leader is None or not torch.equal(leader.flat, noise.flat()):
+    if leader is None or not leader.is_of(noise):
         return problem.evaluate(noise)
     return problem.evaluation(noise, leader.latent, leader.images, leader.scores, watched=leader.watched)

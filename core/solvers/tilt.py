@@ -122,6 +122,9 @@ class Tilt(Solver):
         """Evaluate `noise`; the tilted run that made it is not sampled again."""
         return evaluated(problem, noise, self._leader)
 
+    def knows(self, noise):
+        return self._leader is not None and self._leader.is_of(noise)
+
     def _steps(self, sample_map):
         """Return the indices of the steps to tilt: those that inject a noise, which is searched, in the window."""
         count = sample_map.injected

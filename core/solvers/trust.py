@@ -99,10 +99,9 @@ class TrustAscent(Solver):
     def stages(self, sample_map):
         return self.estimator.passes(sample_map) * sample_map.stages
 
-    def stages_before(self, sample_map):
-        """Return how many more `sample_map.on_step` calls the first step takes: the tilted run's."""
-        tilter = self._tilter(sample_map)
-        return 0 if tilter is None else tilter.stages(sample_map)
+    def stages_of_steps(self, sample_map, iterations):
+        tilter = self._tilter(sample_map) if iterations else None
+        return iterations * self.stages(sample_map) + (tilter.stages(sample_map) if tilter else 0)
 
     def step(self, problem, noise):
         """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""

@@ -20,7 +20,7 @@ class DNOBelief(io.ComfyNode):
             ),
             inputs=[
                 io.Int.Input(
-                    "noises", default=8, min=1, max=256,
+                    "noises", default=4, min=1, max=256,
                     tooltip="How many noises are tried on each picture. More tell more surely and take longer: each"
                     " costs two calls of the model with cfg, beside the steps of an iteration.",
                 ),

@@ -17,6 +17,7 @@ the same command again after an interruption: finished runs are kept.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,13 @@ HELD_OUT = (
     ("white dog", 110), ("green turtle", 111), ("yellow penguin", 112), ("red butterfly", 113),
     ("blue elephant", 114), ("purple hedgehog", 115),
 )  # fmt: skip
-LEVELS, NOISES, SAMPLES, TOGETHER = (1.5, 3.0, 6.0, 12.0), 8, 8, 4
+CHOSEN = [6.0, 12.0]
+PLANS = {
+    "tuning": {"levels": [1.5, 3.0, *CHOSEN], "samples": 8, "iterations": 10, "every": 2},
+    "held out": {"levels": CHOSEN, "samples": 4, "iterations": 8, "every": 4},
+}
+"""What is measured of each set: the first explores, the second tells how good is what was chosen by it."""
+NOISES, TOGETHER = 8, 4
 LOST, KEPT = 0.2, 0.05
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -70,33 +77,34 @@ SOLVERS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--rewards", type=int, default=len(REWARDS), help="for which each held-out pair is searched")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = {"steps": options.steps, "iterations": options.iterations, "levels": LEVELS, "noises": NOISES}
-    runs = study.Runs(options.out, {**settings, "levels": list(LEVELS)})
-    for part in (TUNING, HELD_OUT):
-        groups = [part[first : first + TOGETHER] for first in range(0, len(part), TOGETHER)]
+    runs = study.Runs(options.out, {"steps": options.steps, "noises": NOISES, "plans": PLANS})
+    for pairs, plan, count in zip((TUNING, HELD_OUT), PLANS.values(), (len(REWARDS), options.rewards), strict=True):
+        groups = [pairs[first : first + TOGETHER] for first in range(0, len(pairs), TOGETHER)]
         for group in groups:
-            runs.once(f"ordinary | {named(group)}", ordinary, group, options)
-        for place, reward in enumerate(REWARDS):
-            for number, group in enumerate(groups):
+            runs.once(f"ordinary | {named(group)}", ordinary, group, plan, options.steps)
+        turns = itertools.product(range(count), enumerate(groups), enumerate(REWARDS))
+        for turn, (number, group), (place, reward) in turns:
+            if (number + place) % len(REWARDS) == turn:
                 solver = list(SOLVERS)[(number + place) % len(SOLVERS)]
-                runs.once(f"{reward} | {solver} | {named(group)}", search, group, reward, solver, options)
-    found = {name: rows_of(runs.done, pairs) for name, pairs in (("tuning", TUNING), ("held out", HELD_OUT))}
+                name = f"{reward} | {solver} | {named(group)}"
+                runs.once(name, search, group, reward, solver, plan, options.steps)
+    found = {name: rows_of(runs.done, pairs) for name, pairs in zip(PLANS, (TUNING, HELD_OUT), strict=True)}
     plot(found["held out"], options.out.with_suffix(".png"))
-    runs.finish("belief.py", {name: summary(rows) for name, rows in found.items()})
+    runs.finish("belief.py", {name: summary(rows, PLANS[name]) for name, rows in found.items()})
 
 
 def named(pairs):
     return ", ".join(f"{prompt} {seed}" for prompt, seed in pairs)
 
 
-def measured(sample_map, latent):
+def measured(sample_map, latent, levels):
     """Return of each latent the losses and gaps, each as a list by level of lists by noise."""
     noises, found = fixed_noises(latent, NOISES), []
-    pairs = [denoising_losses(sample_map, latent, level, noises) for level in LEVELS]
+    pairs = [denoising_losses(sample_map, latent, level, noises) for level in levels]
     both = [torch.stack(each) for each in zip(*((loss, without - loss) for loss, without in pairs), strict=True)]
     for item in range(len(latent)):
         loss, gap = ([[float(f"{x:.3g}") for x in level] for level in each[:, :, item].tolist()] for each in both)
@@ -105,31 +113,31 @@ def measured(sample_map, latent):
 
 
 @torch.no_grad()
-def ordinary(pairs, options):
+def ordinary(pairs, plan, steps):
     """Return what ordinary samples of the pairs' prompts measure: a list by pair of lists by sample."""
     prompts = [prompt for prompt, _ in pairs]
-    sample_map, judge, found = core.load_embedded(prompts, steps=options.steps), rewards.Consistency(), []
-    for index in range(SAMPLES):
+    sample_map, judge, found = core.load_embedded(prompts, steps=steps), rewards.Consistency(), []
+    for index in range(plan["samples"]):
         latent = sample_map.latent(sample_map.randn(10**6 + index))
         consistency = judge(sample_map.images(latent), prompts).tolist()
-        rows = zip(measured(sample_map, latent), consistency, strict=True)
+        rows = zip(measured(sample_map, latent, plan["levels"]), consistency, strict=True)
         found.append([row | {"consistency": round(value, 4)} for row, value in rows])
     return [list(of_pair) for of_pair in zip(*found, strict=True)]
 
 
-def search(pairs, reward, solver, options):
+def search(pairs, reward, solver, plan, steps):
     """Return what the noises of one search of each pair measure: a list by pair of lists by noise, the start first."""
-    sample_map = core.load_embedded([prompt for prompt, _ in pairs], steps=options.steps, keep_graphs=True)
-    drawn = [core.load_embedded(prompt, steps=options.steps).randn(seed) for prompt, seed in pairs]
+    sample_map = core.load_embedded([prompt for prompt, _ in pairs], steps=steps, keep_graphs=True)
+    drawn = [core.load_embedded(prompt, steps=steps).randn(seed) for prompt, seed in pairs]
     noise = core.Noise(torch.cat([one.initial for one in drawn]), torch.cat([one.injected for one in drawn], dim=1))
     solver, regularizer = SOLVERS[solver][0](), SOLVERS[solver][1]
-    iterations, found = 1 if isinstance(solver, core.Tilt) else options.iterations, []
+    iterations, found = 1 if isinstance(solver, core.Tilt) else plan["iterations"], []
 
     def record(evaluation, best):
-        if evaluation.iteration % 2 and evaluation.iteration < iterations:
+        if evaluation.iteration % plan["every"] and evaluation.iteration < iterations:
             return
         with torch.no_grad():
-            rows = measured(sample_map, evaluation.latent)
+            rows = measured(sample_map, evaluation.latent, plan["levels"])
         numbers = {
             "score": evaluation.scores, "consistency": evaluation.watched["consistency"],
             "log_p": torch.minimum(evaluation.log_p, evaluation.log_p_initial),
@@ -162,23 +170,31 @@ def rows_of(runs, pairs):
 
 
 def evidence(row, levels, noises):
-    """Return the mean over the levels of ln (loss without the prompt / loss with it), means over the noises."""
-    places = [LEVELS.index(level) for level in levels]
-    loss, gap = (np.array(row[key])[places, :noises].mean(axis=1) for key in ("loss", "gap"))
+    """Return the mean over the levels, by number, of ln (loss without the prompt / loss with it)."""
+    loss, gap = (np.array(row[key])[levels, :noises].mean(axis=1) for key in ("loss", "gap"))
     return np.log1p(gap / loss).mean()
 
 
-def belief(row, levels=(6.0, 12.0), noises=NOISES, samples=4):
+def belief(row, levels=(-2, -1), noises=4, samples=4):
     """Return what `core.Belief` says of such settings; with no samples, in units of the start's evidence."""
+    levels = list(levels)
     usual = [evidence(each, levels, noises) for each in row["ordinary"][:samples] or [row["start"]]]
     return evidence(row, levels, noises) / np.mean(usual)
 
 
-def small_loss(row, levels=(6.0, 12.0), samples=4):
+def small_loss(row, levels=(-2, -1), samples=4):
     """Return how small the loss with the prompt is beside ordinary samples', what a belief without a negative is."""
-    places = [LEVELS.index(level) for level in levels]
-    own, *usual = (np.log(np.array(each["loss"])[places].mean(axis=1)) for each in (row, *row["ordinary"][:samples]))
+    own, *usual = (
+        np.log(np.array(each["loss"])[list(levels)].mean(axis=1)) for each in (row, *row["ordinary"][:samples])
+    )
     return np.exp(np.mean(usual) - own.mean())
+
+
+def difference(row, levels=(-2, -1), noises=4, samples=4):
+    """Return the losses' difference in place of their ratio, in standard deviations of the ordinary samples'."""
+    own, *usual = (np.array(each["gap"])[list(levels), :noises].mean(axis=1) for each in (row, *row["ordinary"]))
+    usual = np.stack(usual[:samples])
+    return ((own - usual.mean(axis=0)) / usual.std(axis=0, ddof=1)).mean()
 
 
 def area(values, lost):
@@ -190,7 +206,7 @@ def area(values, lost):
     return round(float((pairs < 0).mean() + (pairs == 0).mean() / 2), 3)
 
 
-def summary(rows):
+def summary(rows, plan):
     """Return the areas by belief, its variants and P, and misses and false alarms by threshold."""
     fallen = np.array([row["lost"] for row in rows])
     lost, kept, log_p = fallen > LOST, fallen <= KEPT, np.array([row["log_p"] for row in rows])
@@ -203,7 +219,10 @@ def summary(rows):
     within = [[area(values[kind], lost[kind]) for kind in kinds] for values in (ours, log_p)]
     return {
         "noises": len(rows), "lost": int(lost.sum()), "kept": int(kept.sum()),
-        "area": {"belief": area(ours, lost), "the loss alone": of(small_loss), "ln P": area(log_p, lost)},
+        "area": {
+            "belief": area(ours, lost), "the loss alone": of(small_loss),
+            "the difference of the losses": of(difference), "ln P": area(log_p, lost),
+        },
         "area, lost against kept": {
             name: area(values[lost | kept], lost[lost | kept]) for name, values in (("belief", ours), ("ln P", log_p))
         },
@@ -212,11 +231,14 @@ def summary(rows):
             for name, areas in zip(("belief", "ln P"), within, strict=True)
         },
         "area by levels": {
-            str(levels): of(belief, levels=levels)
-            for levels in (*((level,) for level in LEVELS), LEVELS[1:3], LEVELS[2:], LEVELS[1:], LEVELS)
+            ", ".join(str(plan["levels"][level]) for level in levels): of(belief, levels=levels)
+            for count in (1, 2, 3, 4)
+            for levels in itertools.combinations(range(len(plan["levels"])), count)
         },
         "area by noises": {count: of(belief, noises=count) for count in (1, 2, 4, 8)},
-        "area by ordinary samples": {count: of(belief, samples=count) for count in (0, 1, 2, 4, 8)},
+        "area by ordinary samples": {
+            count: of(belief, samples=count) for count in (0, 1, 2, 4, 8) if count <= plan["samples"]
+        },
         "misses and false alarms below": {
             least: [round(float((ours[lost] >= least).mean()), 2), round(float((ours[kept] < least).mean()), 2)]
             for least in THRESHOLDS

@@ -25,6 +25,20 @@ REWARDS = ("brightness", "match", "jpeg proxy")
 KEYS = {"score": "score", "consistency": "watch/consistency", "log_p": "log_p", "log_p_initial": "log_p_initial"}
 
 
+WAYS = {
+    "paper": lambda: {
+        "solver": core.GradientAscent(0.01), "regularizer": core.ProbabilityRegularizer(), "iterations": ITERATIONS,
+    },
+    "fast": lambda: {"solver": core.Fast(), "iterations": 1},
+    "fast with a floor": lambda: {
+        "solver": core.Fast(), "iterations": 1, "floors": {"consistency": core.Drop(KEPT)},
+    },
+    "fast, 60 calls, with a floor": lambda: {
+        "solver": core.Fast(60), "iterations": 1, "floors": {"consistency": core.Drop(KEPT)},
+    },
+}  # fmt: skip
+
+
 class Match:
     """-log10 of the mean squared difference from one picture, (1, 3, H, W): 2 is 0.1 off, 3 is 0.03 off."""
 
@@ -39,35 +53,48 @@ class Match:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=REWARDS)
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs of prompt and seed")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = study.Runs(options.out, {"steps": STEPS, "iterations": ITERATIONS})
-    for prompt, seed in PAIRS[: options.pairs]:
-        for reward in options.rewards:
-            runs.once(f"{reward} | paper | {prompt} {seed}", run, prompt, seed, reward)
-    runs.finish("fast.py", {reward: summary(runs.done, reward) for reward in options.rewards})
+    for way in options.ways:
+        for prompt, seed in PAIRS[: options.pairs]:
+            for reward in options.rewards:
+                runs.once(f"{reward} | {way} | {prompt} {seed}", run, prompt, seed, reward, way)
+    runs.finish("fast.py", {reward: summary(runs.done, reward) for reward in REWARDS})
 
 
-def run(prompt, seed, reward):
-    """Return the curves of the paper's search: calls, score, consistency, ln P of z and of x_T, seconds."""
+def run(prompt, seed, reward, way):
+    """Return the curves of one search: calls, score, consistency, ln P of z and of x_T, and its seconds.
+
+    Of Fast the climb's trials too, [calls, score, consistency], with the calls of the lift that would make each.
+    """
     sample_map = core.load_embedded(prompt, steps=STEPS, keep_graphs=True)
     chosen = reward_of(reward, sample_map, seed)
     counted = sample_map.denoise = Counted(sample_map.denoise)
-    calls, seconds, started = [], [], time.process_time()  # one thread: other processes cost it nothing
+    calls, climb, started = [], [], time.process_time()  # one thread: other processes cost it nothing
 
     def count(evaluation, best):
         backward = 0 if evaluation.gradient_norm is None else STEPS  # which made no evaluated noise yet
-        calls.append(counted.calls - backward)
-        seconds.append(round(time.process_time() - started, 2))
+        calls.append(counted.calls - backward if calls else STEPS)
+        seconds[0] = round(time.process_time() - started, 1)
 
+    def trial(stage, evaluation, best):
+        backward = 0 if evaluation.gradient_norm is None else evaluation.noise.injected.shape[0] + 1
+        judged = evaluation.watched["consistency"].item()
+        climb.append([counted.calls - backward + STEPS, round(evaluation.scores.item(), 4), round(judged, 4)])
+
+    seconds, settings = [0.0], WAYS[way]()
     result = core.optimize(
-        sample_map, chosen, sample_map.randn(seed), core.GradientAscent(0.01), core.ProbabilityRegularizer(),
-        ITERATIONS, watch=[rewards.Consistency()], callback=count,
+        sample_map, chosen, sample_map.randn(seed), watch=[rewards.Consistency()], callback=count, preview=trial,
+        **settings,
     )  # fmt: skip
-    return {"calls": calls, "seconds": seconds} | {name: result.history.column(key) for name, key in KEYS.items()}
+    curves = {name: [round(value, 4) for value in result.history.column(key)] for name, key in KEYS.items()}
+    found = {"calls": calls, "seconds": seconds[0], **curves}
+    return found | ({"climb": climb, "warnings": result.history.warnings} if climb else {})
 
 
 def reward_of(name, sample_map, seed):
@@ -87,18 +114,25 @@ def gain(run):
 
 
 def summary(runs, reward):
-    """Return what the last noise of each way is like: means and deviations over pairs."""
-    found = {}
-    for way in ("paper",):
-        chosen = [run for name, run in runs.items() if name.startswith(f"{reward} | {way} |")]
+    """Return what each way found, over the pairs that every way that was run has: means and deviations."""
+    by_way = {
+        way: {n.split(" | ")[2]: run for n, run in runs.items() if n.startswith(f"{reward} | {way} |")} for way in WAYS
+    }
+    pairs = set.intersection(*(set(found) for found in by_way.values() if found)) if any(by_way.values()) else set()
+    found = {"pairs": sorted(pairs)}
+    for way, of_pairs in by_way.items():
+        chosen = [run for pair, run in of_pairs.items() if pair in pairs]
+        if len(chosen) < 2:
+            continue
         found[way] = {
             "calls": study.mean_sd([run["calls"][-1] for run in chosen]),
             "reward": study.mean_sd([run["score"][-1] for run in chosen]),
-            "gain": study.mean_sd([gain(run) for run in chosen]),
-            "consistency": study.mean_sd([run["consistency"][-1] for run in chosen]),
+            "gain": study.mean_sd([run["score"][-1] - run["score"][0] for run in chosen]),
+            "gain of the best that keeps the consistency": study.mean_sd(map(gain, chosen)),
+            "consistency lost": study.mean_sd([run["consistency"][0] - run["consistency"][-1] for run in chosen]),
             "lowest ln P of z": min(run["log_p"][-1] for run in chosen),
             "lowest ln P of x_T": min(run["log_p_initial"][-1] for run in chosen),
-            "seconds": study.mean_sd([run["seconds"][-1] for run in chosen]),
+            "seconds": study.mean_sd([run["seconds"] for run in chosen]),
         }
     return found
 

@@ -105,6 +105,7 @@ DEFAULTS = {
     "tilt": core.Tilt(),
     "tilt-decoder": core.Tilt(through="decoder"),
     "trust": core.TrustAscent(),
+    "fast": core.Fast(),
 }
 
 
@@ -131,6 +132,7 @@ def test_a_solver_without_options_has_its_papers_settings(name):
     "--solver lgd --candidates 2 --scale 20.0",
     "--solver tilt --strength 0.2",
     "--solver trust --part initial",
+    "--solver fast --calls 15",
     "--solver sgd --part initial --gamma 0.0",
 ])
 def test_every_kind_of_solver_runs_to_the_end_of_its_bar(arguments, tmp_path, capsys):

@@ -165,6 +165,15 @@ def test_no_call_is_of_more_pictures_than_the_map_allows_and_the_ordinary_sample
     assert sum(rows) == 2 * 2 * 4
 
 
+@pytest.mark.parametrize("most_rows", [None, 4])
+def test_progress_bars_know_how_often_the_ordinary_samples_take_a_step(most_rows):
+    told = []
+    whole = gaussian_map(most_rows=most_rows, on_step=lambda phase, index, total: told.append(phase))
+    belief = core.Belief(samples=3)
+    belief.of(whole)(latents())
+    assert len(told) == belief.stages(whole) == (4 if most_rows is None else 8)
+
+
 def test_it_leaves_the_random_numbers_of_others_as_they_were():
     belief = core.Belief().of(gaussian_map())
     torch.manual_seed(5)

@@ -548,10 +548,10 @@ def test_the_time_budget_leaves_room_for_the_check_of_the_best(monkeypatch):
     clock_of = sys.modules["comfyui_dno.core.optimize"]
     now = [0.0]
     monkeypatch.setattr(clock_of.time, "perf_counter", lambda: now[0])
-    problem = core.Problem(sample_map(), mean_pixel, started=0.0)
     for seconds, spent in ((24.1, False), (23.9, True)):
         now[0] = 0.0
-        clock = clock_of.Clock(problem, core.GradientAscent(), seconds)
+        problem = core.Problem(sample_map(), mean_pixel, started=0.0, limits=core.limits.Limits(seconds))
+        clock = clock_of.Clock(problem, core.GradientAscent())
         now[0] = 10.0
         assert bool(clock.spent()) == spent
 

@@ -64,6 +64,28 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     assert "DNO: 100%" in comfy.log() and numbers[0] in comfy.log()
 
 
+def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
+    """On the embedded model: a network that was never trained has no few steps that stand for all."""
+    graph = Workflow()
+    embedded = graph.node("DNOLoadEmbeddedModel")
+    graph.model, graph.vae = embedded[0], embedded[2]
+    graph.positive, graph.negative = (
+        graph.node("CLIPTextEncode", text=text, clip=embedded[1])[0] for text in ("black cat", "")
+    )
+    fast = graph.node("DNOSolverFast", calls=15, coarse_steps=3, whitening=0.5)[0]
+    one = graph.node("EmptyLatentImage", width=128, height=128, batch_size=1)[0]
+    ours = graph.dno(iterations=1, solver=fast, steps=8, cfg=3.0, latent=one)
+    graph.node("DNOTestHistory", history=ours[3])
+    run = comfy.run(graph)
+    texts = [data["text"].splitlines() for data in run.of_type("text") if data["node"] == ours.id]
+    trials = [text for text in texts if text[0].startswith("trial")]
+    assert [text[0] for text in trials] == [f"trial {trial} of 2, on 3 of 8 steps" for trial in range(3)]
+    assert all(text[1].startswith("best ") and text[2].startswith("now ") for text in trials)
+    assert len(run.of_type("preview")) == 3 + 2
+    start, lifted = (row["score"][0] for row in history_of(run)["rows"])
+    assert lifted > start and trials[-1][1] == f"best {lifted:.3g}", "the picture that was found is made with all steps"
+
+
 @pytest.mark.parametrize("node", ["DNOSaveNoise", "DNONoiseProbability"])
 def test_what_other_nodes_say_stands_on_them_too(comfy, node):
     graph = Workflow()
@@ -113,6 +135,9 @@ def test_stop_and_keep_ends_a_search_within_one_network_call_with_its_best(comfy
     assert comfy.post("/dno/stop", {"node": ours.id}) == {"stopped": False}
 
 
+HALTED = "app.extensionManager.command.execute('Comfy.Interrupt')"
+
+
 def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy):
     graph = Workflow(obstacle="slow")
     ours = graph.dno(iterations=200, steps=4)
@@ -131,3 +156,11 @@ def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(c
         page.wait_for_function("document.body.innerText.includes('stopped by hand')")
         page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
         page.screenshot(path=comfy.folder / "stopped.png")
+        page.evaluate(f"{node}.widgets.find(w => w.name == 'seed').value = 7")
+        page.evaluate("app.queuePrompt(0)")
+        page.wait_for_function("document.body.innerText.includes('iteration 1 of 200')")
+        page.evaluate(HALTED)
+        page.wait_for_function("!app.ui.lastQueueSize")
+    *_, last = comfy.get("/history").values()
+    kinds = [kind for kind, _ in last["status"]["messages"]]
+    assert "execution_interrupted" in kinds and "execution_success" not in kinds

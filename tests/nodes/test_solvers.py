@@ -13,12 +13,14 @@ ZENO = {"candidates": 8, "beta": 0.0, "weights": "linear", "tau": 0.1, "seed": 0
 SEARCH = {"candidates": 8, "beta": 0.1, "seed": 0}
 TILT = {"strength": 0.4, "start": 0.0, "stop": 1.0, "every": 1, "strengths": "", "q": 0, "seed": 0}
 TRUST = {"whitening": 0.5, "gradient": "exact", "q": 0, "seed": 0, "tilt": 0.0}
+FAST = {"calls": 30, "coarse_steps": 6, "whitening": 0.5}
 SOLVERS = {
     "gradient": ("DNOSolverGradient", {"lr": 0.05, **UPDATE}),
     "lgd": ("DNOSolverLGD", {"samples": 2, "scale": 100.0, "seed": 0}),
     "tilt": ("DNOSolverTilt", {**TILT, "through": "model"}),
     "tilt decoder": ("DNOSolverTilt", {**TILT, "through": "decoder"}),
     "trust": ("DNOSolverTrust", TRUST),
+    "fast": ("DNOSolverFast", FAST),
     "trust hybrid-2": ("DNOSolverTrust", {**TRUST, "gradient": "hybrid-2"}),
     # In 12,288 directions of pixel space an estimate is poor; this seed's are good enough in three iterations.
     "hybrid-1": ("DNOSolverZerothOrder", {"method": "hybrid-1", **ZEROTH_ORDER, "q": 1024, "seed": 3}),
@@ -35,8 +37,10 @@ SOLVERS = {
     "pcn": ("DNOSolverSearch", {"method": "pcn", **SEARCH}),
     "trs": ("DNOSolverSearch", {"method": "trs", **SEARCH}),
 }
-DIFFERENTIATE_THE_REWARD = ("gradient", "lgd", "tilt", "tilt decoder", "trust")
-DIFFERENTIATE_THE_MODEL = ("gradient", "lgd", "tilt", "trust", "hybrid-1", "hybrid-2", "hybrid-2 ou", "trust hybrid-2")
+DIFFERENTIATE_THE_REWARD = ("gradient", "lgd", "tilt", "tilt decoder", "trust", "fast")
+DIFFERENTIATE_THE_MODEL = (
+    "gradient", "lgd", "tilt", "trust", "fast", "hybrid-1", "hybrid-2", "hybrid-2 ou", "trust hybrid-2"
+)  # fmt: skip
 LOOK_AT_THE_SCHEDULE = ("lgd", "tilt", "tilt decoder")
 """These go by the coefficients of single steps, which differ from family to family; others see the whole map alone."""
 
@@ -112,7 +116,7 @@ def test_tilt_through_the_decoder_takes_models_that_cannot_be_differentiated(com
     assert all(math.isfinite(score) for score in start + end) and start != end
 
 
-@pytest.mark.parametrize("kind", ["tilt", "tilt decoder", "trust"])
+@pytest.mark.parametrize("kind", ["tilt", "tilt decoder", "trust", "fast"])
 def test_the_kept_part_of_an_inpainting_is_not_tilted(comfy, kind):
     graph = workflow(kind)
     latent = graph.latent(batch=2, mask="half")
@@ -176,7 +180,8 @@ def test_inpainting_leaves_the_kept_part_of_noise_and_picture_alone(comfy, kind)
 def way(comfy, kind, settings, iterations=2):
     """The scores of a search's iterations, of one picture: they tell two searches apart."""
     graph = workflow(kind)
-    sampling = {"latent": graph.latent(batch=1, scale=0.0), "steps": 4 if "tilt" in kind else 2}
+    several = "tilt" in kind or kind == "fast"
+    sampling = {"latent": graph.latent(batch=1, scale=0.0), "steps": 4 if several else 2}
     ours = graph.dno(iterations=iterations, solver=solver(graph, kind, **settings), **sampling)
     graph.node("DNOTestHistory", history=ours[3])
     return tuple(tuple(row["score"]) for row in history_of(comfy.run(graph))["rows"])
@@ -223,6 +228,8 @@ def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
         ("tilt", {}, {"q": 4}),
         ("trust", {"q": 5, "seed": 5}, {"whitening": 1.0}),
         ("trust", {}, {"tilt": 0.3}),
+        ("fast", {}, {"calls": 60}),
+        ("fast", {}, {"whitening": 1.0}),
         ("trust hybrid-2", {}, {"q": 5}),
     ],
 )
@@ -245,7 +252,7 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
     message = run.error["exception_message"]
     assert "jpeg compressibility is not differentiable" in message and "`proxy` of the JPEG Reward node" in message
     names = [node["display_name"] for name, node in comfy.get("/object_info").items() if name.startswith("DNOSolver")]
-    with_gradient = ("Gradient", "LGD", "Tilt", "Trust")
+    with_gradient = ("Gradient", "LGD", "Tilt", "Trust", "Fast")
     others = [name.removeprefix("DNO Solver (")[:-1] for name in names if not any(w in name for w in with_gradient)]
     assert len(others) == 3 and all(other in message for other in others), message
 
@@ -258,6 +265,9 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
         ("tilt", {"strength": 1.0}, {}, "bigger than max of 0.99"),
         ("tilt", {"strengths": "0.2; 0.3"}, {}, "expected numbers such as 0.2, 0.3"),
         ("tilt", {"strengths": "0.2, 1.5"}, {}, "the strength is 1.5"),
+        ("fast", {"coarse_steps": 2}, {"eta": 0.0}, "Expected eta > 0"),
+        ("fast", {"coarse_steps": 2}, {"part": "initial"}, "part 'all' or 'injected'"),
+        ("fast", {"calls": 10, "coarse_steps": 4}, {}, "expected at least 12"),
         ("trust", {"gradient": "hybrid-3"}, {}, "hybrid-3.*hybrid-2"),
         ("zeno", {"candidates": 1}, {}, "smaller than min of 2"),
         ("zeno", {"beta": 1.5}, {}, "bigger than max of 1"),

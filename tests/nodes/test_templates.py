@@ -133,12 +133,13 @@ def test_a_template_of_real_checkpoints_carries_the_address_of_every_file(name):
     assert folders <= {"checkpoints", "diffusion_models", "text_encoders", "vae", "reward_models"}
 
 
-SIZES = """async () => {
+NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+DRAWN = """async () => {
     const look = () => {
         const scale = app.canvas.ds.scale
         const drawn = [...document.querySelectorAll("[data-node-id]")].map((node) => {
-            const {width, height} = node.getBoundingClientRect()
-            return [node.dataset.nodeId, [width / scale, height / scale]]
+            const {x, y, width, height} = node.getBoundingClientRect()
+            return [node.dataset.nodeId, [x, y, width, height].map((pixels) => pixels / scale)]
         })
         return [scale, Object.fromEntries(drawn)]
     }
@@ -151,7 +152,7 @@ SIZES = """async () => {
     }
     return seen
 }"""
-"""The zoom of the page, and {id: [width, height]} of the nodes that Nodes 2.0 draws, their titles included.
+"""The zoom of the page, and {id: [x, y, width, height]} of the nodes that Nodes 2.0 draws, their titles included.
 
 Looks until four frames in turn show the same: a page lays its nodes out step by step."""
 
@@ -167,7 +168,7 @@ def test_in_a_browser_templates_open_large_enough_to_read_and_no_node_covers_ano
     covered, small = {}, {}
     for name in names():
         page.evaluate("async (template) => { await app.loadGraphData(template) }", template(name))
-        zoom, _ = page.evaluate(SIZES)
+        zoom, _ = page.evaluate(DRAWN)
         nodes = page.evaluate("(app.rootGraph ?? app.graph)._nodes.map((n) => [n.id, [...n.pos, ...n.size]])")
         covered[name] = overlapping({key: (x, y - TITLE, w, h + TITLE) for key, (x, y, w, h) in nodes})
         small[name] = zoom if zoom < LEAST_ZOOM else None
@@ -192,22 +193,16 @@ def test_in_a_browser_every_template_loads_and_asks_for_its_source(comfy, page):
 
 
 def test_in_a_browser_no_node_of_nodes_2_covers_another(page):
-    """Nodes 2.0 widens a page by a factor, and makes nodes higher than that.
-
-    The places are the template's by that factor, not the page's own: front end 1.32.9 leaves those of a second workflow
-    in one page as they were.
+    """Each template is opened in classic nodes, and the page switched then: front end 1.32.9 puts the nodes of what is
+    opened in Nodes 2.0 elsewhere than its groups.
     """
     covered = {}
-    page.evaluate("async () => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true) }")
     for name in names():
+        page.evaluate(NODES_2, False)
         page.evaluate("async (template) => { await app.loadGraphData(template) }", template(name))
-        _, sizes = page.evaluate(SIZES)
-        assert len(sizes) == len(template(name)["nodes"]), name
-        rectangles = {}
-        for node in template(name)["nodes"]:
-            width, height = sizes[str(node["id"])]
-            factor = width / node["size"][0]
-            x, y = (factor * place for place in node["pos"])
-            rectangles[node["title"] if "title" in node else node["type"], node["id"]] = x, y - TITLE, width, height
-        covered[name] = overlapping(rectangles)
+        page.evaluate(NODES_2, True)
+        _, drawn = page.evaluate(DRAWN)
+        assert set(drawn) == {str(node["id"]) for node in template(name)["nodes"]}, name
+        covered[name] = overlapping(drawn)
+    page.evaluate(NODES_2, False)
     assert {name: pairs for name, pairs in covered.items() if pairs} == {}

@@ -138,6 +138,14 @@ def test_a_tilted_run_costs_a_call_a_step_and_no_gradient_of_the_model_through_t
         assert run == with_graph and start == check == [False] * 4, calls  # the last evaluation samples nothing anew
 
 
+def test_a_tilted_run_is_kept_though_the_time_is_spent_with_it():
+    noise_map = linear_map(decode=decode)
+    result = core.optimize(noise_map, mean_pixel, noise_of(noise_map), core.Tilt(0.4), iterations=1, seconds=0.0)
+    start, tilted_run = result.history.rows
+    assert result.history.stopped == "the time budget of 0.0 s is spent" and tilted_run["score"] > start["score"]
+    torch.testing.assert_close(mean_pixel(result.images, None).tolist(), tilted_run["score"])
+
+
 def test_masked_entries_stay_and_the_others_keep_their_variance():
     mask = torch.zeros(1, 1, 6, 5)
     mask[..., :3] = 1

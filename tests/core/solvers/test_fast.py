@@ -1,0 +1,252 @@
+"""Fast: the climb is TrustAscent's on the coarse map, the picture is made anew with all steps, and nothing is lost."""
+
+import itertools
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_dno import core
+from comfyui_dno.core.solvers.fast import grid_of
+from tiny_models import TinyDenoiser, decode
+
+SHAPE = (2, 3, 8, 8)
+SIGMAS = {
+    "vp": (9.0, 7.0, 5.0, 3.0, 2.2, 1.6, 1.0, 0.6, 0.3, 0.0),
+    "flow": (1.0, 0.95, 0.85, 0.75, 0.6, 0.5, 0.35, 0.2, 0.1, 0.0),
+    "flow_rf": (1.0, 0.95, 0.85, 0.75, 0.6, 0.5, 0.35, 0.2, 0.1, 0.0),
+}
+STEPS = 9
+NETWORK = TinyDenoiser()
+SOLVER = core.Fast(calls=44, coarse_steps=4)  # 5 updates
+
+
+def steady(x, sigma):
+    """A denoised that changes little from step to step, as a trained model's does."""
+    return 0.3 * NETWORK(x, torch.ones_like(sigma))
+
+
+def fine_map(family="vp", shape=SHAPE, denoise=None, **settings):
+    return core.SampleMap(
+        denoise or steady, core.Schedule(SIGMAS[family], family), shape, decode=decode, **settings
+    )  # fmt: skip
+
+
+def noise_of(noise_map, seed=0):
+    return noise_map.randn(seed).to(torch.float64)
+
+
+def mean_pixel(images, prompts):
+    return images.flatten(1).mean(dim=1)
+
+
+def contrast(images, prompts):
+    return images.flatten(1).std(dim=1)
+
+
+contrast.name = "contrast"
+
+
+def run(noise_map, reward=mean_pixel, noise=None, solver=SOLVER, iterations=1, **settings):
+    noise = noise_of(noise_map) if noise is None else noise
+    return core.optimize(noise_map, reward, noise, solver, iterations=iterations, **settings)
+
+
+def scores(result, row):
+    return torch.tensor(result.history.rows[row]["score"], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", SIGMAS)
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_it_is_trust_ascents_climb_on_the_coarse_map_lifted(family, eta):
+    noise_map = fine_map(family, eta=eta)
+    noise = noise_of(noise_map)
+    found = run(noise_map, noise=noise)
+    coarse = core.CoarseMap.of(noise_map, grid_of(STEPS, 4))
+    climbed = run(coarse, noise=coarse.down(noise), solver=core.TrustAscent(), iterations=5)
+    expected, latent = coarse.lift(climbed.noise, noise)
+    torch.testing.assert_close(found.noise.flat(), expected.flat())
+    torch.testing.assert_close(found.latent, climbed.latent)
+    assert torch.equal(noise_map.latent(found.noise), found.latent)
+    assert (scores(found, 1) > scores(found, 0)).all() and not found.history.warnings
+
+
+def test_it_costs_the_calls_of_the_climb_and_two_runs_and_the_check():
+    calls = []
+
+    def denoise(x, sigma):
+        calls.append(float(sigma[0]))
+        denoised = steady(x, sigma)
+        if denoised.requires_grad:
+            denoised.register_hook(lambda gradient: calls.append(-1.0))
+        return denoised
+
+    run(fine_map(denoise=denoise, keep_graphs=True))
+    sigmas, grid = list(SIGMAS["vp"][:-1]), grid_of(STEPS, 4)
+    start, climb, lift, check = calls[:9], calls[9:-18], calls[-18:-9], calls[-9:]
+    assert start == lift == check == sigmas
+    assert len(climb) <= 44 and set(climb) == {-1.0, *(sigmas[index] for index in grid[:-1])}
+
+
+def test_no_more_steps_than_coarse_ones_are_climbed_on_themselves():
+    """As TrustAscent does, also where nothing could be lifted: without injected noise."""
+    for settings in ({}, {"eta": 0.0}, {"part": "initial"}):
+        noise_map = fine_map(**settings)
+        found = run(noise_map, solver=core.Fast(calls=63, coarse_steps=12))
+        expected = run(noise_map, solver=core.TrustAscent(), iterations=3)
+        assert torch.equal(found.noise.flat(), expected.noise.flat())
+        assert scores(found, 1).tolist() == expected.history.best_row["score"]
+
+
+def test_a_seed_begins_the_climb_near_its_own_picture():
+    """Of 10 seeds' coarse starts nearly each (9; by chance it were 1) is nearest to its own fine picture."""
+    fine = core.load_embedded(["red owl"] * 10, steps=20)
+    noise = fine.randn(0)
+    coarse = core.CoarseMap.of(fine, grid_of(20, 5))
+    far = torch.cdist(coarse.latent(coarse.down(noise)).flatten(1), fine.latent(noise).flatten(1))
+    assert (far.argmin(dim=1) == torch.arange(10)).sum() >= 8
+
+
+def test_the_pictures_of_a_batch_are_searched_alone():
+    both = run(fine_map())
+    for item in range(2):
+        alone = run(fine_map(shape=(1, *SHAPE[1:])), noise=noise_of(fine_map()).item(item))
+        torch.testing.assert_close(both.noise.item(item).flat(), alone.noise.flat())
+
+
+def test_further_iterations_climb_on_all_steps_and_go_on_from_a_checkpoint(tmp_path):
+    noise_map = fine_map()
+    whole = run(noise_map, iterations=3)
+    assert (scores(whole, 3) > scores(whole, 1)).all()
+    first = run(noise_map, iterations=1)
+    for more in (1, 1):
+        first.noise.save(tmp_path / "noise.safetensors")
+        first = run(noise_map, noise=core.Noise.load(tmp_path / "noise.safetensors"), iterations=more)
+    torch.testing.assert_close(first.noise.flat(), whole.noise.flat())
+
+
+def test_who_stops_it_in_the_climb_gets_the_picture_that_was_shown():
+    calls, shown = [], []
+
+    def preview(stage, evaluation, best):
+        shown.append((stage, best.scores.clone()))
+
+    noise_map = fine_map(on_step=lambda *stage: calls.append(stage))
+    found = run(noise_map, preview=preview, stop=lambda: len(shown) == 3)
+    assert [stage for stage, _ in shown] == [f"trial {trial} of 5, on 4 of 9 steps" for trial in range(3)]
+    torch.testing.assert_close(found.history.best_row["score"], shown[-1][1].tolist())
+    assert (torch.tensor(found.history.best_row["score"]) > scores(found, 0)).all()
+    assert "the climb on 4 steps ended after 3 of 5 trials: stopped by hand" in found.history.warnings
+
+
+def test_a_spent_time_budget_ends_the_climb_and_leaves_time_for_the_lift(monkeypatch):
+    """Each look at the clock finds it a second later."""
+    clock = itertools.count(time.perf_counter())
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    found = run(fine_map(), seconds=20)
+    assert "trials: the time budget of 20 s is spent" in found.history.warnings[0]
+    assert (scores(found, -1) > scores(found, 0)).all()
+    untouched = run(fine_map(), seconds=1)
+    assert len(untouched.history.rows) == 1 and torch.equal(untouched.noise.flat(), noise_of(fine_map()).flat())
+
+
+def test_it_stops_at_a_target():
+    start = run(fine_map(), iterations=0)
+    aim = scores(start, 0).max().item()
+    at_once = run(fine_map(), target=aim - 1)
+    assert len(at_once.history.rows) == 1
+    soon, never = run(fine_map(), target=aim + 0.003), run(fine_map(), target=9.0)
+    assert (scores(soon, 1) >= aim + 0.003).all() and (scores(soon, 1) < scores(never, 1)).all()
+    assert "every picture reached the target" in soon.history.warnings[0]
+
+
+def test_floors_hold_in_the_climb_and_name_what_they_held():
+    start = run(fine_map(), iterations=0)
+    least = contrast(start.images, None)
+    free = run(fine_map(), reward=lambda images, prompts: -contrast(images, prompts))
+    assert (contrast(free.images, None) < least - 0.003).all()
+    held = run(
+        fine_map(), reward=lambda images, prompts: -contrast(images, prompts), watch=[contrast],
+        floors={"contrast": core.Drop(0.003)},
+    )  # fmt: skip
+    assert (contrast(held.images, None) >= least - 0.003).all()
+    assert held.history.held == [["contrast"], ["contrast"]]
+
+
+def test_entries_that_are_not_searched_keep_their_noise():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    noise_map = fine_map(mask=mask)
+    found = run(noise_map).noise
+    own = noise_of(noise_map)
+    for kept, given in ((found.initial, own.initial), (found.injected, own.injected)):
+        assert torch.equal(kept[..., 4:], given[..., 4:]) and not torch.isclose(kept[..., :4], given[..., :4]).all()
+
+
+def test_an_x_t_of_zeros_stays_and_the_injected_noises_are_searched():
+    noise_map = fine_map(start=lambda noise: noise + torch.linspace(-5, 5, 8, dtype=torch.float64))
+    noise = replace(noise_of(noise_map), initial=torch.zeros(SHAPE, dtype=torch.float64))
+    found = run(noise_map, noise=noise)
+    assert not found.noise.initial.any() and (scores(found, 1) > scores(found, 0)).all()
+
+
+def test_a_model_that_changes_its_mind_too_much_is_climbed_on_twice_as_many_steps():
+    """Of the two pictures one strays: the other's noise is what it would be alone, of the coarse grid."""
+    restless = torch.tensor([0.0, 40.0]).view(2, 1, 1, 1)
+
+    def denoise(x, sigma):
+        wild = restless[:1] if len(x) == 1 else restless
+        return steady(x, sigma) + wild * torch.sin(3 * sigma.view(-1, 1, 1, 1))
+
+    noise_map = fine_map(denoise=denoise)
+    found = run(noise_map, solver=core.Fast(calls=72, coarse_steps=4), floor=0.0)
+    assert "the noise lifted from 4 steps is not as true noise is: the climb is made on more" in found.history.warnings
+    one = run(
+        fine_map(shape=(1, *SHAPE[1:]), denoise=denoise), noise=noise_of(noise_map).item(0),
+        solver=core.Fast(calls=72, coarse_steps=4), floor=0.0,
+    )  # fmt: skip
+    torch.testing.assert_close(found.noise.item(0).flat(), one.noise.flat())
+
+
+def test_the_stages_of_a_run_are_known_beforehand():
+    """Where every trial is accepted; what is rejected costs less."""
+    scored, stages = [], []
+
+    def rising(images, prompts):
+        scored.append(1)
+        return mean_pixel(images, prompts) + 1e3 * len(scored)
+
+    for iterations in (0, 1, 3):
+        stages.clear()
+        noise_map = fine_map(on_step=lambda *stage: stages.append(stage))
+        run(noise_map, rising, iterations=iterations)
+        assert len(stages) == core.stages(noise_map, SOLVER, iterations)
+
+
+def test_the_grid_ends_with_a_step_of_the_fine_map_and_never_stands_still():
+    assert grid_of(50, 7) == (0, 12, 22, 32, 40, 46, 49, 50)
+    for steps, coarse in itertools.product(range(1, 40), range(2, 40)):
+        grid = grid_of(steps, coarse)
+        assert grid[0] == 0 and grid[-2:] == (steps - 1, steps)
+        assert len(grid) == min(steps, coarse) + 1 and all(a < b for a, b in itertools.pairwise(grid))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"calls": 14}, "calls is 14; expected at least 15: forward and backward through 5 coarse steps"),
+        ({"calls": 2.5}, "calls is 2.5"),
+        ({"coarse_steps": 1}, "coarse_steps is 1"),
+        ({"whitening": 2.0}, "whitening is 2.0"),
+        ({"estimator": core.ZerothOrder()}, "no gradient by the pictures"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        core.Fast(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"eta": 0.0}, {"part": "initial"}, {"part": "first 3"}])
+def test_a_lift_needs_the_noise_of_every_step(settings):
+    with pytest.raises(ValueError, match="Expected eta > 0, and part 'all' or 'injected'"):
+        run(fine_map(**settings))
