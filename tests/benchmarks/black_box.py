@@ -39,7 +39,8 @@ def main():
     parser.add_argument("--part", choices=list(BRIGHTER_THAN), required=True)
     parser.add_argument("--rounds", nargs="+", type=int, default=list(ROUNDS), help="calls of 16 in each search")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--arms", help="which, parted by commas (default all)")
+    parser.add_argument("--rewards", nargs="+", default=["jpeg", "detector"])
+    parser.add_argument("--arms", nargs="+", default=list(arms(1, 0)), metavar="NAME", help="such as TRS 'Hybrid-2, ou'")
     parser.add_argument("--tuning", action="store_true", help="take the seeds for tuning")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the gains are drawn beside it")
     options = parser.parse_args()
@@ -48,8 +49,8 @@ def main():
     first = 0 if options.tuning else 100
     for rounds in options.rounds:
         for seed in range(first, first + options.seeds):
-            for reward in ("jpeg", "detector"):
-                for arm in options.arms.split(",") if options.arms else arms(rounds, seed):
+            for reward in options.rewards:
+                for arm in options.arms:
                     runs.once(f"{reward} | {arm} | {rounds} | {seed}", run, options.part, reward, arm, rounds, seed)
     found = summary(runs.done)
     plot(found, options.out.with_suffix(".png"))
