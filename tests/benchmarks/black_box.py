@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--rounds", nargs="+", type=int, default=list(ROUNDS), help="calls of 16 in each search")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rewards", nargs="+", default=["jpeg", "detector"])
-    parser.add_argument("--arms", nargs="+", default=list(arms(1, 0)), metavar="NAME", help="such as TRS 'Hybrid-2, ou'")
+    parser.add_argument("--arms", nargs="+", default=list(arms(1, 0)), metavar="NAME", help="e.g. 'Hybrid-2, ou'")
     parser.add_argument("--tuning", action="store_true", help="take the seeds for tuning")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the gains are drawn beside it")
     options = parser.parse_args()
