@@ -4,11 +4,13 @@ import argparse
 import json
 import math
 
+import belief
 import black_box
 import calls
 import gradient_free
 import in_place
 import model_families
+import numpy as np
 import pytest
 import sde_ode
 import study
@@ -247,3 +249,43 @@ def test_black_box_gains_are_of_the_seeds_that_every_arm_has_run():
     assert table["seeds"] == 2
     assert table["TRS"]["gain"] == [2.5, 0.7071] and table["pCN"]["gain"] == [1.5, 0.7071]
     assert black_box.summary({"jpeg | TRS | 6 | 0": {**found, "best": 2.0}})["jpeg"]["97 evaluations"] == {}
+
+
+def measurement(loss, gap, consistency=0.9):
+    """What the study of the belief keeps of a picture: of two levels the losses and gaps by noise."""
+    return {"loss": [[loss] * 4] * 2, "gap": [[gap] * 4] * 2, "consistency": consistency, "log_p": -1.0}
+
+
+def test_the_studys_belief_is_the_evidence_in_units_of_ordinary_samples_or_of_the_start():
+    row = {**measurement(1.0, 1.0), "ordinary": [measurement(1.0, 3.0)] * 4, "start": measurement(2.0, 14.0)}
+    assert belief.belief(row) == pytest.approx(math.log(2) / math.log(4))
+    assert belief.belief(row, samples=0) == pytest.approx(math.log(2) / math.log(8))
+    assert belief.small_loss({**row, **measurement(4.0, 1.0)}) == pytest.approx(1 / 4)
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order():
+    values, lost = np.array([0.1, 0.5, 0.5, 0.9]), np.array([True, True, False, False])
+    assert belief.area(values, lost) == 0.875  # of four pairs three, and a tie
+    assert belief.area(values, np.zeros(4, dtype=bool)) is None
+
+
+def test_the_study_of_the_belief_tells_its_sets_apart_and_measures_from_the_start(tmp_path):
+    groups = [belief.named([pair]) for pair in (belief.TUNING[0], belief.HELD_OUT[0])]
+    runs = {}
+    for group, end, gap in zip(groups, (0.6, 0.86), (0.1, 0.5), strict=True):
+        runs[f"ordinary | {group}"] = [[measurement(1.0, each) for each in (0.8, 0.9, 1.0, 1.1)]]
+        runs[f"contrast | trust | {group}"] = [[measurement(1.0, 1.0), measurement(1.0, gap, end)]]
+    (tuning,), (held_out,) = (belief.rows_of(runs, pairs) for pairs in (belief.TUNING, belief.HELD_OUT))
+    assert (tuning["lost"], held_out["lost"]) == pytest.approx((0.3, 0.04))
+    assert tuning["kind"] == "contrast | trust" and tuning["start"]["consistency"] == 0.9
+    belief.plot([tuning, held_out], tmp_path / "belief.png")
+    found = belief.summary([tuning, held_out], {"levels": [6.0, 12.0], "samples": 4})
+    assert (found["lost"], found["kept"], found["area"]["belief"]) == (1, 1, 1.0)
+
+
+def test_a_search_of_the_study_of_the_belief_measures_the_start_and_the_end():
+    plan = {"levels": [6.0], "samples": 1, "iterations": 1, "every": 1}
+    (rows,) = belief.search((("red owl", 100),), "contrast", "tilt .4", plan, steps=2)
+    (samples,) = belief.ordinary((("red owl", 100),), plan, steps=2)
+    assert len(rows) == 2 and rows[1]["score"] > rows[0]["score"]
+    assert all(np.shape(each["loss"]) == np.shape(each["gap"]) == (1, belief.NOISES) for each in (*rows, *samples))
