@@ -43,11 +43,21 @@ SOLVERS = {
         "rewards without gradient that bear noise on the pixels", ASCENT | {"candidates": 8}, _estimating(core.Hybrid1)
     ),
     "hybrid2": Choice("other rewards without gradient", ASCENT | {"candidates": 4}, _estimating(core.Hybrid2)),
+    "hybrid2-ou": Choice(
+        "the same by steps of one length, for few iterations", ASCENT | {"lr": 0.2, "candidates": 4},
+        lambda lr, candidates: core.GradientAscent.ou(core.Hybrid2(candidates), lr),
+    ),
     "zo-sgd": Choice("no backward pass, slowest", ASCENT | {"candidates": 16}, _estimating(core.ZerothOrder)),
-    "zeno": Choice("no backward pass, better", SEARCH | {"candidates": 16, "beta": None}, core.ZeNO),
+    "zeno": Choice(
+        "no backward pass, better", SEARCH | {"candidates": 16, "beta": None, "schedule": "constant"}, core.ZeNO
+    ),
     "best-of-n": Choice("new noises only", SEARCH | {"candidates": 16}, core.Search.best_of_n),
     "zero-order": Choice("best of nearby noises", SEARCH | {"candidates": 16, "beta": 0.1}, core.Search.zero_order),
     "pcn": Choice("one nearby noise at a time", SEARCH | {"beta": 0.1}, core.Search.pcn),
+    "trs": Choice(
+        "near the four best, by steps that adapt", SEARCH | {"candidates": 16, "beta": 0.3},
+        lambda candidates, beta: core.TRS(candidates, beta=beta),
+    ),
     "tilt": Choice(
         "one run that leans towards the reward, the quickest", SEARCH | {"iterations": 1, "strength": 0.3},
         lambda strength: core.Tilt(strength), exact=True,

@@ -12,6 +12,7 @@ SEARCHES = {
     "best-of-n": lambda candidates, beta, seed: core.Search.best_of_n(candidates, seed),
     "zero-order": core.Search.zero_order,
     "pcn": lambda candidates, beta, seed: core.Search.pcn(beta, seed),
+    "trs": lambda candidates, beta, seed: core.TRS(candidates, beta=beta, seed=seed),
 }
 
 
@@ -52,7 +53,10 @@ class DNOSolverZerothOrder(io.ComfyNode):
                     " hybrid-1: perturbs the pixels; cheapest, for rewards that bear noisy pictures. zo-sgd: perturbs"
                     " the noise and differentiates nothing; slowest, for models without gradients.",
                 ),
-                learning_rate_input("0.01 is the paper's for JPEG, 0.001 for the aesthetic score."),
+                learning_rate_input(
+                    "0.01 is the paper's for JPEG, 0.001 for the aesthetic score. For ou the length of the first step,"
+                    " at most 1: 0.2."
+                ),
                 io.Int.Input(
                     "q", default=0, min=0, max=4096,
                     tooltip="Perturbations an iteration: more make the estimate truer and the iteration longer. 0 takes"
@@ -65,7 +69,10 @@ class DNOSolverZerothOrder(io.ComfyNode):
                     " hybrid-2, 0.01 for the others.",
                 ),
                 seed_input("perturbations"),
-                *update_inputs(),
+                *update_inputs(
+                    "ou", remark=" ou: each step as long as lr says, the last a third of the first; suits rough"
+                    " estimates and gains most in few iterations.",
+                ),
             ],
             outputs=[solver_output()],
         )  # fmt: skip
@@ -96,7 +103,7 @@ class DNOSolverZeNO(io.ComfyNode):
                 io.Float.Input(
                     "beta", default=0.0, min=0.0, max=1.0, step=0.01, round=0.0001,
                     tooltip="How far the neighbours are, the share of the noise that is new. 0 takes 2.5 / iterations,"
-                    " between 0.01 and 0.3, which climbs furthest.",
+                    " between 0.01 and 0.3. With the geometric schedule it is the first, and 0 takes 0.3.",
                 ),
                 io.Combo.Input(
                     "mode", options=["optimise", "sample", "resample"], default="optimise",
@@ -115,13 +122,19 @@ class DNOSolverZeNO(io.ComfyNode):
                     " on the best. Linear weights do not use it.",
                 ),
                 seed_input("neighbours"),
+                io.Combo.Input(
+                    "schedule", options=["constant", "geometric"], default="constant", optional=True,
+                    tooltip="Of optimise. geometric: large steps first, small ones last, and every sampling run but two"
+                    " tries a neighbour; for pictures and few iterations. constant: steps of one size, and the noise"
+                    " itself is sampled each time.",
+                ),
             ],
             outputs=[solver_output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, candidates, beta, mode, weights, tau, seed) -> io.NodeOutput:
-        return io.NodeOutput(core.ZeNO(candidates, beta or None, mode, weights, tau, seed))
+    def execute(cls, candidates, beta, mode, weights, tau, seed, schedule="constant") -> io.NodeOutput:
+        return io.NodeOutput(core.ZeNO(candidates, beta or None, mode, weights, tau, seed, schedule))
 
 
 class DNOSolverSearch(io.ComfyNode):
@@ -131,7 +144,7 @@ class DNOSolverSearch(io.ComfyNode):
             node_id="DNOSolverSearch",
             display_name="DNO Solver (Search)",
             category=sockets.SOLVERS,
-            **sockets.aliases("best of n", "random search", "pcn"),
+            **sockets.aliases("best of n", "random search", "pcn", "trust region"),
             description=(
                 "Tries random noises and keeps the best: the simplest search, for any reward, to compare the others"
                 " with. Differentiates nothing. The regularizer is not used: every noise that is tried is true noise."
@@ -141,13 +154,14 @@ class DNOSolverSearch(io.ComfyNode):
                     "method", options=list(SEARCHES), default="best-of-n",
                     tooltip="best-of-n: new noises each time; finds another picture, soon gains little. zero-order:"
                     " neighbours of the best so far; improves a picture that is liked already. pcn: the same with one"
-                    " neighbour an iteration, for many short iterations.",
+                    " neighbour an iteration, for many short iterations. trs: new noises first, then neighbours of"
+                    " the four best, nearer or further by what succeeds (trust-region search).",
                 ),
                 candidates_input("pcn always tries one", least=1),
                 io.Float.Input(
                     "beta", default=0.1, min=0.0001, max=1.0, step=0.01, round=0.0001,
                     tooltip="Of zero-order and pcn: the share of a neighbour's noise that is new. Small steps succeed"
-                    " more often and gain less. best-of-n does not use it.",
+                    " more often and gain less. trs begins with it: 0.3. best-of-n does not use it.",
                 ),
                 seed_input("noises that are tried"),
             ],
@@ -363,16 +377,21 @@ def learning_rate_input(advice):
     )  # fmt: skip
 
 
-def update_inputs():
-    """Return the inputs that say what becomes of a gradient, exact or estimated."""
+def update_inputs(*more, remark=""):
+    """Return the inputs that say what becomes of a gradient, exact or estimated.
+
+    Args:
+        more: optimizers beside Adam and SGD.
+        remark: what the tooltip says of them.
+    """
     return [
         io.Combo.Input(
-            "optimizer", options=["adam", "sgd"], default="adam",
-            tooltip="Adam, or stochastic gradient ascent with Nesterov momentum.",
+            "optimizer", options=["adam", "sgd", *more], default="adam",
+            tooltip=f"Adam, or stochastic gradient ascent with Nesterov momentum.{remark}",
         ),
         io.Float.Input(
             "momentum", default=0.9, min=0.0, max=0.999, step=0.01, round=0.001,
-            tooltip="Of sgd; Adam does not use it.",
+            tooltip="Of sgd alone.",
         ),
         io.Float.Input(
             "clip", default=0.0, min=0.0, max=1000000.0, step=0.1, round=0.0001,

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 
+import black_box
 import calls
 import gradient_free
 import in_place
@@ -219,3 +220,30 @@ def test_calls_are_counted_forward_and_backward(solver, spent):
     found = calls.run("red owl", 100, "brightness", solver, options)
     assert found["calls"][:2] == [2 + each for each in spent]
     assert len(found["score"]) == len(found["calls"]) == len(found["consistency"])
+
+
+def test_black_box_searches_have_equal_evaluations():
+    """6 calls of 16 and the start, or as many of Hybrid-2's five as fit."""
+    for arm in black_box.arms(6, 100):
+        found = black_box.run("surrogate", "detector", arm, 6, 100)
+        assert found["evaluations"] == (96 if arm.startswith("Hybrid-2") else 97)
+        assert found["best"] >= found["start"] == black_box.run("surrogate", "detector", "TRS", 1, 100)["start"]
+
+
+def test_the_detector_counts_bright_tiles():
+    images = torch.zeros(2, 3, 64, 64)
+    images[1, :, :8, :24] = 0.6
+    images[1, :, 8:16, :4] = 1.0  # half a tile
+    assert black_box.Detector(0.55)(images).tolist() == [0, 3]
+
+
+def test_black_box_gains_are_of_the_seeds_that_every_arm_has_run():
+    found = {"start": 1.0, "log_p": -1.0, "seconds": 2.0}
+    done = {
+        f"jpeg | {arm} | 6 | {seed}": {**found, "best": 2.0 + seed + (arm == "TRS")}
+        for arm, seeds in (("TRS", (0, 1, 2)), ("pCN", (0, 1))) for seed in seeds
+    }  # fmt: skip
+    table = black_box.summary(done)["jpeg"]["97 evaluations"]
+    assert table["seeds"] == 2
+    assert table["TRS"]["gain"] == [2.5, 0.7071] and table["pCN"]["gain"] == [1.5, 0.7071]
+    assert black_box.summary({"jpeg | TRS | 6 | 0": {**found, "best": 2.0}})["jpeg"]["97 evaluations"] == {}

@@ -30,7 +30,7 @@ class GradientAscent(Solver):
     Attributes:
         estimator: where the gradient comes from, see `estimators`; default exact.
         lr: step size; in units of the noise's standard deviation for Adam. 0.01 is the paper's, 0.03 suits short runs.
-            Of "ou" the first step's, at most 1; 0.3 suits estimates.
+            Of "ou" the first step's, at most 1; 0.2 suits estimates.
         optimizer: "adam", "sgd" with Nesterov momentum, or "ou": steps of a given length, see `ou`.
         momentum: of "sgd".
         clip: largest Euclidean norm of each picture's gradient before the update, or None.
@@ -61,7 +61,7 @@ class GradientAscent(Solver):
         return cls(lr=5.0, optimizer="sgd", momentum=0.9, clip=0.1)
 
     @classmethod
-    def ou(cls, estimator, lr=0.3):
+    def ou(cls, estimator, lr=0.2):
         """Return the solver for rough estimates of a gradient: every step is as long as its iteration says.
 
         z' = sqrt(1 - b^2) z + b sqrt(n) g / |g|, b = lr (1 / 3)^(k / (K - 1)) in iteration k of K: a step of an

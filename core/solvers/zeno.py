@@ -81,9 +81,11 @@ class ZeNO(Solver):
     def stages(self, sample_map):
         return sample_map.calls(self.candidates + (not self._falls)) * sample_map.stages
 
-    def stages_before(self, sample_map):
-        """Return how many more `sample_map.on_step` calls the first step takes: those of z, if it alone samples it."""
-        return sample_map.calls(self.candidates + 1) * sample_map.stages - self.stages(sample_map)
+    def stages_of_steps(self, sample_map, iterations):
+        """Return how often the first `iterations` steps call `sample_map.on_step`; the first samples z in any case."""
+        if iterations == 0:
+            return 0
+        return sample_map.calls(self.candidates + 1) * sample_map.stages + (iterations - 1) * self.stages(sample_map)
 
     def step(self, problem, noise):
         """Evaluate N candidates around `noise`, and it too but where the schedule falls.

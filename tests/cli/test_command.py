@@ -99,6 +99,8 @@ DEFAULTS = {
     "best-of-n": core.Search.best_of_n(),
     "zero-order": core.Search.zero_order(),
     "pcn": core.Search.pcn(),
+    "trs": core.TRS(),
+    "hybrid2-ou": core.GradientAscent.ou(core.Hybrid2()),
     "lgd": core.LGD(),
     "tilt": core.Tilt(),
     "tilt-decoder": core.Tilt(through="decoder"),
@@ -124,6 +126,8 @@ def test_a_solver_without_options_has_its_papers_settings(name):
 @pytest.mark.parametrize("arguments", [
     "--solver hybrid2 --reward jpeg --candidates 2 --lr 0.03",
     "--solver zeno --reward jpeg-incompressible --candidates 3 --beta 0.2",
+    "--solver zeno --reward jpeg --candidates 3 --schedule geometric",
+    "--solver trs --reward jpeg --candidates 3",
     "--solver pcn --reward jpeg-proxy",
     "--solver lgd --candidates 2 --scale 20.0",
     "--solver tilt --strength 0.2",

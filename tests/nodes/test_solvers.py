@@ -9,7 +9,7 @@ from workflows import Workflow, flags, history_of, stock_picture
 
 UPDATE = {"optimizer": "adam", "momentum": 0.9, "clip": 0.0}
 ZEROTH_ORDER = {"lr": 0.05, "q": 8, "mu": 0.0, "seed": 0, **UPDATE}
-ZENO = {"candidates": 8, "beta": 0.0, "weights": "linear", "tau": 0.1, "seed": 0}
+ZENO = {"candidates": 8, "beta": 0.0, "weights": "linear", "tau": 0.1, "seed": 0, "schedule": "constant"}
 SEARCH = {"candidates": 8, "beta": 0.1, "seed": 0}
 TILT = {"strength": 0.4, "start": 0.0, "stop": 1.0, "every": 1, "strengths": "", "q": 0, "seed": 0}
 TRUST = {"whitening": 0.5, "gradient": "exact", "q": 0, "seed": 0, "tilt": 0.0}
@@ -25,17 +25,22 @@ SOLVERS = {
     # In 12,288 directions of pixel space an estimate is poor; this seed's are good enough in three iterations.
     "hybrid-1": ("DNOSolverZerothOrder", {"method": "hybrid-1", **ZEROTH_ORDER, "q": 1024, "seed": 3}),
     "hybrid-2": ("DNOSolverZerothOrder", {"method": "hybrid-2", **ZEROTH_ORDER}),
+    "hybrid-2 ou": ("DNOSolverZerothOrder", {"method": "hybrid-2", **ZEROTH_ORDER, "lr": 0.3, "optimizer": "ou"}),
     "zo-sgd": ("DNOSolverZerothOrder", {"method": "zo-sgd", **ZEROTH_ORDER}),
     "zeno": ("DNOSolverZeNO", {"mode": "optimise", **ZENO}),
     "zeno softmax": ("DNOSolverZeNO", {"mode": "optimise", **ZENO, "weights": "softmax"}),
+    "zeno geometric": ("DNOSolverZeNO", {"mode": "optimise", **ZENO, "schedule": "geometric"}),
     "zeno sample": ("DNOSolverZeNO", {"mode": "sample", **ZENO}),
     "zeno resample": ("DNOSolverZeNO", {"mode": "resample", **ZENO}),
     "best-of-n": ("DNOSolverSearch", {"method": "best-of-n", **SEARCH}),
     "zero-order": ("DNOSolverSearch", {"method": "zero-order", **SEARCH}),
     "pcn": ("DNOSolverSearch", {"method": "pcn", **SEARCH}),
+    "trs": ("DNOSolverSearch", {"method": "trs", **SEARCH}),
 }
 DIFFERENTIATE_THE_REWARD = ("gradient", "lgd", "tilt", "tilt decoder", "trust", "fast")
-DIFFERENTIATE_THE_MODEL = ("gradient", "lgd", "tilt", "trust", "fast", "hybrid-1", "hybrid-2", "trust hybrid-2")
+DIFFERENTIATE_THE_MODEL = (
+    "gradient", "lgd", "tilt", "trust", "fast", "hybrid-1", "hybrid-2", "hybrid-2 ou", "trust hybrid-2"
+)  # fmt: skip
 LOOK_AT_THE_SCHEDULE = ("lgd", "tilt", "tilt decoder")
 """These go by the coefficients of single steps, which differ from family to family; others see the whole map alone."""
 
@@ -204,7 +209,12 @@ def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
         ("zero-order", {}, {"beta": 0.9}),
         ("zero-order", {}, {"candidates": 3}),
         ("pcn", {"candidates": 3}, {"beta": 0.9}),
+        ("trs", {}, {"beta": 0.9}),
+        ("trs", {}, {"candidates": 3}),
         ("zeno", {"tau": 9.0}, {"candidates": 3}),
+        ("zeno", {}, {"schedule": "geometric"}),
+        ("zeno sample", {"schedule": "geometric"}, {"beta": 0.9}),
+        ("hybrid-2 ou", {"momentum": 0.5}, {"lr": 0.2}),
         ("zeno softmax", {}, {"tau": 0.0001}),
         ("zeno sample", {"weights": "softmax"}, {"tau": 0.0001}),
         ("zeno resample", {"weights": "softmax"}, {"tau": 0.0001}),
@@ -261,6 +271,8 @@ def test_a_reward_without_gradient_is_refused_and_the_nodes_that_need_none_are_n
         ("trust", {"gradient": "hybrid-3"}, {}, "hybrid-3.*hybrid-2"),
         ("zeno", {"candidates": 1}, {}, "smaller than min of 2"),
         ("zeno", {"beta": 1.5}, {}, "bigger than max of 1"),
+        ("zeno", {"schedule": "linear"}, {}, "linear.*geometric"),
+        ("hybrid-2 ou", {"lr": 2.0}, {}, "expected at most 1"),
         ("zo-sgd", {"q": -1}, {}, "smaller than min of 0"),
         ("pcn", {"beta": 0.0}, {}, "smaller than min of 0.0001"),
         ("best-of-n", {"method": "best-of-all"}, {}, "best-of-all.*best-of-n"),

@@ -33,3 +33,43 @@ def test_a_gradient_that_is_shorter_than_the_clip_stays_as_it_is():
     _, gradient = problem.gradient(noise)
     moved, _ = core.GradientAscent(lr=1.0, optimizer="sgd", momentum=0.0, clip=1e3).step(problem, noise)
     torch.testing.assert_close(moved.flat(), noise.flat() + gradient.flat())
+
+
+def test_an_ou_step_is_as_long_as_its_iteration_says_whatever_the_rewards_units():
+    """z' = sqrt(1 - b^2) z + b sqrt(n) g / |g|, b from 0.2 to a third; the noise's length is cut at sqrt(n) + 2."""
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    z = noise.flat()
+    length = z.shape[1] ** 0.5
+    for scale in (1.0, 1e4):
+        for iteration, b in ((0, 0.2), (2, 0.2 / 3**0.5), (4, 0.2 / 3), (9, 0.2 / 3)):
+            reward = lambda i, p, scale=scale: scale * i.mean(dim=(1, 2, 3))  # noqa: E731
+            problem = core.Problem(noise_map, reward, iterations=5, iteration=iteration)
+            _, gradient = problem.gradient(noise)
+            g = gradient.flat() / gradient.flat().norm(dim=1, keepdim=True)
+            moved, _ = core.GradientAscent.ou(core.Exact()).step(problem, noise)
+            expected = (1 - b**2) ** 0.5 * z + b * length * g
+            expected *= ((length + 2) / expected.norm(dim=1, keepdim=True)).clamp(max=1)
+            torch.testing.assert_close(moved.flat(), expected)
+
+
+def test_an_ou_step_stays_where_there_is_no_gradient_and_where_nothing_is_searched():
+    noise_map = sample_map(part="initial")
+    noise = noise_map.randn(0).to(torch.float64)
+    flat = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)) * 0)
+    moved, _ = core.GradientAscent.ou(core.Hybrid2()).step(flat, noise)
+    assert torch.equal(moved.flat(), noise.flat())
+    climbing = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)))
+    moved, _ = core.GradientAscent.ou(core.Hybrid2()).step(climbing, noise)
+    assert torch.equal(moved.injected, noise.injected) and not torch.equal(moved.initial, noise.initial)
+
+
+def test_ou_climbs_by_an_estimate_and_keeps_the_noises_length():
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    solver = core.GradientAscent.ou(core.Hybrid2())
+    history = core.optimize(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), noise, solver, iterations=15).history
+    for item in (0, 1):
+        assert max(history.column("score", item)) > history.column("score", item)[0]
+    most = 1 + 2 / noise.flat().shape[1] ** 0.5
+    assert all(norm < most + 1e-6 for row in history.rows[1:] for norm in row["norm"])

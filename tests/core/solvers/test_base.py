@@ -8,7 +8,7 @@ from tiny_models import sample_map
 
 @pytest.mark.parametrize("solver", [
     core.ZeNO(), core.ZeNO(weights="softmax"), core.ZeNO(mode="sample"), core.ZeNO(mode="resample"),
-    core.Search.best_of_n(), core.Search.zero_order(), core.Search.pcn(),
+    core.Search.best_of_n(), core.Search.zero_order(), core.Search.pcn(), core.TRS(), core.ZeNO(schedule="geometric"),
 ])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_best_candidate_is_never_lost_and_nothing_is_differentiated(solver, eta):
@@ -51,7 +51,7 @@ def test_a_regularizer_that_a_solver_does_not_use_is_said_and_left_out(caplog):
     assert all(row["penalty"] is None for row in history.rows)
 
 
-@pytest.mark.parametrize("solver", [core.ZeNO(), core.Search()])
+@pytest.mark.parametrize("solver", [core.ZeNO(), core.Search(), core.TRS()])
 def test_masked_entries_stay_where_they_are(solver):
     mask = torch.zeros(1, 1, 6, 6)
     mask[..., :3] = 1
@@ -69,6 +69,9 @@ def test_masked_entries_stay_where_they_are(solver):
     core.GradientAscent(estimator=core.Hybrid2(q=5)),
     core.GradientAscent(estimator=core.ZerothOrder(q=5)),
     core.ZeNO(candidates=6),
+    core.ZeNO(candidates=6, schedule="geometric"),
+    core.TRS(candidates=6),
+    core.GradientAscent.ou(core.Hybrid2(q=5)),
     core.Search.pcn(),
     core.Search(candidates=7),
     core.LGD(samples=2),
@@ -97,6 +100,11 @@ def test_the_norm_regulariser_has_its_closed_forms_gradient():
 @pytest.mark.parametrize("make, message", [
     (lambda: core.ZeNO(mode="climb"), "expected 'optimise', 'sample' or 'resample'"),
     (lambda: core.ZeNO(weights="ranks"), "expected 'linear' or 'softmax'"),
+    (lambda: core.ZeNO(schedule="linear"), "expected 'constant' or 'geometric'"),
+    (lambda: core.TRS(regions=0), "expected 1 or more"),
+    (lambda: core.TRS(beta=0), r"expected a number in \(0, 1\]"),
+    (lambda: core.GradientAscent(optimizer="rmsprop"), "expected 'adam', 'sgd' or 'ou'"),
+    (lambda: core.GradientAscent(lr=2.0, optimizer="ou"), "expected at most 1"),
     (lambda: core.ZeNO(candidates=1), "expected 2 or more"),
     (lambda: core.ZeNO(beta=0), r"expected a number in \(0, 1\]"),
     (lambda: core.ZeNO(tau=0), "expected a number > 0"),

@@ -88,3 +88,64 @@ def test_a_score_of_minus_infinity_weighs_as_the_lowest_that_is_finite(solver):
     scores = torch.tensor([[-math.inf, 1.0], [-5.0, 2.0], [-3.0, 3.0]])
     expected = torch.tensor([[-5.0, 1.0], [-5.0, 2.0], [-3.0, 3.0]])
     torch.testing.assert_close(solver._weights(scores), solver._weights(expected))
+
+
+@pytest.mark.parametrize("beta, first", [(None, 0.3), (0.15, 0.15)])
+def test_the_geometric_schedule_falls_to_a_fifteenth_and_stays_there(beta, first):
+    solver = core.ZeNO(beta=beta, schedule="geometric")
+    found = []
+    for iteration in (0, 1, 2, 3, 4, 7):
+        found.append(solver._beta(core.Problem(None, None, iterations=5, iteration=iteration)))
+    ratio = 15 ** (-1 / 4)
+    assert found == pytest.approx([first * ratio**k for k in (0, 1, 2, 3, 4, 4)])
+    alone = core.Problem(None, None, iterations=1, iteration=0)
+    assert solver._beta(alone) == first
+
+
+@pytest.mark.parametrize("schedule, expected", [("constant", 1 + 6 * 9), ("geometric", 1 + 6 * 8 + 1)])
+@pytest.mark.parametrize("most_rows", [None, 4])
+def test_every_evaluation_but_two_is_a_candidates_where_the_schedule_falls(schedule, expected, most_rows):
+    """N = 8, K = 6. Nothing that was scored is sampled again but the best, which is not scored then."""
+    scored = []
+    noise_map = sample_map(most_rows=most_rows)
+
+    def counting(images, prompts):
+        scored.append(len(images))
+        return images.mean(dim=(1, 2, 3))
+
+    solver = core.ZeNO(8, schedule=schedule)
+    core.optimize(noise_map, counting, noise_map.randn(0).to(torch.float64), solver, iterations=6, floor=0.0)
+    assert sum(scored) == expected * 2
+
+
+def test_the_first_evaluation_is_of_the_start_and_the_others_of_the_best_so_far():
+    noise_map = sample_map()
+    noise, seen = noise_map.randn(0).to(torch.float64), []
+    reward = lambda i, p: i.mean(dim=(1, 2, 3))  # noqa: E731
+    core.optimize(
+        noise_map, reward, noise, core.ZeNO(8, schedule="geometric"), iterations=4, floor=0.0,
+        callback=lambda evaluation, best: seen.append((evaluation, best.scores.clone())),
+    )  # fmt: skip
+    torch.testing.assert_close(seen[0][0].images, noise_map.sample(noise))
+    assert torch.equal(seen[0][0].noise.flat(), noise.flat())
+    for evaluation, best in seen[1:-1]:
+        assert torch.equal(evaluation.scores, best)
+        torch.testing.assert_close(noise_map.sample(evaluation.noise), evaluation.images)
+        torch.testing.assert_close(reward(evaluation.images, None), evaluation.scores)
+
+
+def test_the_geometric_schedule_goes_further_in_400_evaluations_of_a_linear_reward():
+    noise_map, reward = identity_map((3, 32, 32)), linear_reward(3072)
+    noise = noise_map.randn(0)
+    gains = {}
+    for schedule, candidates in (("constant", 15), ("geometric", 16)):
+        solver = core.ZeNO(candidates, schedule=schedule)
+        result = core.optimize(noise_map, reward, noise, solver, iterations=25, floor=0.0)
+        gains[schedule] = reward(result.images, None).item()
+    assert gains["geometric"] > gains["constant"] + 0.5
+
+
+def test_the_other_modes_keep_one_step_size():
+    for mode in ("sample", "resample"):
+        problem = core.Problem(None, None, iterations=5, iteration=3)
+        assert core.ZeNO(mode=mode, schedule="geometric")._beta(problem) == core.ZeNO(mode=mode)._beta(problem)

@@ -1,0 +1,102 @@
+"""Trust-region search: which regions grow, who becomes a centre, and what a candidate is."""
+
+import pytest
+import torch
+from comfyui_dno import core
+from comfyui_dno.core.solvers.trs import GROW, SHRINK, SMALLEST
+from linear_rewards import identity_map, linear_reward
+from tiny_models import sample_map
+
+
+def stepped(solver, noise_map, reward, iterations):
+    """The solver after so many iterations, and the Problem."""
+    problem, solver = core.Problem(noise_map, reward, iterations=iterations), solver.fresh()
+    noise = noise_map.randn(0).to(torch.float64)
+    for problem.iteration in range(iterations):
+        noise, _ = solver.step(problem, noise)
+    return solver, problem
+
+
+def rising(images, prompts):
+    """Every picture is better than all before it."""
+    rising.count += 1
+    return rising.count + images.mean(dim=(1, 2, 3)).sigmoid()
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_regions_grow_by_each_success_up_to_new_noise(iterations):
+    rising.count = 0
+    noise_map = identity_map((3, 8, 8))
+    noise_map.most_rows = 1  # one picture a call, so that the next is better
+    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, rising, iterations)
+    expected = min(0.1 * GROW ** (iterations - 1), 1.0)  # the first iteration is of new noises
+    torch.testing.assert_close(solver._regions.beta, torch.full((4, 1), expected, dtype=torch.float64))
+
+
+def test_regions_shrink_by_each_failure_down_to_the_smallest():
+    noise_map = identity_map((3, 8, 8))
+    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, 3)
+    assert solver._regions.beta[0].item() == pytest.approx(0.1 * SHRINK**2)
+    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, 20)
+    assert solver._regions.beta[0].item() == pytest.approx(SMALLEST)
+
+
+@pytest.mark.parametrize("most_rows", [None, 3])
+def test_the_centres_are_the_best_of_all_that_was_tried(most_rows):
+    seen = []
+    noise_map = sample_map(most_rows=most_rows)
+
+    def reward(images, prompts):
+        scores = images.mean(dim=(1, 2, 3))
+        seen.append(scores.view(-1, 2))
+        return scores
+
+    solver, problem = stepped(core.TRS(7, regions=3), noise_map, reward, 5)
+    expected = torch.cat(seen).sort(dim=0, descending=True).values[:3]
+    torch.testing.assert_close(solver._regions.scores.sort(dim=0, descending=True).values, expected)
+    for centre, scores in zip(solver._regions.centres, solver._regions.scores, strict=True):
+        images = noise_map.sample(noise_map.randn(0).to(torch.float64).with_flat(centre))
+        torch.testing.assert_close(images.mean(dim=(1, 2, 3)), scores)
+    torch.testing.assert_close(problem.best.scores, expected[0])
+
+
+def test_a_candidate_changes_a_tenth_to_nine_tenths_of_its_centre_and_stays_true_noise():
+    noise_map = identity_map((3, 64, 64))
+    solver, problem = stepped(core.TRS(8, regions=2, beta=0.5), noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), 1)
+    problem.iteration, noise = 1, noise_map.randn(0).to(torch.float64)
+    for index in range(8):
+        centre = solver._regions.centres[index % 2]
+        found = solver._neighbour(problem, noise, solver._regions, index)
+        share = 0.1 + 0.8 * (index // 2 + 0.5) / 4
+        assert (found != centre).double().mean().item() == pytest.approx(share, abs=0.02)  # 4.4 standard deviations
+        assert found.norm().item() / 12288**0.5 == pytest.approx(1.0, abs=0.03)
+
+
+def test_trust_regions_gain_more_than_new_noises_on_a_linear_reward():
+    """400 evaluations: best-of-N finds 3.0 standard deviations, whatever it is told."""
+    noise_map, reward = identity_map((3, 32, 32)), linear_reward(3072)
+    for seed in range(2):
+        noise = noise_map.randn(seed)
+        result = core.optimize(noise_map, reward, noise, core.TRS(16, seed=seed), iterations=25, floor=0.0)
+        assert reward(result.images, None).item() > 4.5
+
+
+def test_what_was_found_is_neither_sampled_nor_scored_again():
+    scored = []
+
+    def counting(images, prompts):
+        scored.append(len(images))
+        return images.mean(dim=(1, 2, 3))
+
+    noise_map = sample_map()
+    core.optimize(noise_map, counting, noise_map.randn(0).to(torch.float64), core.TRS(8), iterations=5, floor=0.0)
+    assert sum(scored) == (1 + 5 * 8) * 2
+
+
+def test_a_resumed_search_goes_on_around_its_best():
+    noise_map, reward = sample_map(batch=1), lambda i, p: i.mean(dim=(1, 2, 3))
+    noise = noise_map.randn(0).to(torch.float64)
+    first = core.optimize(noise_map, reward, noise, core.TRS(8), iterations=3, floor=0.0)
+    again = core.optimize(noise_map, reward, first.noise, core.TRS(8, beta=1e-3), iterations=1, floor=0.0)
+    assert (again.noise.flat() - first.noise.flat()).norm() < 0.1 * first.noise.flat().norm()
+    assert reward(again.images, None) >= reward(first.images, None)
