@@ -19,7 +19,6 @@ from ..checks import check_whole
 from ..coarse import CoarseMap
 from ..estimators import Exact
 from ..limits import Stopped
-from ..precision import wide
 from ..problem import Problem
 from ..regularizer import log_noise_probability
 from ..scoring import NotFiniteError
@@ -28,8 +27,8 @@ from .trust import TrustAscent
 
 DENSER = 1.5
 """How much closer together the coarse steps are towards the end: 1 spaces them evenly."""
-STRAYED, IMPROBABLE = 0.5, math.log(1e-4)
-"""How far a lifted noise's mean square may be from 1, beside what chance does, and how improbable it may be."""
+STRAYED = math.log(1e-4)
+"""ln P below which a lifted noise, judged alone, is not what noise should be; true noise hardly ever is."""
 
 
 @dataclass
@@ -246,9 +245,6 @@ def strays(sample_map, noise):
         >>> strays(sample_map, sample_map.randn(seed=0)), strays(sample_map, sample_map.randn(seed=0).map(torch.exp))
         (tensor([False]), tensor([True]))
     """
-    free = noise.with_flat(sample_map.active_entries(noise)).injected.flatten(2)
-    parts, count = wide(noise.injected).flatten(2), free.sum(dim=2).clamp(min=1)
-    off = ((parts * free).square().sum(dim=2) / count - 1).abs() > STRAYED + 4 * (2 / count).sqrt()
-    vectors = [part[keep] for part, keep in zip(parts.flatten(0, 1), free.flatten(0, 1), strict=True)]
-    off |= log_noise_probability(vectors).view_as(off) < IMPROBABLE
-    return off.any(dim=0)
+    free = noise.with_flat(sample_map.active_entries(noise)).injected
+    vectors = [part[keep] for part, keep in zip(noise.injected.flatten(0, 1), free.flatten(0, 1), strict=True)]
+    return (log_noise_probability(vectors).view(-1, noise.batch) < STRAYED).any(dim=0)

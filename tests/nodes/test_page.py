@@ -72,16 +72,16 @@ def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
     graph.positive, graph.negative = (
         graph.node("CLIPTextEncode", text=text, clip=embedded[1])[0] for text in ("black cat", "")
     )
-    fast = graph.node("DNOSolverFast", calls=15, coarse_steps=3, whitening=0.5)[0]
+    fast = graph.node("DNOSolverFast", calls=45, coarse_steps=5, whitening=0.5)[0]
     one = graph.node("EmptyLatentImage", width=128, height=128, batch_size=1)[0]
-    ours = graph.dno(iterations=1, solver=fast, steps=8, cfg=3.0, latent=one)
+    ours = graph.dno(iterations=1, solver=fast, steps=12, cfg=3.0, latent=one)
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
     texts = [data["text"].splitlines() for data in run.of_type("text") if data["node"] == ours.id]
     trials = [text for text in texts if text[0].startswith("trial")]
-    assert [text[0] for text in trials] == [f"trial {trial} of 2, on 3 of 8 steps" for trial in range(3)]
+    assert [text[0] for text in trials] == [f"trial {trial} of 4, on 5 of 12 steps" for trial in range(5)]
     assert all(text[1].startswith("best ") and text[2].startswith("now ") for text in trials)
-    assert len(run.of_type("preview")) == 3 + 2
+    assert len(run.of_type("preview")) == 5 + 2
     start, lifted = (row["score"][0] for row in history_of(run)["rows"])
     assert lifted > start and trials[-1][1] == f"best {lifted:.3g}", "the picture that was found is made with all steps"
 
