@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import rewards
+from .. import core, rewards
 from ..rewards import weights
 
 OWN = {
@@ -30,12 +30,28 @@ OF_FILES = {
 
 NAMES = (*OWN, *OF_FILES)
 
+BELIEF = "belief"
+WATCHED = (BELIEF, *OWN)
+"""What can be watched: the model's own belief, and rewards that need no file."""
+
 
 def add_reward(parser):
     """Add the choice of a reward."""
     parser.add_argument("--reward", choices=NAMES, default="brightness", help="what shall grow (default %(default)s)")
     parser.add_argument("--reward-file", type=Path, help=f"weights of --reward {', '.join(OF_FILES)}")
+    parser.add_argument(
+        "--watch", choices=WATCHED, nargs="+", default=[], metavar="NAME",
+        help=f"recorded beside it: {', '.join(WATCHED)}; of the embedded model consistency is without asking",
+    )
     parser.add_argument("--clip-file", type=Path, help="the CLIP ViT-L/14 that --reward aesthetic judges by")
+
+
+def watch_of(options, device):
+    """Return the rewards that are recorded beside the one that options name, each once."""
+    embedded = options.model is None
+    names = dict.fromkeys(["consistency", *options.watch] if embedded else options.watch)
+    names.pop(options.reward, None)
+    return tuple(core.Belief() if name == BELIEF else OWN[name](device) for name in names)
 
 
 def reward_of(options, device, dtype):

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from .. import core, rewards
+from .. import core
 from ..core import plots
 from .options import DTYPES
 from .output import say
-from .rewards import reward_of
+from .rewards import reward_of, watch_of
 from .solvers import check_reward, solver_of, solver_settings
 
 SAMPLING = ("negative", "steps", "cfg", "eta", "part", "keep_graphs", "most_rows", "height", "width")
@@ -58,11 +58,14 @@ class Setup:
         settings |= files | (EMBEDDED if embedded else PIPELINE) | asked | solver_settings(options)
         reward = reward_of(options, device, DTYPES[options.dtype])
         check_reward(reward, options)
-        if options.reward == "consistency" and not embedded:
-            raise ValueError("--reward consistency knows the embedded model's pictures alone; take another for --model")
-        watch = (rewards.Consistency(device=device),) if embedded and options.reward != "consistency" else ()
+        for name, asked in (("reward", [options.reward]), ("watch", options.watch)):
+            if "consistency" in asked and not embedded:
+                raise ValueError(
+                    f"--{name} consistency knows the embedded model's pictures alone; take another for --model"
+                )
+        watch = watch_of(options, device)
         floors = core.floors_of(options.floors, core.watched_names(reward, watch))
-        limits = {"floors": options.floors or None, "target": options.target}
+        limits = {"watch": options.watch or None, "floors": options.floors or None, "target": options.target}
         settings |= {name: value for name, value in limits.items() if value is not None}
         maps = _maps(options, settings, device)
         return cls(settings, maps, reward, watch, floors, options.target, device)

@@ -2,23 +2,28 @@
 
 A reward can be pleased by pictures that the model would not make. P(z) judges the noise alone and misses some of them,
 because a likely noise may sample to an unlikely picture. So the model is asked about the picture [ours]: add noise to
-the latent x0 and see how well the network takes it away again.
+the latent x0, and see how well the network takes it away again, and how much the prompt helps.
 
-    x           = alpha x0 + sigma e                                   e ~ N(0, I), a few fixed ones
-    loss(sigma) = mean over e and entries of (D(x, sigma) - x0)^2 / sigma^2          with the prompt, without guidance
-    gap(sigma)  = the same without the prompt - loss(sigma)
+    x             = alpha x0 + sigma e                                 e ~ N(0, I), a few fixed ones
+    loss(sigma)   = mean over e and entries of (D(x, sigma) - x0)^2 / sigma^2            without guidance
+    evidence      = mean over sigma of ln (loss without the prompt / loss with it)
+    belief        = evidence / evidence of ordinary samples of the prompt
 
-A high loss: no picture of this model. A low gap: a picture, but of something else than the prompt, which explains
-nothing of it (the score of a diffusion classifier, Li et al. 2023). Both depend on the prompt, so they are told in
-standard deviations of the same numbers over ordinary samples of it.
+The belief is 1 for ordinary samples and 0 for what the prompt explains nothing of: for no picture at all, where both
+losses are large alike, and for a picture of something else. The difference of the two losses is what a diffusion
+classifier goes by (Li et al. 2023); their ratio was the better judge of searched pictures, see docs/results.md.
+
+Where there is no model without the prompt (Flux), or the prompt explains nothing of ordinary samples either, the
+belief is how small the loss with it is, the ordinary samples' loss / loss (geometric means over sigma): a weaker judge.
 
 For every family the loss is that of its training. With k-diffusion's x = x0 + sigma e and D = x - sigma eps,
 D - x0 = sigma (e - eps): the error of the noise. For rectified flow, x = (1 - t) x0 + t e and D = x - t v, so that
 D - x0 = t ((e - x0) - v): the error of the velocity [derived]. Levels are told by the ratio of noise to signal,
-sigma / alpha: sigma itself in k-diffusion's form, t = ratio / (1 + ratio) for flow.
+sigma / alpha: sigma itself in k-diffusion's form, t = ratio / (1 + ratio) for flow. At one level the two losses differ
+by a constant factor, so the belief is the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -27,55 +32,63 @@ from .noise import Noise
 from .precision import mixed_seed, normal, outside_autocast, wide
 from .sample_map import SampleMap
 
-LEAST_SPREAD = 1e-3
-"""Of ordinary samples' mean loss, the least that counts as their standard deviation: less is rounding."""
+LEAST_EVIDENCE = 1e-3
+"""Of ordinary samples, the least that says something: where there is less, the prompt explains nothing of them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Belief:
-    """How far a searched picture is from what the model makes of its prompt, in standard deviations; watch it.
+    """How much the searched model believes in a picture: 1 as in ordinary ones of the prompt, 0 not at all.
 
-    The smaller of two: how far the loss is above that of ordinary samples, as a number below 0, and how far the gap is
-    below theirs. Ordinary samples score about 0. It judges latents, so it cannot be a reward of pictures: it is
-    watched, and may have a floor, or end the search.
+    It judges latents, so it cannot be what is optimised: it is watched, may have a floor, or end the search.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
-        >>> belief, noise = core.Belief(sample_map), sample_map.randn(seed=0)
+        >>> noise, solver = sample_map.randn(seed=0), core.GradientAscent(0.1)
+        >>> watch, floors = [core.Belief()], {"belief": 0.5}
         >>> result = core.optimize(
-        ...     sample_map, rewards.Brightness(), noise, core.GradientAscent(0.3), iterations=9, watch=[belief],
-        ...     floors={"belief": -4.0},
+        ...     sample_map, rewards.Brightness(), noise, solver, iterations=9, watch=watch, floors=floors
         ... )
-        >>> result.history.watched, result.history.best_row["watch/belief"][0] >= -4
-        (['belief', 'belief loss'], True)
+        >>> result.history.best_row["watch/belief"][0] >= 0.5
+        True
+        >>> core.Belief().of(sample_map)(result.latent).shape  # outside of a search
+        torch.Size([1])
 
     Attributes:
-        sample_map: of the search.
         ratios: the noise levels, as ratios of noise to signal.
-        noises: how many are added to each latent at each level.
-        samples: how many ordinary samples it is compared with, drawn once, at the first call.
+        noises: how many are added to each latent at each level. An evaluation costs so many rows of network calls for
+            each picture, times the levels, twice.
+        samples: how many ordinary samples it is compared with, drawn at the first call.
+        sample_map: of the search, which `optimize` fills in.
         initial: x_T of the ordinary samples, (B, ..), where it is no noise; None: it is drawn.
-        name: what histories and floors call it; what it is made of are "<name> loss" and "<name> gap".
     """
 
-    sample_map: SampleMap
-    ratios: tuple = (1.5, 3.0)
-    noises: int = 4
-    samples: int = 8
+    ratios: tuple = (6.0, 12.0)
+    noises: int = 8
+    samples: int = 4
+    sample_map: SampleMap | None = None
     initial: torch.Tensor | None = None
-    name: str = "belief"
-    _ordinary: list | None = field(default=None, init=False, repr=False, compare=False)
+    _ordinary: list = field(default_factory=list, init=False, repr=False, compare=False)
 
+    name = "belief"
     of_latents = True
-    differentiable = False
 
     def __post_init__(self):
         if not self.ratios:
             raise ValueError("there are no noise levels to ask the model at; expected one or more ratios > 0")
         for ratio in self.ratios:
             check_positive(ratio=ratio)
-        check_whole(1, noises=self.noises)
-        check_whole(2, samples=self.samples)
+        check_whole(1, noises=self.noises, samples=self.samples)
+
+    def of(self, sample_map, noise=None):
+        """Return the belief of a map's model, ready to be asked.
+
+        Args:
+            sample_map: the SampleMap.
+            noise: where a search starts: where its x_T is all zeros, and so no noise, that of ordinary samples is too.
+        """
+        keeps = noise is not None and not noise.initial.any()
+        return replace(self, sample_map=sample_map, initial=noise.initial if keeps else None)
 
     def __call__(self, latent, prompts=None):
         """Return (B,) scores of latents, (B, ..) of the map's shape; the prompts are the map's own."""
@@ -85,30 +98,35 @@ class Belief:
     def part_settings(self):
         """Name -> the settings of what it records, JSON types."""
         settings = {"ratios": list(self.ratios), "noises": self.noises, "samples": self.samples}
-        parts = ["loss", "gap"] if self.sample_map.unguided else ["loss"]
-        return {self.name: settings} | {f"{self.name} {part}": {} for part in parts}
+        return {self.name: settings, f"{self.name} loss": {}}
 
     @torch.no_grad()
     def part_scores(self, latent, prompts=None):
-        """Return name -> (B,): the belief, and what it is the smaller of; without a gap where the map knows none."""
+        """Return name -> (B,): the belief, and "belief loss", what it would be by the loss with the prompt alone."""
+        if self.sample_map is None:
+            raise ValueError(
+                "a belief is that of the model which is searched, in what the search has found; expected it to be"
+                " watched (in ComfyUI: the watch input of a DNO Sampler), or asked as belief.of(sample_map)"
+            )
         with outside_autocast(latent.device.type):
-            if self._ordinary is None:
-                self._ordinary = [self._measured(each) for each in self._samples(latent)]
-            loss, gap = self._measured(wide(latent))
-            losses, gaps = zip(*self._ordinary, strict=True)
-            losses = torch.stack(losses)
-            parts = {f"{self.name} loss": -_deviations(loss, losses, losses)}
-            if gap is not None:
-                parts[f"{self.name} gap"] = _deviations(gap, torch.stack(gaps), losses)
-        return {self.name: torch.stack([*parts.values()]).amin(dim=0)} | parts
+            if not self._ordinary:
+                self._ordinary.extend(self._measured(each) for each in self._samples(latent))
+            log_loss, evidence = self._measured(wide(latent))
+            usual_loss, usual = (torch.stack(each).mean(dim=0) for each in zip(*self._ordinary, strict=True))
+            by_loss = (usual_loss - log_loss).exp()
+            known = usual > LEAST_EVIDENCE
+            belief = torch.where(known, evidence / torch.where(known, usual, 1.0), by_loss)
+        return {self.name: belief, f"{self.name} loss": by_loss}
 
     def _measured(self, latent):
-        """Return (levels, B) losses and gaps, means over the noises."""
-        noises = fixed_noises(latent, self.noises)
-        found = [denoising_losses(self.sample_map, latent, ratio, noises) for ratio in self.ratios]
-        losses, gaps = zip(*found, strict=True)
-        loss = torch.stack(losses).mean(dim=1)
-        return loss, None if gaps[0] is None else torch.stack(gaps).mean(dim=1)
+        """Return of each latent (B, ..) ln of the loss with the prompt and the evidence, means over the levels."""
+        noises, found = fixed_noises(latent, self.noises), []
+        for ratio in self.ratios:
+            with_prompt, without = denoising_losses(self.sample_map, latent, ratio, noises)
+            log_loss = with_prompt.mean(dim=0).log()
+            evidence = torch.zeros_like(log_loss) if without is None else without.mean(dim=0).log() - log_loss
+            found.append(torch.stack([log_loss, evidence]))
+        return torch.stack(found).mean(dim=0)
 
     def _samples(self, latent):
         """Return the latents of the ordinary samples, one batch each; every picture of a batch has the same noises."""
@@ -122,21 +140,15 @@ class Belief:
 
     def _drawn(self, index):
         """Return the noise of one ordinary sample."""
-        one = Noise.randn((1, *self.sample_map.shape[1:]), self.sample_map.injected, mixed_seed("belief", index))
-        initial, injected = one.initial.expand(self.sample_map.shape), one.injected.expand(-1, *self.sample_map.shape)
-        return Noise(initial if self.initial is None else self.initial.to(initial), injected)
+        shape, injected = self.sample_map.shape, self.sample_map.injected
+        one = Noise.randn((1, *shape[1:]), injected, mixed_seed("belief", index))
+        initial = one.initial.expand(shape) if self.initial is None else self.initial.to(one.initial)
+        return Noise(initial, one.injected.expand(injected, *shape))
 
 
-def _deviations(value, ordinary, losses):
-    """Return (B,), how many standard deviations `value` is above the mean of `ordinary`, the mean over the levels.
-
-    Args:
-        value: (levels, B).
-        ordinary: (n, levels, B).
-        losses: (n, levels, B), of the ordinary samples, whose size says what is rounding.
-    """
-    least = (LEAST_SPREAD * losses.mean(dim=0)).clamp(min=torch.finfo(losses.dtype).tiny)
-    return ((value - ordinary.mean(dim=0)) / ordinary.std(dim=0).maximum(least)).mean(dim=0)
+def waits_for_a_map(reward):
+    """Whether a watched reward is a belief of which it is not known yet whose."""
+    return isinstance(reward, Belief) and reward.sample_map is None
 
 
 def denoising_losses(sample_map, latent, ratio, noises):
@@ -149,19 +161,17 @@ def denoising_losses(sample_map, latent, ratio, noises):
         noises: (k, 1, ..), the noises e, each for all B latents.
 
     Returns:
-        loss: (k, B), with the prompt.
-        gap: (k, B), the loss without the prompt less that with it; None where the map knows none without.
+        with_prompt, without: (k, B) each; `without` is None where the map knows no model without the prompt.
     """
     alpha, sigma = levels_of(ratio, sample_map.schedule.family)
     entries = searched_entries(sample_map, latent)
-    losses, gaps = [], []
+    found = []
     for part in noises.tensor_split(sample_map.calls(len(noises))):
         x = alpha * latent + sigma * sample_map.schedule.s_noise * part
-        cond, uncond = unguided(sample_map, x.flatten(0, 1), sigma)
-        losses.append(_loss(cond, latent, sigma, entries))
-        if uncond is not None:
-            gaps.append(_loss(uncond, latent, sigma, entries) - losses[-1])
-    return torch.cat(losses), torch.cat(gaps) if gaps else None
+        both = unguided(sample_map, x.flatten(0, 1), sigma)
+        found.append([None if each is None else _loss(each, latent, sigma, entries) for each in both])
+    with_prompt, without = zip(*found, strict=True)
+    return torch.cat(with_prompt), None if without[0] is None else torch.cat(without)
 
 
 def levels_of(ratio, family):

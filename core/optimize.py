@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .belief import waits_for_a_map
 from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
 from .floors import check_floors, watched_names
@@ -130,9 +131,10 @@ def optimize(
     if judges_latents(reward):
         raise ValueError(
             f"{name_of(reward)} judges latents and not their pictures, so it cannot be what is optimised; expected it"
-            " in watch="
+            " to be watched"
         )
-    problem = Problem(sample_map, reward, regularizer, tuple(watch), iterations, best)
+    watch = tuple(each.of(sample_map, noise) if waits_for_a_map(each) else each for each in watch)
+    problem = Problem(sample_map, reward, regularizer, watch, iterations, best)
     names = watched_names(reward, problem.watch)
     check_floors(best.floors, names)
     check_floors(limits.below, names, "limit")

@@ -114,6 +114,24 @@ class ComfyRun:
         )
         return torch.cat([self._denoised(x, sigma, options), *found], dim=1)
 
+    def unguided(self, x, sigma):
+        """Return denoised by the guider's positive conditioning alone, and by its negative, None where it has none.
+
+        What the guider makes of the two, and what patches make of that, is left out; what belongs to a conditioning (a
+        ControlNet, an area, hooks) or changes the model itself is not.
+        """
+        self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
+        self.load()
+        self.load_again()
+        self.to_keyframes(sigma)
+        guider = self.guider
+        conds = [guider.conds[name] for name in ("positive", "negative") if guider.conds.get(name)]
+        options = patches.with_empty_cache(self.model_options, self.model_sampling)
+        ask = partial(comfy.samplers.calc_cond_batch, guider.inner_model, conds)
+        with repeatable(x.device, ("patches of the model", float(sigma[0]))):
+            found = self.renewal(ask, x, sigma, options)
+        return found[0], found[1] if len(found) > 1 else None
+
     def _denoised(self, x, sigma, model_options):
         self.expect_gradient(x.requires_grad and torch.is_grad_enabled())
         self.load_again()
@@ -141,6 +159,7 @@ class ComfyRun:
             "model": core.fingerprint(self.guider.inner_model.diffusion_model),
             # What is left noisy is not for the reward's eyes.
             "judge_denoised": bool(self.sigmas[-1] > 0),
+            "unguided": self.unguided if getattr(self.guider, "conds", {}).get("positive") else None,
         }  # fmt: skip
         shape = tuple(self.noise.shape)
         if self.stock is None:

@@ -16,7 +16,7 @@ from comfy_api.latest import io
 
 from ..core.models.embedded import configs, vocabulary
 from ..core.models.embedded.weights import part
-from . import sockets
+from . import page, sockets
 
 
 class DNOLoadEmbeddedModel(io.ComfyNode):
@@ -110,13 +110,14 @@ def load_vae():
 
 
 class _Words:
-    """What SDTokenizer asks of a transformers tokenizer, from the model's own table; unknown words are warned of."""
+    """What SDTokenizer asks of a transformers tokenizer, from the model's own table; unknown words are told."""
 
     @classmethod
     def from_pretrained(cls, path, **settings):
         return cls()
 
     def __call__(self, text):
+        page.show_unknown_words(text)
         known = [vocabulary.TOKEN_IDS[word] for word in vocabulary.known_words(text)]
         return {"input_ids": [vocabulary.BOS, *known, vocabulary.EOS]}
 

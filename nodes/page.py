@@ -11,6 +11,7 @@ from comfy_execution.utils import get_executing_context
 from tqdm import tqdm
 
 from ..core import plots
+from ..core.models.embedded import vocabulary
 from ..core.words import duration, listed, probability
 
 SIDE = 512
@@ -130,7 +131,15 @@ def show(text):
     server, node = prompt_server(), node_that_runs()
     if server is None or node is None or server.client_id is None:  # no client: any browser would show it
         return
-    server.send_progress_text(text, node, server.client_id)
+    # Nodes 2.0 reads it as Markdown, where a line ends with two spaces.
+    server.send_progress_text(text.replace("\n", "  \n"), node, server.client_id)
+
+
+def show_unknown_words(prompt):
+    """Write on the node that runs which words of its prompt the embedded model ignores, where there are any."""
+    unknown = vocabulary.unknown_words(prompt)
+    if unknown:
+        show(vocabulary.ignored(unknown))
 
 
 def prompt_server():

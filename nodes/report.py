@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..core import plots
+from ..core.words import listed, number, probability
 from . import page, requirements, sockets
 
 
@@ -16,6 +17,7 @@ class DNOReport(io.ComfyNode):
             display_name="DNO Report",
             category=sockets.REPORTS,
             **sockets.aliases("curve", "plot"),
+            is_output_node=True,
             description=(
                 "Curves of the reward, the watched reward and the noise's probability over the iterations, and start"
                 " and best side by side."
@@ -45,9 +47,12 @@ class DNOReport(io.ComfyNode):
     def execute(cls, history, picture) -> io.NodeOutput:
         item = None if picture < 0 else checked_item(history, picture)
         items = range(len(history.best)) if item is None else [item]
-        drawn = (plots.curves(history, item), plots.before_after(history, items))
-        pair = (as_images(picture[list(items)]) for picture in (history.first_picture, history.best_picture))
-        return io.NodeOutput(*map(as_image, drawn), *pair)
+        curves, comparison = (as_image(p) for p in (plots.curves(history, item), plots.before_after(history, items)))
+        start, best = (as_images(picture[list(items)]) for picture in (history.first_picture, history.best_picture))
+        # As ComfyUI's own Compare Images names the two sides; `web/compare.js` lays them under its slider.
+        shown = {"images": files(comparison), "a_images": files(start), "b_images": files(best)}
+        shown |= page.shown(changes(history, items)).as_dict()
+        return io.NodeOutput(curves, comparison, start, best, ui=shown)
 
 
 class DNOTrajectory(io.ComfyNode):
@@ -113,6 +118,29 @@ def checked_item(history, picture):
     if picture >= batch:
         raise ValueError(f"picture is {picture} but the batch has {batch}; expected 0 .. {batch - 1}")
     return picture
+
+
+def changes(history, items):
+    """Return what the start and the best of some pictures of the batch score, a line each, and the lowest P."""
+    scores = {history.reward: "score", **{name: f"watch/{name}" for name in history.watched}}
+    start, best = history.rows[0], history.best_row
+    lines = [f"{name} {of(start[key], items)} -> {of(best[key], items)}" for name, key in scores.items()]
+    return "\n".join([*lines, f"P {lowest(start, items)} -> {lowest(best, items)}", history.stopped])
+
+
+def of(values, items):
+    """Return some pictures' values of a row in words."""
+    return listed([values[item] for item in items])
+
+
+def lowest(row, items):
+    """Return the lowest P of some pictures in words, of the whole noise or of x_T alone."""
+    return probability(min((row[key][item] for key in ("log_p", "log_p_initial") for item in items), key=number))
+
+
+def files(images):
+    """Save an IMAGE as Preview Image does, and return the files as ComfyUI's page asks for them, one a picture."""
+    return ui.PreviewImage(images).as_dict()["images"]
 
 
 def as_image(picture):

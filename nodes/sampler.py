@@ -12,6 +12,7 @@ from .. import core
 from ..core.words import listed, probability
 from . import gradients, page, sockets
 from .comfy_map import seen_by
+from .rewards.belief import watched_apart
 from .search import Optimization, OptimizedSampler
 
 
@@ -296,7 +297,7 @@ def optimization(
     keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1, sampler=None, floors="", target="",
 ):  # fmt: skip
     """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
-    watched = () if watch is None else (watch,)
+    watched = () if watch is None else watched_apart(watch)
     return Optimization(
         reward, eta, iterations, solver, regularizer, seconds or None, keep_graphs,
         watch=watched,

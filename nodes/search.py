@@ -212,14 +212,11 @@ class Optimization:
         diagnose: find out at the end why the search stopped improving.
         every: of a video, each how many frames one is judged.
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
-<<<<<<< HEAD
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
-=======
 
     Raises:
         ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
->>>>>>> h-errors
     """
 
     reward: object
@@ -269,7 +266,12 @@ class Optimization:
         solver = self.solver or core.GradientAscent()
         counts = [getattr(solver, name, 0) for name in ("candidates", "samples")]
         counts.append(getattr(getattr(solver, "estimator", None), "q", 0))
+        counts += [belief.noises for belief in self._beliefs]  # which are sampled like candidates
         return max(count for count in counts if isinstance(count, int)) + 1  # some compare them with the noise itself
+
+    @property
+    def _beliefs(self):
+        return [each for each in self.watch if isinstance(each, core.Belief)]
 
     def guided_by(self, decode):
         """Return these settings with a solver that decodes by `decode` for its guidance; None changes nothing."""
@@ -300,6 +302,7 @@ class Optimization:
             refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
+        extra += sample_map.network_calls * sum(sample_map.calls(belief.samples) for belief in self._beliefs)
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.

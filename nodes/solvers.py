@@ -289,8 +289,8 @@ class DNOSolverTrust(io.ComfyNode):
                 io.Float.Input(
                     "tilt", default=0.0, min=0.0, max=0.99, step=0.05, round=0.001, optional=True,
                     tooltip="Begin with one tilted run of this strength, see DNO Solver (Tilt): it gains as much as"
-                    " several steps, most where there are many sampling steps. 0.3 is usual, 0 begins with a step. Needs"
-                    " an eta above 0.",
+                    " several steps, most where there are many sampling steps. 0.3 is usual, 0 begins with a step."
+                    " Needs an eta above 0.",
                 ),
             ],
             outputs=[solver_output()],

@@ -121,12 +121,13 @@ def find_vocabulary(folders):
     Raises:
         FileNotFoundError: no folder has it.
     """
+    folders = dict.fromkeys(map(str, folders))
     for candidate in (Path(folder) / name for folder in folders for name in VOCABULARY_NAMES):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
         "ImageReward and CycleReward read prompts with bert-base-uncased's vocabulary: expected"
-        f" {' or '.join(VOCABULARY_NAMES)} in {' or '.join(map(str, folders))}. Take vocab.txt (232 kB)"
+        f" {' or '.join(VOCABULARY_NAMES)} in {' or '.join(folders)}. Take vocab.txt (232 kB)"
         " from google-bert/bert-base-uncased on huggingface.co and put it there"
     )
 

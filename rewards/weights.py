@@ -26,6 +26,14 @@ SOURCES = {
 }
 """What is meant: (its file's usual name, the page it is on)."""
 
+KEPT_AS = {
+    "PickScore": "PickScore_v1.safetensors",
+    "CycleReward": "CycleReward-Combo.safetensors",
+    "CLIP ViT-L/14": "clip-vit-large-patch14.safetensors",
+    "CLIP ViT-H/14": "CLIP-ViT-H-14.safetensors",
+}
+"""Names to give to those files that are all called model.safetensors where they come from."""
+
 _HF_IMAGE = ("vision_model.embeddings.class_embedding", "vision_model.pre_layrnorm.weight")
 _HF_TEXT = ("text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.weight")
 _OPEN_IMAGE = ("visual.class_embedding", "visual.ln_pre.weight")
@@ -162,7 +170,8 @@ def missing(path, reward=None, folder=FOLDER):
 
 def known_files(names=SOURCES):
     """Return a line that says which files of `SOURCES` there are and where to get them."""
-    return "; ".join("{}: {} from {}".format(name, *SOURCES[name]) for name in names)
+    advice = {name: f", renamed to {kept_as}" for name, kept_as in KEPT_AS.items()}
+    return "; ".join("{}: {} from {}{}".format(name, *SOURCES[name], advice.get(name, "")) for name in names)
 
 
 def clip_to_hf(state):

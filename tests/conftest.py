@@ -1,5 +1,6 @@
 """Fixtures of the whole test run."""
 
+import gc
 import os
 
 # Before torch is imported anywhere: tiny networks are many times slower on several contending threads.
@@ -11,6 +12,11 @@ import torch  # noqa: E402
 from comfy_server import ComfyServer, find_comfyui  # noqa: E402
 
 DEVICES = ["pretend", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector away from what imports and collection have made: it lives to the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

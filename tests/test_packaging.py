@@ -1,11 +1,14 @@
 """What people install: a wheel with weights and data inside, and a ComfyUI folder that loads lazily."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import comfyui_dno
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +39,7 @@ def test_the_wheel_holds_the_pack_and_nothing_else(installed):
     assert "core/models/embedded/model.safetensors" in names
     assert {"nodes/__init__.py", "nodes/rewards/__init__.py", "example_workflows/01 Quickstart.json"} <= names
     assert {"locales/zh/nodeDefs.json", "locales/en/main.json", "web/stop.js", "web/docs/DNOSampler.md"} <= names
+    assert "requirements.txt" in names
     assert not [name for name in names if name.startswith(("tests", "core/models/embedded/training"))]
 
 
@@ -65,3 +69,25 @@ def test_no_top_level_nodes_module_is_exposed(tmp_path):
     code = "import importlib.util; print(importlib.util.find_spec('nodes'))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize(
+    "version, told",
+    [("0.3.40", "found 0.3.40"), ("0.3.74", "found 0.3.74"), ("0.3.75", None), ("0.33.0", None), ("1.0", None),
+     (None, "found one that does not tell its version")],
+)
+def test_an_older_comfyui_is_told_which_is_needed(monkeypatch, caplog, version, told):
+    monkeypatch.setitem(sys.modules, "folder_paths", ModuleType("folder_paths"))
+    monkeypatch.setitem(sys.modules, "comfyui_version", ModuleType("comfyui_version"))
+    if version:
+        sys.modules["comfyui_version"].__version__ = version
+    # As ComfyUI loads custom nodes; an old one has no comfy_api, as here.
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert [told in text and "needs ComfyUI 0.3.75 or later" in text for text in caplog.messages] == [True] * bool(told)
+
+
+def test_the_comfyui_that_is_needed_is_the_one_that_the_registry_is_told():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["comfy"]["requires-comfyui"] == f">={comfyui_dno.COMFYUI}"

@@ -1,9 +1,9 @@
 """The documentation's Python, as written but for sizes: names, arguments and results that it promises are there."""
 
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
+import pytest
 import tiny_pipelines
 import tiny_rewards
 
@@ -30,33 +30,40 @@ def block(name):
     return found
 
 
-def run(code, folder):
-    for written, smaller in CHEAPER.items():
-        code = code.replace(written, smaller)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(code): run Python of the documentation, made cheaper, as a script of its own in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(code):
+        for written, smaller in CHEAPER.items():
+            code = code.replace(written, smaller)
+        (tmp_path / "documented.py").write_text(code)
+        runpy.run_path(tmp_path / "documented.py")
+
+    return run
 
 
 def test_every_block_is_run_by_a_test_below():
     assert sorted(blocks()) == sorted(map(block, KNOWN))
 
 
-def test_the_documented_search_runs_and_goes_on(tmp_path):
-    run(block("search") + block("resume") + "assert more.history.rows[0]['iteration'] == 1", tmp_path)
+def test_the_documented_search_runs_and_goes_on(run, tmp_path):
+    run(block("search") + block("resume") + "assert more.history.rows[0]['iteration'] == 1")
     assert (tmp_path / "best.safetensors").is_file()
 
 
-def test_the_documented_pipeline_is_sampled(tmp_path):
+def test_the_documented_pipeline_is_sampled(run, tmp_path):
     tiny_pipelines.stable_diffusion().save_pretrained(tmp_path / "models" / "stable-diffusion-v1-5")
     code = f"import torch\nfrom comfyui_dno import core\n{block('pipeline')}"
-    run(code + "assert sample_map.sample(noise).isfinite().all()", tmp_path)
+    run(code + "assert sample_map.sample(noise).isfinite().all()")
 
 
-def test_the_documented_reward_models_score(tmp_path):
+def test_the_documented_reward_models_score(run, tmp_path):
     tiny_rewards.write("hps", tmp_path)
     tiny_rewards.write("pickscore", tmp_path).rename(tmp_path / "model.safetensors")
-    run(block("tower") + "assert reward(torch.rand(2, 3, 64, 64), ['a cat', 'a dog']).shape == (2,)", tmp_path)
+    run(block("tower") + "assert reward(torch.rand(2, 3, 64, 64), ['a cat', 'a dog']).shape == (2,)")
 
 
-def test_the_documented_reward_of_ones_own_is_a_reward(tmp_path):
-    run(block("own reward") + "assert RednessReward().make(2.0)[0](torch.rand(2, 3, 8, 8)).shape == (2,)", tmp_path)
+def test_the_documented_reward_of_ones_own_is_a_reward(run):
+    run(block("own reward") + "assert RednessReward().make(2.0)[0](torch.rand(2, 3, 8, 8)).shape == (2,)")

@@ -25,8 +25,8 @@ app.registerExtension({
     name: "dno.stop",
     nodeCreated(node) {
         if (![...SAMPLERS, ANY].includes(node.comfyClass)) return
-        const button = node.addWidget("button", "stop_and_keep", null, () => stop(node), { serialize: false })
-        button.label = text("stop_and_keep")
+        // Named by its text, not labelled with it: Nodes 2.0 of older front ends write a button's name on it.
+        const button = node.addWidget("button", text("stop_and_keep"), null, () => stop(node), { serialize: false })
         button.serialize = false // saved workflows know widgets by position: this one is none of theirs
         button.tooltip = text("stop_and_keep_tooltip")
     },

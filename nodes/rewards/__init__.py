@@ -2,11 +2,13 @@
 
     pixels        judge the pixels alone: brightness, contrast, colour, a JPEG's size ..
     consistency   knows the embedded model's pictures
+    belief        asks the model that is searched; to watch
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
     combine       several as one
     score         what a reward thinks of pictures that are there already; `gate` parts them
 """
 
+from .belief import DNOBelief
 from .combine import DNOCombineRewards
 from .consistency import DNOConsistencyReward
 from .gate import DNOGate
@@ -46,6 +48,7 @@ REWARDS = [
     DNOSaturationReward,
     DNOSharpnessReward,
     DNOColorReward,
+    DNOBelief,
     DNOCombineRewards,
     DNOScoreImages,
     DNOPickBest,

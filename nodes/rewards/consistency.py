@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ... import rewards
 from ...core.models.embedded.vocabulary import words_of
-from .. import sockets
+from .. import page, sockets
 
 
 class DNOConsistencyReward(io.ComfyNode):
@@ -32,6 +32,7 @@ class DNOConsistencyReward(io.ComfyNode):
     @classmethod
     def execute(cls, prompt) -> io.NodeOutput:
         words_of(prompt)  # raises before any sampling
+        page.show_unknown_words(prompt)
         # Outside inference mode: the classifier's weights take part in gradients later.
         with torch.inference_mode(False):
             return io.NodeOutput(rewards.Consistency(prompt, comfy.model_management.get_torch_device()))

@@ -16,12 +16,13 @@ import folder_paths
 import torch
 
 from ... import rewards
-from ...rewards import weights
+from ...rewards import blip_tower, recognise, weights
 from .. import gradients
 from ..names import listed
 
 KEY = "reward_models"
 NO_FILE = "no file in models/reward_models"
+"""What a list offers first where no file is what its node wants; saved workflows may have it."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _of_clip_vision = weakref.WeakValueDictionary()
@@ -36,9 +37,24 @@ def register_folders():
     known[KEY] = (list(folders), folder_paths.supported_pt_extensions)
 
 
-def names():
-    """Return what a list of files offers: never nothing, for which ComfyUI would have no clear words."""
-    return folder_paths.get_filename_list(KEY) or [NO_FILE]
+def names(source):
+    """Return what a list of files offers: first those that are what is wanted, or where none is, that there is none.
+
+    Args:
+        source: of `weights.SOURCES`, what is wanted.
+    """
+    ranks = {name: recognise.likeness(folder_paths.get_full_path(KEY, name) or "", name, source) for name in found()}
+    ordered = sorted(ranks, key=lambda name: -ranks[name])
+    return ordered if ordered and ranks[ordered[0]] != recognise.OTHER else [NO_FILE, *ordered]
+
+
+def found():
+    """Return the names of all files in the folders, also where a folder has been removed while the server runs."""
+    try:
+        return folder_paths.get_filename_list(KEY)
+    except FileNotFoundError:  # ComfyUI asks when each folder that it has listed was changed last
+        folder_paths.filename_list_cache.pop(KEY)
+        return folder_paths.get_filename_list(KEY)
 
 
 def path_of(name, source):
@@ -51,13 +67,18 @@ def path_of(name, source):
     Raises:
         FileNotFoundError: it is in none of the folders; the message says where to get it and where to put it.
     """
-    known = listed(name, folder_paths.get_filename_list(KEY))
+    known = listed(name, found())
     path = None if known is None else folder_paths.get_full_path(KEY, known)
     if path is None:
         folder = folder_paths.get_folder_paths(KEY)[0]
-        usual, _ = weights.SOURCES[source]
+        usual = weights.KEPT_AS.get(source, weights.SOURCES[source][0])
         raise weights.missing(os.path.join(folder, usual if name == NO_FILE else name), source, folder)
     return path
+
+
+def vocabulary_of(name, source):
+    """Return the path of the vocabulary that a listed file's tower reads prompts with; raise as `path_of` does."""
+    return blip_tower.find_vocabulary([os.path.dirname(path_of(name, source)), *folder_paths.get_folder_paths(KEY)])
 
 
 def tower(name, source, dtype):

@@ -23,11 +23,14 @@ class FileReward(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file=None):
         installed = requirements.met(*cls.packages)
-        if installed is not True:
-            return installed
+        return installed if installed is not True else cls.found(file, cls.source)
+
+    @staticmethod
+    def found(file, source, look_for=files.path_of):
+        """Return True where there is such a file, or it comes by a link and is known later; else what to tell."""
         try:
-            if file is not None:  # else it comes by a link, and is known when the node runs
-                files.path_of(file, cls.source)
+            if file is not None:
+                look_for(file, source)
         except FileNotFoundError as error:
             return str(error)
         return True
@@ -100,7 +103,16 @@ class DNOCLIPScoreReward(PromptReward):
     about = "CLIPScore: how well the picture shows the prompt, by any CLIP with both towers, about 0.2 to 0.4."
 
 
-class DNOImageReward(PromptReward):
+class VocabularyReward(PromptReward):
+    """A node whose network reads the prompt with a vocabulary, which is a file too."""
+
+    @classmethod
+    def validate_inputs(cls, file=None):
+        found = super().validate_inputs(file)
+        return cls.found(file, cls.source, files.vocabulary_of) if found is True else found
+
+
+class DNOImageReward(VocabularyReward):
     source, reward_class, title = "ImageReward", rewards.ImageReward, "ImageReward"
     about = (
         "ImageReward: how well the picture shows the prompt and how good it looks, about -2 to 2. Put"
@@ -108,7 +120,7 @@ class DNOImageReward(PromptReward):
     )
 
 
-class DNOCycleReward(PromptReward):
+class DNOCycleReward(VocabularyReward):
     source, reward_class, title = "CycleReward", rewards.CycleReward, "CycleReward"
     about = (
         "CycleReward: how well picture and prompt can each be had back from the other; it reads long prompts, of 126"
@@ -136,9 +148,11 @@ class DNOAestheticReward(FileReward):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, file=None, clip_file=None):
-        # Naming clip_file keeps ComfyUI from refusing one that is missing: with a clip_vision it is not needed.
-        return super().validate_inputs(file)
+    def validate_inputs(cls, file=None, clip_file=None, clip_vision=False):
+        # ComfyUI gives None for an input that comes by a link, and nothing for one that is not connected. Naming
+        # clip_file keeps it from refusing one that is missing: with a clip_vision it is not needed.
+        found = super().validate_inputs(file)
+        return cls.found(clip_file, cls.clip_source) if found is True and clip_vision is False else found
 
     @classmethod
     def execute(cls, file, clip_file, dtype, crops, clip_vision=None) -> io.NodeOutput:
@@ -189,7 +203,7 @@ class DNODirectionReward(FileReward):
 def file_input(name, source):
     usual, page = weights.SOURCES[source]
     return io.Combo.Input(
-        name, options=files.names(),
+        name, options=files.names(source),
         tooltip=f"Of models/reward_models, aesthetic or clip_vision; for {source}: {usual} from {page}.",
     )  # fmt: skip
 

@@ -5,15 +5,21 @@
 Searches for rewards of the pixels, some of which keep the picture and some of which ruin it. Of the noises on the way,
 every second one, it is recorded how far the consistency with the prompt has fallen below the start's, ln P, and the
 denoising losses with and without the prompt at several noise levels. Beside them the losses of ordinary samples of the
-same prompt. Which of these numbers make up the belief was chosen on the pairs of TUNING; the summary is of HELD_OUT.
+same prompt. From these numbers every form of the belief can be computed without sampling again. The form was chosen on
+the pairs of TUNING; the summary tells of both sets, and HELD_OUT is what counts.
 
-Each pair of prompt and seed is searched alone, once for each reward; the solvers take turns. Run the same command again
-after an interruption: finished runs are kept.
+"lost" are noises whose consistency is more than LOST below the start's; the area under the curve is the share of pairs
+of a lost noise and another one, which the measure puts in the right order. "kept" are those within KEPT: a false alarm
+is one of them below a threshold, a miss a lost one above it.
+
+Pairs of prompt and seed are searched in batches of four, whose pictures are independent; the solvers take turns. Run
+the same command again after an interruption: finished runs are kept.
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 import study
 import torch
 from comfyui_dno import core, rewards
@@ -30,6 +36,8 @@ HELD_OUT = (
     ("blue elephant", 114), ("purple hedgehog", 115),
 )  # fmt: skip
 LEVELS, NOISES, SAMPLES, TOGETHER = (1.5, 3.0, 6.0, 12.0), 8, 8, 4
+LOST, KEPT = 0.2, 0.05
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class ConvHead:
@@ -70,12 +78,15 @@ def main():
     runs = study.Runs(options.out, {**settings, "levels": list(LEVELS)})
     for part in (TUNING, HELD_OUT):
         groups = [part[first : first + TOGETHER] for first in range(0, len(part), TOGETHER)]
-        for _number, group in enumerate(groups):
+        for group in groups:
             runs.once(f"ordinary | {named(group)}", ordinary, group, options)
         for place, reward in enumerate(REWARDS):
             for number, group in enumerate(groups):
                 solver = list(SOLVERS)[(number + place) % len(SOLVERS)]
                 runs.once(f"{reward} | {solver} | {named(group)}", search, group, reward, solver, options)
+    found = {name: rows_of(runs.done, pairs) for name, pairs in (("tuning", TUNING), ("held out", HELD_OUT))}
+    plot(found["held out"], options.out.with_suffix(".png"))
+    runs.finish("belief.py", {name: summary(rows) for name, rows in found.items()})
 
 
 def named(pairs):
@@ -85,9 +96,8 @@ def named(pairs):
 def measured(sample_map, latent):
     """Return of each latent the losses and gaps, each as a list by level of lists by noise."""
     noises, found = fixed_noises(latent, NOISES), []
-    both = [torch.stack(each) for each in zip(
-        *(denoising_losses(sample_map, latent, level, noises) for level in LEVELS), strict=True
-    )]  # fmt: skip
+    pairs = [denoising_losses(sample_map, latent, level, noises) for level in LEVELS]
+    both = [torch.stack(each) for each in zip(*((loss, without - loss) for loss, without in pairs), strict=True)]
     for item in range(len(latent)):
         loss, gap = ([[float(f"{x:.3g}") for x in level] for level in each[:, :, item].tolist()] for each in both)
         found.append({"loss": loss, "gap": gap})
@@ -111,9 +121,7 @@ def search(pairs, reward, solver, options):
     """Return what the noises of one search of each pair measure: a list by pair of lists by noise, the start first."""
     sample_map = core.load_embedded([prompt for prompt, _ in pairs], steps=options.steps, keep_graphs=True)
     drawn = [core.load_embedded(prompt, steps=options.steps).randn(seed) for prompt, seed in pairs]
-    noise = core.Noise(
-        torch.cat([one.initial for one in drawn]), torch.cat([one.injected for one in drawn], dim=1)
-    )
+    noise = core.Noise(torch.cat([one.initial for one in drawn]), torch.cat([one.injected for one in drawn], dim=1))
     solver, regularizer = SOLVERS[solver][0](), SOLVERS[solver][1]
     iterations, found = 1 if isinstance(solver, core.Tilt) else options.iterations, []
 
@@ -135,6 +143,114 @@ def search(pairs, reward, solver, options):
         callback=record,
     )  # fmt: skip
     return [list(of_pair) for of_pair in zip(*found, strict=True)]
+
+
+def rows_of(runs, pairs):
+    """Return every noise that a search of the pairs came to, but for the starts: what was measured of it, flat."""
+    ordinary, rows = {}, []
+    for name, run in runs.items():
+        if name.startswith("ordinary |"):
+            ordinary |= zip(name.removeprefix("ordinary | ").split(", "), run, strict=True)
+    for name, run in runs.items():
+        reward, *solver, members = name.split(" | ")
+        for pair, (start, *others) in zip(members.split(", "), run, strict=True) if solver else ():
+            if any(pair == named([each]) for each in pairs):
+                told = {"kind": f"{reward} | {solver[0]}", "ordinary": ordinary[pair], "start": start}
+                lost = [{"lost": start["consistency"] - row["consistency"]} for row in others]
+                rows += [row | told | each for row, each in zip(others, lost, strict=True)]
+    return rows
+
+
+def evidence(row, levels, noises):
+    """Return the mean over the levels of ln (loss without the prompt / loss with it), means over the noises."""
+    places = [LEVELS.index(level) for level in levels]
+    loss, gap = (np.array(row[key])[places, :noises].mean(axis=1) for key in ("loss", "gap"))
+    return np.log1p(gap / loss).mean()
+
+
+def belief(row, levels=(6.0, 12.0), noises=NOISES, samples=4):
+    """Return what `core.Belief` says of such settings; with no samples, in units of the start's evidence."""
+    usual = [evidence(each, levels, noises) for each in row["ordinary"][:samples] or [row["start"]]]
+    return evidence(row, levels, noises) / np.mean(usual)
+
+
+def small_loss(row, levels=(6.0, 12.0), samples=4):
+    """Return how small the loss with the prompt is beside ordinary samples', what a belief without a negative is."""
+    places = [LEVELS.index(level) for level in levels]
+    own, *usual = (np.log(np.array(each["loss"])[places].mean(axis=1)) for each in (row, *row["ordinary"][:samples]))
+    return np.exp(np.mean(usual) - own.mean())
+
+
+def area(values, lost):
+    """Return the area under the curve of "lost" by low values; None where all are lost, or none."""
+    below, above = values[lost], values[~lost]
+    if not len(below) or not len(above):
+        return None
+    pairs = below[:, None] - above[None]
+    return round(float((pairs < 0).mean() + (pairs == 0).mean() / 2), 3)
+
+
+def summary(rows):
+    """Return the areas by belief, its variants and P, and misses and false alarms by threshold."""
+    fallen = np.array([row["lost"] for row in rows])
+    lost, kept, log_p = fallen > LOST, fallen <= KEPT, np.array([row["log_p"] for row in rows])
+    ours = np.array([belief(row) for row in rows])
+
+    def of(function, **settings):
+        return area(np.array([function(row, **settings) for row in rows]), lost)
+
+    kinds = [np.array([row["kind"] == kind for row in rows]) for kind in dict.fromkeys(row["kind"] for row in rows)]
+    within = [[area(values[kind], lost[kind]) for kind in kinds] for values in (ours, log_p)]
+    return {
+        "noises": len(rows), "lost": int(lost.sum()), "kept": int(kept.sum()),
+        "area": {"belief": area(ours, lost), "the loss alone": of(small_loss), "ln P": area(log_p, lost)},
+        "area, lost against kept": {
+            name: area(values[lost | kept], lost[lost | kept]) for name, values in (("belief", ours), ("ln P", log_p))
+        },
+        "area, mean over the rewards and solvers that lost some": {
+            name: round(float(np.mean([each for each in areas if each is not None])), 3)
+            for name, areas in zip(("belief", "ln P"), within, strict=True)
+        },
+        "area by levels": {
+            str(levels): of(belief, levels=levels)
+            for levels in (*((level,) for level in LEVELS), LEVELS[1:3], LEVELS[2:], LEVELS[1:], LEVELS)
+        },
+        "area by noises": {count: of(belief, noises=count) for count in (1, 2, 4, 8)},
+        "area by ordinary samples": {count: of(belief, samples=count) for count in (0, 1, 2, 4, 8)},
+        "misses and false alarms below": {
+            least: [round(float((ours[lost] >= least).mean()), 2), round(float((ours[kept] < least).mean()), 2)]
+            for least in THRESHOLDS
+        },
+    }  # fmt: skip
+
+
+def plot(rows, path):
+    """Draw the curves of "lost" by belief, by the loss alone and by P, and belief against what was lost."""
+    from matplotlib.figure import Figure
+
+    fallen = np.array([row["lost"] for row in rows])
+    lost, ours = fallen > LOST, np.array([belief(row) for row in rows])
+    figure = Figure(figsize=(9, 3.8), dpi=100, layout="constrained")
+    curves, points = figure.subplots(1, 2)
+    measures = {
+        "belief": ours, "its loss alone": np.array([small_loss(row) for row in rows]),
+        "ln P": np.array([row["log_p"] for row in rows]),
+    }  # fmt: skip
+    for name, values in measures.items():
+        order = lost[np.argsort(values, kind="stable")]
+        curve = np.cumsum(~order) / (~order).sum(), np.cumsum(order) / order.sum()
+        curves.plot(*curve, label=f"{name}, area {area(values, lost):.2f}")
+    curves.set(xlabel="share of the others that is refused", ylabel="share of the lost that is refused")
+    curves.legend(fontsize=8)
+    for number, reward in enumerate(REWARDS):
+        of_reward = np.array([row["kind"].startswith(f"{reward} |") for row in rows])
+        points.plot(ours[of_reward], fallen[of_reward], ".", color=f"C{number}", markersize=4, label=reward)
+    points.axhline(LOST, color="grey", linewidth=0.8)
+    points.set(xlabel="belief", ylabel="consistency lost since the start")
+    points.legend(fontsize=8)
+    for axes in (curves, points):
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

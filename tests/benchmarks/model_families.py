@@ -15,7 +15,7 @@ SUPPORT = ROOT / "tests" / "support"
 sys.path[:0] = [str(SUPPORT), str(Path(__file__).parent)]
 
 import inside  # noqa: E402
-from families import FAMILIES, NOT_TRIED  # noqa: E402
+from families import FAMILIES, NOT_TRIED, VERSION  # noqa: E402
 from study import Runs  # noqa: E402
 
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
@@ -57,7 +57,7 @@ def main():
 
 def measure(again):
     """Measure the families of the tests' ComfyUI that have no result yet, and those that are wanted `again`."""
-    (version,) = inside_comfyui()
+    (version,) = inside_comfyui(VERSION)
     settings = {name: version[name] for name in ("comfyui", "torch")}
     runs = Runs(result_file(version["comfyui"]), settings)
     kept = [name for name in runs.done if name in version["families"] and name not in again and "all" not in again]
@@ -85,7 +85,7 @@ def results_of(version):
 
 
 def inside_comfyui(*names):
-    """Yield what a ComfyUI process tells of these families as it is told; without names, what it is."""
+    """Yield what a ComfyUI process tells of these families as it is told; of itself for the name `VERSION`."""
     return inside.inside_comfyui("families", *names)
 
 

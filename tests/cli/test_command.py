@@ -150,6 +150,16 @@ def test_floors_and_a_target_end_up_in_what_is_found_and_in_the_record(tmp_path,
     assert "no noise passed the floor on consistency (at least 9)" in record["warnings"][0]
 
 
+def test_a_search_watches_what_is_named_and_the_models_own_belief(tmp_path):
+    arguments = "run --prompt cat --steps 2 --iterations 1 --watch belief contrast consistency --floors".split()
+    assert main([*arguments, "belief: 0.1, contrast: start - 1", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "history.json").read_text())
+    watched = [key for key in record["rows"][0] if key.startswith("watch/")]
+    assert watched == ["watch/consistency", "watch/belief", "watch/belief loss", "watch/contrast"]
+    assert record["settings"]["watch"] == ["belief", "contrast", "consistency"]
+    assert record["best_row"]["watch/belief"][0] >= 0.1
+
+
 def test_reno_moves_x_t_alone(tmp_path):
     arguments = "run --solver reno --steps 2 --iterations 1 --prompt cat --out".split()
     assert main([*arguments, str(tmp_path)]) == 0
@@ -212,6 +222,7 @@ def test_a_reward_model_judges_by_its_file(name, kind, tmp_path):
     (["--prompt", "black cat", "--height", "64"], "--height and --width are for --model"),
     (["--prompt", "black cat", "--model", "nowhere"], "there is no folder nowhere; .* --download"),
     (["--prompt", "black cat", "--model", "nowhere", "--reward", "consistency"], "--reward consistency knows"),
+    (["--prompt", "black cat", "--model", "nowhere", "--watch", "consistency"], "--watch consistency knows"),
     (["--prompt", "black cat", "--start", "nothing"], "no noise file at nothing"),
     (["--prompt", "black cat", "--floors", "sharpness: 1"], "a floor on 'sharpness', but watched is 'consistency'"),
 ])

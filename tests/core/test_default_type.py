@@ -1,5 +1,7 @@
 """PyTorch's default floating type is the user's business: whatever it is, a seed is the same picture."""
 
+import functools
+
 import pytest
 import torch
 from comfyui_dno import core, rewards
@@ -28,9 +30,15 @@ def under(kind, function):
         torch.set_default_dtype(before)
 
 
+@functools.cache
+def embedded(kind):
+    """The embedded model, loaded where PyTorch's default floating type is `kind`."""
+    return core.load_embedded("black cat", steps=2, keep_graphs=True)
+
+
 def search(solver):
-    """A whole search on the embedded model, loaded anew; all that it returns."""
-    noise_map = core.load_embedded("black cat", steps=2, keep_graphs=True)
+    """A whole search on the embedded model; all that it returns."""
+    noise_map = embedded(torch.get_default_dtype())
     regularizer = core.ProbabilityRegularizer() if isinstance(solver, core.GradientAscent) else None
     watch = (rewards.Consistency(), rewards.JPEGProxy())
     return core.optimize(

@@ -122,7 +122,7 @@ def tensors_of(best):
     return best.noise.initial, best.noise.injected, best.latent, best.images
 
 
-@pytest.mark.parametrize("solver, most", [(core.Search.best_of_n(256), 8), (core.ZeNO(64), 8)])
+@pytest.mark.parametrize("solver, most", [(core.Search.best_of_n(64), 8), (core.ZeNO(32), 8)])
 def test_a_searchs_memory_does_not_grow_with_its_candidates(solver, most):
     """n = 835,584, Stable Diffusion 1.5 with 50 steps; `most` in noises of n floats, beside the best."""
     schedule = core.Schedule(tuple(float(sigma) for sigma in range(51, 0, -1)))

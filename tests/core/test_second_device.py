@@ -45,6 +45,7 @@ SEARCHES = {
     "flow": {"map": {"family": "flow"}, "solver": core.Search(candidates=2)},
     "kept graphs": {"map": {"keep_graphs": True}},
     "watched": {"watch": (lambda images, prompts: -images.std(dim=(1, 2, 3)),)},
+    "belief": {"map": {"mask": MASK}, "watch": (core.Belief(noises=2, samples=2),), "floors": {"belief": 0.1}},
     "checked and diagnosed": {"check_gradient": True, "diagnose": True},
     "diagnosed with a regulariser": {"diagnose": True, "regularizer": core.ProbabilityRegularizer(permutations=5)},
 }
@@ -57,7 +58,8 @@ def drawn_on_the_cpu(monkeypatch):
     def normal(shape, like, *key):
         return precision.normal(shape, like.cpu(), *key).to(like.device)
 
-    monkeypatch.setattr(sys.modules["comfyui_dno.core.problem"], "normal", normal)
+    for module in ("problem", "belief"):
+        monkeypatch.setattr(sys.modules[f"comfyui_dno.core.{module}"], "normal", normal)
 
 
 def mean_pixel(images, prompts):

@@ -118,7 +118,7 @@ def test_the_ring_ends_in_type_one_the_line_in_type_three_and_the_lines_end_in_t
 
 
 def test_points_leave_the_ring_without_the_regulariser_and_their_noise_tells(denoise):
-    found = ring.out_of_distribution(denoise, iterations=40, batch=40, lr=0.1)
+    found = ring.out_of_distribution(denoise, iterations=20, batch=40, lr=0.2)
     share = {name: float(ring_models.on_ring(found[name].images).float().mean()) for name in found}
     assert share["before"] > 0.9 and share["without"] < 0.1 and share["with"] > 0.8
     assert found["with"].scores.mean() > found["before"].scores.mean() + 2

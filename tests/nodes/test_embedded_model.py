@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfy_server import find_comfyui
+from comfy_server import Graph, find_comfyui
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +28,21 @@ def test_same_noises_give_the_same_picture(difference):
 
 def test_prompt_weights_work(difference):
     assert difference["weighted"] > 0.01
+
+
+def test_words_that_the_model_ignores_stand_on_the_nodes_that_have_them(comfy):
+    graph = Graph()
+    loaded = graph.node("DNOLoadEmbeddedModel")
+    encoded = [graph.node("CLIPTextEncode", text=text, clip=loaded[1]) for text in ("a flerken cat", "a black cat")]
+    rewards = [graph.node("DNOConsistencyReward", prompt=text) for text in ("a quokka cat", "a white cat")]
+    latent = graph.node("EmptyLatentImage", width=128, height=128, batch_size=1)
+    found = graph.node(
+        "DNOSampler", model=loaded[0], seed=0, steps=1, cfg=1.0, scheduler="simple", denoise=1.0, eta=1.0, iterations=0,
+        positive=encoded[0][0], negative=encoded[1][0], latent_image=latent[0], vae=loaded[2], reward=rewards[0][0],
+        watch=rewards[1][0],
+    )  # fmt: skip
+    graph.keep("image", found[1])
+    told = {data["node"]: data["text"].partition(";")[0] for data in comfy.run(graph).of_type("text")}
+    assert told[encoded[0].id] == "the embedded model ignores 'flerken'"
+    assert told[rewards[0].id] == "the embedded model ignores 'quokka'"
+    assert encoded[1].id not in told and rewards[1].id not in told

@@ -2,7 +2,7 @@
 
 import model_families
 import pytest
-from families import FAMILIES, NOT_TRIED
+from families import FAMILIES, NOT_TRIED, VERSION
 from workflows import Workflow
 
 USUAL = [
@@ -14,16 +14,19 @@ DETACHING = ["result half detached", "input half detached"]
 
 
 @pytest.fixture(scope="module")
-def version():
-    """What ComfyUI tells of itself."""
-    (told,) = model_families.inside_comfyui()
-    return told
+def told():
+    """What ComfyUI tells of itself, and the rows of the families that people use most."""
+    return list(model_families.inside_comfyui(VERSION, *USUAL, CLIP))
 
 
 @pytest.fixture(scope="module")
-def usual():
-    """The rows of the families that people use most, by name."""
-    return {row["family"]: row for row in model_families.inside_comfyui(*USUAL, CLIP)}
+def version(told):
+    return told[0]
+
+
+@pytest.fixture(scope="module")
+def usual(told):
+    return {row["family"]: row for row in told[1:]}
 
 
 def wrong(row):

@@ -15,7 +15,7 @@ from workflows import NoiseWorkflow, error, history_of, rose
 def test_the_stock_sampler_replays_the_searched_latent(comfy, record_property, family, eta):
     graph = NoiseWorkflow(family)
     latent = graph.latent()
-    ours = graph.dno(eta=eta, iterations=3, solver=graph.gradient(), latent=latent)
+    ours = graph.dno(eta=eta, iterations=1, solver=graph.gradient(), latent=latent)
     graph.keep("ours", ours[0])
     graph.keep("first", graph.dno(eta=eta, latent=latent)[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
@@ -29,7 +29,7 @@ def test_the_stock_sampler_replays_the_searched_latent(comfy, record_property, f
 def test_image_to_image_and_masks_are_replayed_too(comfy, mask):
     graph = NoiseWorkflow()
     latent = graph.latent(batch=2, mask=mask)
-    ours = graph.dno(iterations=3, solver=graph.gradient(0.1), latent=latent, denoise=0.6)
+    ours = graph.dno(iterations=2, solver=graph.gradient(0.1), latent=latent, denoise=0.6)
     graph.keep("ours", ours[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
     kept = comfy.run(graph).kept
@@ -51,16 +51,16 @@ def test_one_picture_of_a_batch_is_replayed_alone_out_of_a_file(comfy):
 
 def test_a_search_goes_on_from_its_file_as_if_it_had_never_stopped(comfy):
     whole, first, rest = NoiseWorkflow(), NoiseWorkflow(), NoiseWorkflow()
-    whole.keep("latent", whole.dno(iterations=5, solver=whole.gradient())[0])
+    whole.keep("latent", whole.dno(iterations=3, solver=whole.gradient())[0])
     expected = comfy.run(whole).kept["latent"]["samples"]
-    file = first.saved(comfy, first.dno(iterations=3, solver=first.gradient())[2], "stopped")
-    ours = rest.dno(iterations=2, solver=rest.gradient(), start_noise=rest.load(file), seed=99)
+    file = first.saved(comfy, first.dno(iterations=2, solver=first.gradient())[2], "stopped")
+    ours = rest.dno(iterations=1, solver=rest.gradient(), start_noise=rest.load(file), seed=99)
     rest.keep("latent", ours[0])
     rest.node("DNOTestHistory", history=ours[3])
     run = comfy.run(rest)
     assert torch.equal(run.kept["latent"]["samples"], expected)
     history = history_of(run)
-    assert [row["iteration"] for row in history["rows"]] == [3, 4, 5] and history["settings"]["seed"] == 3
+    assert [row["iteration"] for row in history["rows"]] == [2, 3] and history["settings"]["seed"] == 3
 
 
 def test_without_resume_a_search_starts_at_the_best(comfy):

@@ -73,7 +73,7 @@ def test_the_memory_of_a_search_counts_the_control_that_runs_in_each_call(comfy)
     for name, graph in {"alone": Workflow(model_seed=31), "controlled": controlled("ControlNet")}.items():
         graph.witnessed("asked")
         asked[name] = notes_of(comfy.run(graph))["asked"]
-    # The tiny ControlNet has two thirds of its model's weights, and the decoder is counted in both.
+    # The tiny ControlNet has more weights than its model, and the decoder is counted in both.
     assert asked["controlled"] > 1.2 * asked["alone"], asked
 
 

@@ -15,6 +15,11 @@ def pixels(picture):
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
 
 
+def texts_of(run):
+    """Return (node, text) of each text that was written on a node, without the two spaces that end Markdown's lines."""
+    return [(data["node"], data["text"].replace("  \n", "\n")) for data in run.of_type("text")]
+
+
 def search(comfy, **settings):
     graph = Workflow()
     ours = graph.dno(**settings)
@@ -43,7 +48,7 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     ours = graph.dno(iterations=2, watch=watched, latent=one)
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
-    rows, texts = history_of(run)["rows"], [data["text"] for data in run.of_type("text") if data["node"] == ours.id]
+    rows, texts = history_of(run)["rows"], [text for node, text in texts_of(run) if node == ours.id]
     assert len(texts) == 4  # three evaluations, and the end
     for row, text in zip(rows, texts, strict=False):
         iteration, *numbers = text.splitlines()
@@ -67,7 +72,7 @@ def test_what_other_nodes_say_stands_on_them_too(comfy, node):
     if node == "DNONoiseProbability":
         graph.keep("image", told[2])
     run = comfy.run(graph)
-    assert {"node": told.id, "text": run.outputs[told.id]["text"][0]} in run.of_type("text")
+    assert (told.id, run.outputs[told.id]["text"][0]) in texts_of(run)
 
 
 def test_a_saved_picture_says_what_it_scored(comfy):
@@ -117,12 +122,12 @@ def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(c
         node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
         widgets = page.evaluate(f"{node}.widgets.map(w => w.name)")
         values = page.evaluate(f"{node}.serialize().widgets_values")
-        assert widgets[-1] == "stop_and_keep" and len(values) == len(widgets) - 1
+        assert widgets[-1] == "stop and keep the best" and len(values) == len(widgets) - 1
         page.evaluate("app.queuePrompt(0)")
         page.wait_for_function(f"{node}.imgs?.length || document.body.innerText.includes('iteration 2 of 200')")
         page.wait_for_function("document.body.innerText.includes('iteration 2 of 200')")
         page.screenshot(path=comfy.folder / "running.png")
-        page.evaluate(f"{node}.widgets.find(w => w.name == 'stop_and_keep').callback()")
+        page.evaluate(f"{node}.widgets.find(w => w.name == 'stop and keep the best').callback()")
         page.wait_for_function("document.body.innerText.includes('stopped by hand')")
         page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
         page.screenshot(path=comfy.folder / "stopped.png")

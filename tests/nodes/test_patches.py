@@ -18,7 +18,7 @@ def test_a_search_finds_a_noise_that_replays_though_the_patch_has_a_state_or_is_
     graph.keep("without", graph.dno(latent=latent)[0])
     graph.model = graph.node(patch, model=graph.model, **PATCHES[patch])[0]
     search = graph.node("DNOSolverSearch", **SEARCH)[0]
-    ours = graph.dno(iterations=2, solver=search, latent=latent)
+    ours = graph.dno(iterations=1, solver=search, latent=latent)
     graph.keep("ours", ours[0])
     graph.keep("start", graph.dno(latent=latent)[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
@@ -44,8 +44,8 @@ def test_candidates_are_sampled_one_at_a_time_where_a_patch_mixes_a_calls_pictur
     graph = NoiseWorkflow(dtype=dtype)
     graph.model = graph.node(patch, model=graph.model, **settings)[0]
     latent = graph.latent(batch=batch)
-    search = graph.node("DNOSolverSearch", **{**SEARCH, "candidates": 8})[0]
-    ours = graph.dno(iterations=3, solver=search, latent=latent)
+    search = graph.node("DNOSolverSearch", **{**SEARCH, "candidates": 4})[0]
+    ours = graph.dno(iterations=2, solver=search, latent=latent)
     graph.keep("ours", ours[0])
     graph.keep("start", graph.dno(latent=latent)[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
@@ -103,7 +103,7 @@ def test_a_search_by_gradient_takes_random_patches_too(comfy, patch):
     graph = NoiseWorkflow()
     latent = graph.latent(batch=1, size=16)
     graph.model = graph.node(patch, model=graph.model, **PATCHES[patch])[0]
-    ours = graph.dno(iterations=3, solver=graph.gradient(), latent=latent)
+    ours = graph.dno(iterations=2, solver=graph.gradient(), latent=latent)
     graph.keep("ours", ours[0])
     graph.keep("replayed", graph.replay(ours[2], latent)[0])
     graph.node("DNOTestHistory", history=ours[3])
@@ -165,7 +165,7 @@ class WindowedWorkflow(NoiseWorkflow):
 
 def test_windows_over_a_clips_frames_are_sampled_as_stock_and_searched(comfy, record_property):
     graph = WindowedWorkflow()
-    ours = graph.dno(iterations=2, solver=graph.gradient(), latent=graph.clip)
+    ours = graph.dno(iterations=1, solver=graph.gradient(), latent=graph.clip)
     graph.keep("ours", ours[0])
     graph.keep("replayed", graph.replay(ours[2], graph.clip)[0])
     graph.keep("start", graph.dno(eta=0.0, latent=graph.clip)[0])

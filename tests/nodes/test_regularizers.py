@@ -9,7 +9,7 @@ def test_the_norm_regularizer_keeps_the_noise_as_long_as_true_noise(comfy):
     for weight in (0.0, 1.0):
         graph = NoiseWorkflow()
         regularizer = graph.node("DNONormRegularizer", weight=weight)[0]
-        ours = graph.dno(iterations=8, solver=graph.gradient(0.3), regularizer=regularizer)
+        ours = graph.dno(iterations=8, steps=3, solver=graph.gradient(0.3), regularizer=regularizer)
         graph.node("DNOTestHistory", history=ours[3])
         lengths[weight] = torch.tensor([row["norm"] for row in history_of(comfy.run(graph))["rows"]])
     assert (lengths[0.0][-1] > 1.3).all() and (lengths[1.0][-1] < 1.2).all(), lengths
@@ -20,7 +20,8 @@ def searched(comfy, **settings):
     graph = NoiseWorkflow()
     defaults = {"gamma": 1.0, "k": 2, "permutations": 10, "apart": True}
     regularizer = graph.node("DNOProbabilityRegularizer", **{**defaults, **settings})[0] if settings else None
-    ours = graph.dno(iterations=4, steps=3, solver=graph.gradient(0.3), regularizer=regularizer)
+    one = graph.latent(batch=1, scale=0.0)
+    ours = graph.dno(iterations=4, steps=3, latent=one, solver=graph.gradient(0.3), regularizer=regularizer)
     graph.keep("noise", ours[2])
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)

@@ -1,6 +1,10 @@
 """The report nodes inside a real ComfyUI: curves, contact sheets, and why a search stopped."""
 
+import math
+
+import numpy as np
 import torch
+from comfy_server.make_template import opened
 from workflows import NoiseWorkflow, Workflow, history_of
 
 
@@ -77,3 +81,26 @@ def test_a_report_gives_start_and_best_for_a_comparison(comfy):
     for key, expected in (("start", "before"), ("best", "found")):
         assert (kept[key] - kept[expected]).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(kept["one"], kept["best"][1:]) and kept["comparison"].shape[1] > 384
+
+
+def test_a_report_shows_both_pictures_and_says_what_changed(comfy):
+    graph = NoiseWorkflow()
+    watched = graph.node("DNOContrastReward", negative=False)[0]
+    ours = graph.dno(iterations=2, solver=graph.gradient(0.1), watch=watched)
+    report = graph.node("DNOReport", history=ours[3], picture=1)  # connected to nothing, it is shown all the same
+    graph.node("DNOTestHistory", history=ours[3])
+    for place, key in ((1, "images"), (2, "a_images"), (3, "b_images")):
+        graph.keep(key, report[place])
+    run = comfy.run(graph)
+    for key, kept in run.kept.items():
+        (file,) = run.outputs[report.id][key]
+        shown = torch.from_numpy(np.asarray(opened(comfy, file), dtype=np.float32) / 255)
+        assert (shown - kept["tensor"][0]).abs().max() <= 1 / 255 + 1e-6  # ComfyUI cuts down to 8 bits
+    start, best = history_of(run)["rows"][0], history_of(run)["best_row"]
+    p = [math.exp(min(row["log_p"][1], row["log_p_initial"][1])) for row in (start, best)]
+    assert run.outputs[report.id]["text"][0].splitlines() == [
+        f"brightness {start['score'][1]:.3g} -> {best['score'][1]:.3g}",
+        f"contrast {start['watch/contrast'][1]:.3g} -> {best['watch/contrast'][1]:.3g}",
+        f"P {p[0]:.2f} -> {p[1]:.2f}",
+        "2 iterations done",
+    ]

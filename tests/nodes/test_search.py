@@ -13,11 +13,11 @@ from workflows import NoiseWorkflow, Workflow, error, flags, history_of, stock_p
 def test_a_few_iterations_raise_the_reward_of_every_picture(comfy, family, dtype):
     graph = Workflow(family, dtype)
     solver = graph.node("DNOSolverGradient", lr=0.03, optimizer="adam", momentum=0.9, clip=0.0)
-    ours = graph.dno(iterations=4, solver=solver[0], cfg=3.0)
+    ours = graph.dno(iterations=2, solver=solver[0], cfg=3.0)
     graph.node("DNOTestHistory", history=ours[3])
     history = history_of(comfy.run(graph))
     scores = torch.tensor([row["score"] for row in history["rows"]])
-    assert scores.shape == (5, 2)
+    assert scores.shape == (3, 2)
     assert (scores[-1] > scores[0]).all(), scores
     assert history["settings"]["seed"] == 3
 

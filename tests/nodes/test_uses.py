@@ -8,9 +8,10 @@ from sampler_uses import inside_comfyui
 from uses.verdicts import LATE, MISSING, REFUSED, RIGHT, STOCK, verdict, verdicts
 
 REPRESENTATIVE = [
-    "mask and image to image", "InpaintModelConditioning, inpainting model", "ConditioningSetMask, mask bounds", "LoRA",
-    "ModelSamplingContinuousV, v_prediction", "SelfAttentionGuidance", "DualCFGGuider, nested", "FlipSigmas",
+    "InpaintModelConditioning, inpainting model", "ConditioningSetMask, mask bounds", "SelfAttentionGuidance",
+    "DualCFGGuider, nested", "FlipSigmas",
 ]  # fmt: skip
+"""Uses of which no other test here tries one like it."""
 TOKENS_THAT_JUMP = {"HyperTile, random tiles", "TomePatchModel"}
 """What docs/uses.md names as wrong: they draw random numbers, which 0 iterations leave as KSampler draws them."""
 

@@ -5,7 +5,7 @@ import tiny_rewards
 import torch
 from comfyui_dno import rewards
 from comfyui_dno.core.scoring import exact, score
-from comfyui_dno.rewards import weights
+from comfyui_dno.rewards import clip_tower, weights
 from comfyui_dno.rewards.clip_tower import ClipTower
 from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
 from comfyui_dno.rewards.towers import load_tower
@@ -322,3 +322,13 @@ def test_texts_need_a_text_tower_and_pictures_do_not(files):
         (rewards.Similarity(tower, images[:1]), rewards.Similarity(whole, images[:1])),
     ):
         torch.testing.assert_close(score(alone, images), score(both, images))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_found_before_any_picture_is_judged(files, monkeypatch):
+    def broken():
+        raise ImportError("open_clip does not fit this torchvision")
+
+    tower = load_tower(files["clip_l"])
+    monkeypatch.setattr(clip_tower, "_tokenizer", broken)
+    with pytest.raises(ImportError, match="does not fit"):
+        rewards.CLIPScore(tower, "a cat")

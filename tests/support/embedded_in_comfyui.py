@@ -53,8 +53,8 @@ def paint_with_comfyui(initial, injected, steps, prompt):
 
 
 def main():
-    """Compare the two at 20 steps and print the largest differences."""
-    steps, prompt = 20, "black cat"
+    """Compare the two at 10 steps and print the largest differences."""
+    steps, prompt = 10, "black cat"
     generator = torch.Generator().manual_seed(0)
     initial, *injected = torch.randn(steps + 1, 1, 4, 16, 16, generator=generator)
     text, image = paint_with_diffusers(initial, injected, steps, prompt)

@@ -27,9 +27,10 @@ import nodes as stock  # noqa: E402
 CPU = torch.device("cpu")
 SOLVERS = {
     "gradient": core.GradientAscent(lr=0.05),
-    "zeno": core.ZeNO(candidates=3),
-    "search": core.Search(candidates=3),
+    "zeno": core.ZeNO(candidates=2),
+    "search": core.Search(candidates=2),
 }
+ITERATIONS = {"gradient": 2, "zeno": 1, "search": 1}
 PLACES = {"all on the device": (PRETEND, PRETEND), "VAE on the CPU": (PRETEND, CPU)}
 SAMPLING = {"seed": 3, "steps": 2, "cfg": 3.0, "scheduler": "normal", "denoise": 1.0}
 
@@ -50,17 +51,18 @@ def inputs():
     model, clip, vae = embedded_model.load_model(), embedded_model.load_clip(), embedded_model.load_vae()
     positive, negative = (stock.CLIPTextEncode().encode(clip, text)[0] for text in ("black cat", ""))
     latent = {"samples": torch.zeros(1, 4, 16, 16)}
-    search = {"vae": vae, "reward": rewards.Brightness(), "eta": 1.0, "iterations": 2}
+    search = {"vae": vae, "reward": rewards.Brightness(), "eta": 1.0}
     return model, positive, negative, latent, search
 
 
 @torch.inference_mode()
-def searched(**settings):
+def searched(iterations=0, **settings):
     """Return the latent and the history of a DNO Sampler."""
     model, positive, negative, latent, search = inputs()
     found = sampler.DNOSampler.execute(
-        model, positive=positive, negative=negative, latent_image=latent, **SAMPLING, **search, **settings
-    )
+        model, positive=positive, negative=negative, latent_image=latent, iterations=iterations, **SAMPLING, **search,
+        **settings,
+    )  # fmt: skip
     return found.args[0]["samples"], found.args[3]
 
 
@@ -74,19 +76,19 @@ def searched_by_the_advanced_node():
     guider.set_conds(positive, negative)
     guider.set_cfg(3.0)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
-    found = sampler.DNOSamplerAdvanced.execute(Noise_RandomNoise(3), guider, sigmas, latent, **search)
+    found = sampler.DNOSamplerAdvanced.execute(Noise_RandomNoise(3), guider, sigmas, latent, iterations=1, **search)
     return found.args[0]["samples"]
 
 
 def main():
     """Search with each solver on the CPU and in each place; print differences, devices and operations."""
     use(CPU, CPU)
-    expected, report = {name: searched(solver=solver)[0] for name, solver in SOLVERS.items()}, {}
+    expected, report = {name: searched(ITERATIONS[name], solver=solver)[0] for name, solver in SOLVERS.items()}, {}
     for place, devices in PLACES.items():
         use(*devices)
         for name, solver in SOLVERS.items():
             with second_device.counting() as counts:
-                latent, history = searched(solver=solver)
+                latent, history = searched(ITERATIONS[name], solver=solver)
             report[f"{name}, {place}"] = {
                 "device": latent.device.type, "operations": counts.operations,
                 "error": (latent.cpu() - expected[name]).abs().max().item(), "warnings": history.warnings,

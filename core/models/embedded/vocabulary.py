@@ -41,15 +41,28 @@ def warn_unknown(words):
     fresh = sorted(set(words) - _warned)
     if fresh:
         _warned.update(fresh)
-        logger.warning("the embedded model ignores %s; it knows %s", ", ".join(map(repr, fresh)), " ".join(TOKEN_IDS))
+        logger.warning("%s", ignored(fresh))
+
+
+def ignored(words):
+    """Return what a person is told of words that the model does not know."""
+    return f"the embedded model ignores {', '.join(map(repr, words))}; it knows {' '.join(TOKEN_IDS)}"
 
 
 def known_words(prompt):
     """Return the words of a prompt that the model knows, in order; logs the unknown ones, but for articles."""
+    warn_unknown(unknown_words(prompt))
+    return [word for word in _words(prompt) if word in TOKEN_IDS]
+
+
+def unknown_words(prompt):
+    """Return the words of a prompt that the model ignores, in order, but for articles."""
+    return [word for word in _words(prompt) if word not in TOKEN_IDS]
+
+
+def _words(prompt):
     # Letters and digits of every script: an unknown word in Greek is unknown too, and no part of one is a word.
-    words = [word for word in re.findall(r"(?:[^\W_]|')+", prompt.lower()) if word not in ARTICLES]
-    warn_unknown(word for word in words if word not in TOKEN_IDS)
-    return [word for word in words if word in TOKEN_IDS]
+    return [word for word in re.findall(r"(?:[^\W_]|')+", prompt.lower()) if word not in ARTICLES]
 
 
 def words_of(prompt):

@@ -3,14 +3,31 @@
 import shutil
 
 import pytest
-from reward_nodes import AESTHETIC, CLIP_L, HPS, REWARDS, reward_node, stock_clip_vision
+from comfy_server.make_tiny_rewards import CYCLE_REWARD
+from reward_nodes import AESTHETIC, CLIP_L, HPS, PICKSCORE, REWARDS, reward_node, stock_clip_vision
 from workflows import Workflow
 
 
 def test_the_lists_show_the_files_of_the_three_folders(files):
-    info = files.get("/object_info/DNOHPSReward")["DNOHPSReward"]["input"]["required"]["file"]
-    listed = info[1]["options"] if info[0] == "COMBO" else info[0]
+    listed = offered(files, "DNOHPSReward")
     assert {HPS, AESTHETIC, CLIP_L} <= set(listed) and "vocab.txt" not in listed
+
+
+def test_the_nodes_stay_on_the_page_while_the_folder_is_gone(files):
+    folder = files.folder / "models" / "reward_models"
+    files.get("/object_info/DNOHPSReward")
+    folder.rename(away := folder.with_name("away"))
+    try:
+        info = {name: files.get(f"/object_info/{name}") for name in REWARDS}
+        everything = files.get("/object_info")
+        graph = Workflow()
+        graph.node("DNOTestTower", reward=reward_node(graph, "DNOHPSReward")[0])
+        with pytest.raises(ValueError, match="there is no file .*reward_models"):
+            files.run(graph)
+    finally:
+        away.rename(folder)
+    assert all(info.values()) and set(REWARDS) <= set(everything)
+    test_the_lists_show_the_files_of_the_three_folders(files)
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -21,6 +38,56 @@ def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
     with pytest.raises(ValueError, match=r"there is no file .*reward_models.* from (huggingface|github)") as refusal:
         files.run(graph)
     assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")
+
+
+def test_a_missing_clip_file_is_named_and_not_the_other_one(files):
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, "DNOAestheticReward", clip_file="gone.pt")[0])
+    with pytest.raises(ValueError, match="there is no file .*gone.pt.* CLIP ViT-L/14: model.safetensors") as refusal:
+        files.run(graph)
+    assert "sac+logos" not in str(refusal.value).replace(f"'{AESTHETIC}'", "").partition("dependent_outputs")[0]
+
+
+@pytest.mark.parametrize("name", ["DNOImageReward", "DNOCycleReward"])
+def test_a_missing_vocabulary_is_refused_before_anything_runs(files, name):
+    vocabulary = files.folder / "models" / "reward_models" / "vocab.txt"
+    vocabulary.rename(away := vocabulary.with_suffix(".away"))
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, name)[0])
+    try:
+        advice = r"expected .*vocab\.txt in .* Take vocab\.txt .* google-bert/bert-base-uncased"
+        with pytest.raises(ValueError, match=advice):
+            files.run(graph)
+    finally:
+        away.rename(vocabulary)
+
+
+def offered(server, name, file="file"):
+    info = server.get(f"/object_info/{name}")[name]["input"]["required"][file]
+    return info[1]["options"] if info[0] == "COMBO" else info[0]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_new_node_has_the_file_that_it_wants(files, name):
+    for key, file in REWARDS[name].items():
+        if key in ("file", "clip_file"):
+            assert offered(files, name, key)[0].endswith(file)
+
+
+def test_a_file_of_another_kind_is_not_what_a_new_node_has(files):
+    """PickScore's file is gone, and others are there that HPS Reward would read too."""
+    folder = files.folder / "models" / "reward_models"
+    (folder / PICKSCORE).rename(away := folder.parent / "away.safetensors")
+    shutil.copy(folder / CYCLE_REWARD, unnamed := folder / "model.safetensors")
+    try:
+        none = offered(files, "DNOPickScoreReward")
+        shutil.copy(away, unnamed)
+        unnamed_one = offered(files, "DNOPickScoreReward")
+    finally:
+        away.rename(folder / PICKSCORE)
+        unnamed.unlink()
+    assert none[0] == "no file in models/reward_models" and HPS in none
+    assert unnamed_one[0] == "model.safetensors"
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -6,7 +6,9 @@ import shutil
 from playwright.sync_api import sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.DNOSampler"
+READY = """() => window.LiteGraph?.registered_node_types?.DNOSampler
+    && window.app?.extensionManager?.workflow?.activeWorkflow"""
+"""The nodes are known, and the workflow is open that the page begins with: a test's own would be replaced by it."""
 
 
 def find_chromium() -> str:

@@ -46,8 +46,10 @@ GAP, EDGE, HEADING = 25, 12, 45
 """Between nodes and groups; between a group's edge and its nodes; and the height of its heading."""
 HIGHER, MORE = 1.2, 30
 """Nodes with widgets are up to so many times as high, and more, in the front end's Nodes 2.0 as classic ones are."""
-TEXT, PICTURE, NOTE = 110, (350, 235), 180
-"""Height of a prompt, size of pictures, height of the note."""
+TEXT, PICTURE, REPORT, NOTE = 110, (350, 280), (350, 400), 180
+"""Height of a prompt, sizes of a picture and of a report with both pictures, height of the note."""
+SAID = {"DNOScoreImages": 170, "DNODiagnostics": 110, "DNONoiseProbability": 80, "DNOSaveNoise": 60, "DNOGate": 60}
+"""Height of the text that a node shows once it has run."""
 WIDE, SPARE = 400, 35
 """Width that the front end gives to nodes with a text among their widgets, and what it makes them too high."""
 COLORS = {
@@ -115,15 +117,18 @@ def place(columns, x, y):
 
 
 def room_for(node):
-    """Return the height that a node takes in either style of the front end."""
+    """Return the height that a node takes in either style of the front end, with what it says when it has run."""
     height = node["size"][1]
-    return height if height in (TEXT, PICTURE[1]) else round(HIGHER * height) + MORE
+    fixed = height in (TEXT, PICTURE[1], REPORT[1])
+    return height if fixed else round(HIGHER * height) + MORE + SAID.get(node["type"], 0)
 
 
 def size_of(node):
     """Return a node's width and height: a picture's, a prompt's, or what the front end found it to need."""
     if node["type"] in ("PreviewImage", "SaveImage"):
         return PICTURE
+    if node["type"] == "DNOReport":
+        return REPORT
     if node["type"] == "CLIPTextEncode":
         return WIDTH, TEXT
     if node["size"][0] == WIDE:

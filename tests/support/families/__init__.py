@@ -2,6 +2,8 @@
 
 from . import pictures, unets, videos
 
+VERSION = "version"
+"""In place of a family's name: tell of this ComfyUI."""
 FAMILIES = [*unets.FAMILIES, *pictures.FAMILIES, *videos.FAMILIES]
 
 SOUND = "makes sound, which rewards of pictures do not judge"

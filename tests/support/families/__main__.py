@@ -1,6 +1,6 @@
 """Measure families inside ComfyUI: python -m families NAME.., with ComfyUI's folder as the working directory.
 
-Prints a JSON line for each family as soon as it is measured; without names, one that tells of this version.
+Prints a JSON line for each family as soon as it is measured; one that tells of this version for the name `VERSION`.
 `tests/benchmarks/model_families.py` runs this and writes the table.
 """
 
@@ -22,7 +22,7 @@ import comfy.supported_models  # noqa: E402
 import comfyui_version  # noqa: E402
 import torch  # noqa: E402
 
-from . import FAMILIES, measures  # noqa: E402
+from . import FAMILIES, VERSION, measures  # noqa: E402
 
 
 def tell(line):
@@ -30,15 +30,19 @@ def tell(line):
     sys.stdout.flush()
 
 
+def version():
+    """Return what this ComfyUI is, its classes of models, and the families that are made of them."""
+    classes = [model.__name__ for model in comfy.supported_models.models]
+    known = [family.name for family in FAMILIES if family.model in classes]
+    return {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "classes": classes, "families": known}
+
+
 def main():
     logging.getLogger().setLevel(logging.ERROR)
-    if not names:
-        classes = [model.__name__ for model in comfy.supported_models.models]
-        known = [family.name for family in FAMILIES if family.model in classes]
-        tell(
-            {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "classes": classes, "families": known}
-        )
     for name in names:
+        if name == VERSION:
+            tell(version())
+            continue
         (family,) = [family for family in FAMILIES if family.name == name]
         started = time.perf_counter()
         try:

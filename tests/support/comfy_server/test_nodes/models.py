@@ -48,7 +48,7 @@ UNET = {
     "channel_mult": [1],
     "transformer_depth": [1],
     "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1],
+    "transformer_depth_output": [0, 0],
     "context_dim": CONTEXT,
     "use_spatial_transformer": True,
     "legacy": False,

@@ -63,12 +63,25 @@ class Witness:
         _, gradient = problem.gradient(noise)
         generator = torch.Generator().manual_seed(0)
         slopes, step = [], 1e-2
-        for _ in range(16):
+        for _ in range(8):
             direction = torch.randn(noise.flat().shape, generator=generator)
             high, low = (problem.evaluate(noise.with_flat(noise.flat() + end * direction)) for end in (step, -step))
             difference = (high.scores - low.scores).sum() / (2 * step)
             slopes.append(torch.stack([difference, (gradient.flat() * direction).sum()]))
         self.notes["cosine"] = torch.cosine_similarity(*torch.stack(slopes).double().unbind(1), dim=0).item()
+
+    def unguided(self, problem, noise):
+        """What guidance is made of: of cfg 3 the relative difference of the two, and from the guider's own estimate."""
+        sample_map = problem.sample_map
+        with torch.no_grad():
+            x = sample_map.start(noise.initial)
+            sigma = x.new_full((len(x),), sample_map.schedule.sigmas[0])
+            cond, uncond = sample_map.unguided(x, sigma)
+            guided = sample_map.denoise(x, sigma)
+        self.notes["unguided"] = {
+            "differ": ((cond - uncond).norm() / guided.norm()).item(),
+            "error": ((uncond + 3 * (cond - uncond) - guided).norm() / guided.norm()).item(),
+        }
 
     def storage(self, problem, noise):
         parameters = list(self.model.model.parameters())

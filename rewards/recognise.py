@@ -1,0 +1,107 @@
+"""What a weights file probably is, by its name and the names of its tensors: so that nodes offer the likely one first.
+
+    path --tensors_of--> name -> shape       of the file's header; no tensor is read, and nothing is unpickled
+         --likeness----> LIKELY, POSSIBLE or OTHER
+"""
+
+import json
+import pickletools
+import re
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+from . import weights
+
+LIKELY, POSSIBLE, OTHER = 2, 1, 0
+
+WORDS = {
+    "Aesthetic": "aesthetic|sac[+]logos",
+    "HPS": "hps",
+    "PickScore": "pick",
+    "ImageReward": "image.?reward",
+    "CycleReward": "cycle",
+    "CLIP ViT-L/14": "clip",
+}
+"""What the name of such a file, or of its folder, has in it: a regular expression, whatever its capitals."""
+
+WIDTHS = {"HPS": 1024, "PickScore": 1024, "CLIP ViT-L/14": 768}
+"""Of the embeddings of those that are CLIPs."""
+
+LARGEST_HEADER = 100_000_000
+"""Bytes; what safetensors itself allows."""
+
+_CYCLE_REWARD = "mlp.layers.8.weight"
+_PROJECTIONS = {"visual_projection.weight": 0, "visual.proj": 1}
+"""Name -> axis that has the width of the embeddings."""
+
+
+def likeness(path, name, source):
+    """Return how likely a file is what is wanted.
+
+    Args:
+        path: of the file.
+        name: what the user sees of it: the file, and folders that it is in.
+        source: of `weights.SOURCES`, what is wanted.
+
+    Returns:
+        LIKELY: it is of that kind and its name says so. POSSIBLE: it is of that kind and its name says nothing, as
+        model.safetensors. OTHER: it is of another kind, or its name says so.
+    """
+    if not _is_of_the_kind(tensors_of(path), source):
+        return OTHER
+    said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]
+    return LIKELY if source in said else OTHER if said else POSSIBLE
+
+
+def tensors_of(path):
+    """Return name -> shape of the tensors in a file, without "module." and "model." before them all.
+
+    Of pickles the shape is None, and other words are among the names. Of what is no such file, there are none.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        return _tensors(path, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+        return {}
+
+
+@lru_cache(maxsize=1024)
+def _tensors(path, modified, size):
+    with path.open("rb") as file:
+        start = file.read(9)
+        file.seek(0)
+        if start[8:] == b"{":
+            length = int.from_bytes(start[:8], "little")
+            header = json.loads(file.read(8 + min(length, LARGEST_HEADER))[8:])
+            found = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+        elif start[:4] == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                found = dict.fromkeys(_words(archive.open(pickled)))
+        elif start[:1] == b"\x80":  # torch.save's older format: the fourth pickle holds the tensors' names
+            found = dict.fromkeys(word for _ in range(4) for word in _words(file))
+        else:
+            found = {}
+    return {re.sub(r"^(module\.|model\.)+", "", name): shape for name, shape in found.items()}
+
+
+def _words(file):
+    """Yield the texts in the pickle that begins here; its instructions are read, none is obeyed."""
+    return (word for _, word, _ in pickletools.genops(file) if isinstance(word, str))
+
+
+def _is_of_the_kind(tensors, source):
+    kind = next((kind for kind, keys in weights.KINDS.items() if all(key in tensors for key in keys)), None)
+    if source in WIDTHS:
+        return kind in weights.CLIP_KINDS and _width(tensors) in (None, WIDTHS[source])
+    if source == "Aesthetic":
+        return kind == "aesthetic head"
+    return kind == "ImageReward" and (_CYCLE_REWARD in tensors) == (source == "CycleReward")
+
+
+def _width(tensors):
+    """Return the width of a CLIP's embeddings, None where the header does not tell."""
+    shapes = {name: tensors[name] for name in _PROJECTIONS if tensors.get(name) is not None}
+    return next((shape[_PROJECTIONS[name]] for name, shape in shapes.items()), None)

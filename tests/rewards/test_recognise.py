@@ -1,0 +1,64 @@
+"""What a file is, by its name and its header alone; the files have the layouts of the real ones."""
+
+import shutil
+
+import pytest
+import torch
+from comfyui_dno.rewards import weights
+from comfyui_dno.rewards.recognise import LIKELY, OTHER, POSSIBLE, likeness, tensors_of
+
+KEPT_AS = {  # file of the fixtures -> what it may be; the first is a pickle, whose header does not tell its width
+    "hps": ("HPS", "PickScore", "CLIP ViT-L/14"), "pickscore": ("HPS", "PickScore"), "clip_h": ("HPS", "PickScore"),
+    "clip_l": ("CLIP ViT-L/14",), "aesthetic": ("Aesthetic",), "ImageReward.pt": ("ImageReward",),
+    "CycleReward.pt": ("CycleReward",),
+}  # fmt: skip
+SOURCES = ("Aesthetic", "HPS", "PickScore", "ImageReward", "CycleReward", "CLIP ViT-L/14")
+
+
+@pytest.fixture(scope="module")
+def all_files(files, blip_files):
+    return dict(files) | {name: blip_files / name for name in KEPT_AS if "." in name}
+
+
+@pytest.mark.parametrize("file", KEPT_AS)
+def test_a_file_whose_name_says_nothing_may_be_whatever_has_its_tensors(all_files, file):
+    found = {source: likeness(all_files[file], "model.safetensors", source) for source in SOURCES}
+    assert found == {source: POSSIBLE if source in KEPT_AS[file] else OTHER for source in SOURCES}
+
+
+@pytest.mark.parametrize("name, source, expected", [
+    ("HPS_v2.1_compressed.pt", "HPS", LIKELY), ("PickScore_v1/model.safetensors", "PickScore", LIKELY),
+    ("PickScore_v1/model.safetensors", "HPS", OTHER), ("CLIP-ViT-H-14.safetensors", "HPS", OTHER),
+])
+def test_of_files_with_the_same_tensors_the_names_decide(all_files, name, source, expected):
+    assert likeness(all_files["hps"], name, source) == expected
+
+
+def test_a_name_does_not_make_another_kind_of_file_the_one_that_is_wanted(all_files):
+    assert likeness(all_files["aesthetic"], "HPS_v2.1_compressed.pt", "HPS") == OTHER
+
+
+@pytest.mark.parametrize("file", KEPT_AS)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_header_has_the_names_that_reading_the_file_gives_in_every_format(all_files, tmp_path, file, prefix):
+    expected = weights.read(all_files[file])
+    state = {prefix + name: value for name, value in expected.items()}
+    for format_ in (True, False):  # torch.save's, and its older one
+        path = tmp_path / f"{format_}.pt"
+        torch.save(state, path, _use_new_zipfile_serialization=format_)
+        assert set(expected) <= set(tensors_of(path))
+    assert set(expected) <= set(tensors_of(all_files[file]))
+
+
+@pytest.mark.parametrize("content", [b"", b"<!doctype html>", b"\x80\x02}", b"PK\x03\x04 cut off", b"\xff" * 8 + b"{"])
+def test_what_is_no_weights_file_is_nothing(tmp_path, content):
+    (path := tmp_path / "hps.pt").write_bytes(content)
+    assert tensors_of(path) == {} and likeness(path, "hps.pt", "HPS") == OTHER
+    assert tensors_of(tmp_path / "gone.pt") == {}
+
+
+def test_another_file_under_the_same_name_is_seen(all_files, tmp_path):
+    shutil.copy(all_files["hps"], path := tmp_path / "model.safetensors")
+    first = likeness(path, path.name, "HPS")
+    shutil.copy(all_files["aesthetic"], path)
+    assert (first, likeness(path, path.name, "HPS")) == (POSSIBLE, OTHER)
