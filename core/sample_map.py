@@ -222,9 +222,9 @@ class SampleMap:
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        for x in self._walk(noise):  # the earlier ones are forgotten
-            pass
-        return self.to_latent(x)
+        for x in self._walk(noise):
+            last = x  # the earlier ones are forgotten
+        return self.to_latent(last)
 
     def noisy_latent(self, noise):
         """Return the latent with the noise that the schedule leaves in it; with `judge_denoised` alone it differs."""

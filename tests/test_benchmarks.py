@@ -209,19 +209,31 @@ def test_the_page_of_models_is_what_was_measured():
     assert model_families.PAGE.read_text() == model_families.page(model_families.result_files())
 
 
-def test_a_gain_counts_what_was_found_in_time_and_kept_its_consistency():
-    found = {"calls": [20, 60, 100, 140], "score": [1.0, 1.5, 3.0, 2.0], "consistency": [0.9, 0.88, 0.7, 0.86]}
-    assert [calls.gain(found, budget) for budget in (40, 60, 100, 200)] == [None, 0.5, 0.5, 1.0]
-    assert calls.gain({**found, "score": [1.0, 0.5, 0.6, 0.7]}, 200) == 0  # the start itself
+def test_a_gain_counts_what_was_found_in_time_and_passes_the_floors():
+    found = {
+        "calls": [20, 60, 100, 140, 180], "score": [1.0, 1.5, 3.0, 2.0, 4.0],
+        "consistency": [0.9, 0.88, 0.7, 0.86, 0.9], "log_p": [-1.0, -1.0, -1.0, -1.0, -5.0], "log_p_initial": [-1.0] * 5,
+    }  # fmt: skip
+    assert [calls.gain(found, budget) for budget in (10, 40, 60, 100, 200)] == [0, 0, 0.5, 0.5, 1.0]
+    assert calls.gain(found, 200, kept=False) == 3.0
+    assert calls.gain({**found, "score": [1.0, 0.5, 0.6, 0.7, 0.8]}, 200) == 0  # the start itself
 
 
 @pytest.mark.parametrize("solver, spent", [("tilt .3", [0, 3]), ("tilt .5 decoder", [0, 2]), ("adam .03", [0, 4])])
-def test_calls_are_counted_forward_and_backward(solver, spent):
+def test_calls_are_counted_forward_and_backward(solver, spent, monkeypatch):
     """Of two steps: the start is 2 calls, a tilted run 2 and 1 back, a gradient 2 back before the next noise's 2."""
-    options = argparse.Namespace(steps=2, calls=6)
-    found = calls.run("red owl", 100, "brightness", solver, options)
+    monkeypatch.setitem(calls.MAPS, 2, {"eta": 1.0, "cfg": 3.0})
+    monkeypatch.setitem(calls.BUDGETS, 2, (6,))
+    found = calls.run("red owl", 100, 2, "brightness", solver)
     assert found["calls"][:2] == [2 + each for each in spent]
-    assert len(found["score"]) == len(found["calls"]) == len(found["consistency"])
+    assert len({len(column) for column in found.values()}) == 1
+
+
+@pytest.mark.parametrize("reward", calls.REWARDS)
+def test_every_reward_of_the_study_can_be_climbed(reward):
+    sample_map = core.load_embedded("red owl", steps=2)
+    score, images = calls.reward_of(reward, sample_map, 100), torch.rand(1, 3, 128, 128).requires_grad_()
+    assert torch.autograd.grad(score(images, ["red owl"]).sum(), images)[0].any()
 
 
 def test_black_box_searches_have_equal_evaluations():
