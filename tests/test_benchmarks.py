@@ -1,6 +1,5 @@
 """The benchmark commands: their summaries on made-up runs with known answers, and their searches at a small size."""
 
-import argparse
 import json
 import math
 
@@ -212,7 +211,8 @@ def test_the_page_of_models_is_what_was_measured():
 def test_a_gain_counts_what_was_found_in_time_and_passes_the_floors():
     found = {
         "calls": [20, 60, 100, 140, 180], "score": [1.0, 1.5, 3.0, 2.0, 4.0],
-        "consistency": [0.9, 0.88, 0.7, 0.86, 0.9], "log_p": [-1.0, -1.0, -1.0, -1.0, -5.0], "log_p_initial": [-1.0] * 5,
+        "consistency": [0.9, 0.88, 0.7, 0.86, 0.9],
+        "log_p": [-1.0, -1.0, -1.0, -1.0, -5.0], "log_p_initial": [-1.0] * 5,
     }  # fmt: skip
     assert [calls.gain(found, budget) for budget in (10, 40, 60, 100, 200)] == [0, 0, 0.5, 0.5, 1.0]
     assert calls.gain(found, 200, kept=False) == 3.0
