@@ -129,7 +129,7 @@ def size_of(node):
         return PICTURE
     if node["type"] == "DNOReport":
         return REPORT
-    if node["type"] == "CLIPTextEncode":
+    if node["type"] in ("CLIPTextEncode", "PrimitiveStringMultiline"):
         return WIDTH, TEXT
     if node["size"][0] == WIDE:
         return WIDTH, round(node["size"][1]) - SPARE
