@@ -13,6 +13,7 @@ steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -222,9 +223,8 @@ class SampleMap:
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        for x in self._walk(noise):
-            last = x  # the earlier ones are forgotten
-        return self.to_latent(last)
+        (x,) = deque(self._walk(noise), maxlen=1)  # nothing is kept of the earlier ones
+        return self.to_latent(x)
 
     def noisy_latent(self, noise):
         """Return the latent with the noise that the schedule leaves in it; with `judge_denoised` alone it differs."""
