@@ -613,7 +613,7 @@ def test_a_stop_after_the_last_iteration_keeps_what_was_found():
             noise_map, rewards.Brightness(), noise, iterations=1, diagnose=True,
             stop=lambda left=left: next(left, None) is None,
         )  # fmt: skip
-        assert found.history.stopped == "1 iterations done" and found.history.diagnosis is None
+        assert found.history.stopped == "1 iteration done" and found.history.diagnosis is None
         assert torch.equal(found.noise.flat(), expected.noise.flat())
 
 
