@@ -97,7 +97,7 @@ def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
     ours = graph.dno(iterations=1, solver=fast, steps=12, cfg=3.0, latent=one)
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
-    texts = [text.splitlines() for node, text in texts_of(run) if node == ours.id]
+    texts = [data["text"].splitlines() for data in run.of_type("text") if data["node"] == ours.id]
     trials = [text for text in texts if text[0].startswith("trial")]
     assert [text[0] for text in trials] == [f"trial {trial} of 4, on 5 of 12 steps" for trial in range(5)]
     assert all(text[1].startswith("best ") and text[2].startswith("now ") for text in trials)
@@ -158,31 +158,83 @@ def test_stop_and_keep_ends_a_search_within_one_network_call_with_its_best(comfy
 
 
 HALTED = "app.extensionManager.command.execute('Comfy.Interrupt')"
+NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+SIDE_BY_SIDE = """(ids) => {
+    ids.forEach((id, place) => ((app.rootGraph ?? app.graph).getNodeById(id).pos = [place * 420, 0]))
+    app.canvas.ds.scale = 0.9
+    app.canvas.ds.offset = [100, 150]
+    app.canvas.setDirty(true, true)
+}"""
+STANDS_WHOLE = """(text) => {
+    const words = (written) => written.split(/\\s+/).filter(Boolean).join(" ")
+    const shown = [...document.querySelectorAll(".dom-widget")].find((one) => words(one.innerText) === words(text))
+    const bottom = (element) => element.getBoundingClientRect().bottom
+    return shown && bottom(shown.querySelector("span")) <= bottom(shown) + 0.5
+}"""
+"""Whether a text stands on a classic node, with room for all of it, but for rounding to half a pixel."""
+STANDS_IN_NODES_2 = """([id, text]) => {
+    const shown = document.querySelector(`[data-node-id="${id}"]`)?.innerText
+    return shown && text.split("\\n").every((line) => shown.includes(line.replace(/^\\d+\\. /, "")))
+}"""
+"""Whether a node of Nodes 2.0 says a text, as Markdown: the numbers before its lines are those of a list."""
 
 
-def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy):
+@pytest.fixture(scope="module")
+def page(comfy):
+    """The front end, opened once."""
+    with front_end(comfy) as page:
+        yield page
+
+
+def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy, page):
     graph = Workflow(obstacle="slow")
     ours = graph.dno(iterations=200, steps=4)
     saved = graph.node("PreviewImage", images=ours[1])
-    with front_end(comfy) as page:
-        page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
-        node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
-        widgets = page.evaluate(f"{node}.widgets.map(w => w.name)")
-        values = page.evaluate(f"{node}.serialize().widgets_values")
-        assert widgets[-1] == "stop and keep the best" and len(values) == len(widgets) - 1
-        page.evaluate("app.queuePrompt(0)")
-        page.wait_for_function(f"{node}.imgs?.length || document.body.innerText.includes('iteration 2 of 200')")
-        page.wait_for_function("document.body.innerText.includes('iteration 2 of 200')")
-        page.screenshot(path=comfy.folder / "running.png")
-        page.evaluate(f"{node}.widgets.find(w => w.name == 'stop and keep the best').callback()")
-        page.wait_for_function("document.body.innerText.includes('stopped by hand')")
-        page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
-        page.screenshot(path=comfy.folder / "stopped.png")
-        page.evaluate(f"{node}.widgets.find(w => w.name == 'seed').value = 7")
-        page.evaluate("app.queuePrompt(0)")
-        page.wait_for_function("document.body.innerText.includes('iteration 1 of 200')")
-        page.evaluate(HALTED)
-        page.wait_for_function("!app.ui.lastQueueSize")
+    page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+    node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
+    widgets = page.evaluate(f"{node}.widgets.map(w => w.name)")
+    values = page.evaluate(f"{node}.serialize().widgets_values")
+    assert widgets[-1] == "stop and keep the best" and len(values) == len(widgets) - 1
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function(f"{node}.imgs?.length || document.body.innerText.includes('iteration 2 of 200')")
+    page.wait_for_function("document.body.innerText.includes('iteration 2 of 200')")
+    page.screenshot(path=comfy.folder / "running.png")
+    page.evaluate(f"{node}.widgets.find(w => w.name == 'stop and keep the best').callback()")
+    page.wait_for_function("document.body.innerText.includes('stopped by hand')")
+    page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
+    page.screenshot(path=comfy.folder / "stopped.png")
+    page.evaluate(f"{node}.widgets.find(w => w.name == 'seed').value = 7")
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function("document.body.innerText.includes('iteration 1 of 200')")
+    page.evaluate(HALTED)
+    page.wait_for_function("!app.ui.lastQueueSize")
     *_, last = comfy.get("/history").values()
     kinds = [kind for kind, _ in last["status"]["messages"]]
     assert "execution_interrupted" in kinds and "execution_success" not in kinds
+
+
+def test_in_a_browser_the_texts_of_reports_stand_whole_on_their_nodes(page):
+    graph = Workflow()
+    watched = graph.node("DNOContrastReward", negative=False)[0]
+    one = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]  # what is said of several is scrolled
+    ours = graph.dno(iterations=2, steps=3, watch=watched, diagnose=True, latent=one)
+    told = [
+        graph.node("DNOReport", history=ours[3], picture=-1),
+        graph.node("DNODiagnostics", history=ours[3]),
+        graph.node("DNOScoreImages", images=ours[1], reward=watched),
+        graph.node("DNONoiseProbability", noise=ours[2], picture=0),
+    ]
+    for node, picture in zip(told, (0, 1, 2, 2), strict=True):
+        graph.node("PreviewImage", images=node[picture])
+    nodes = [int(node.id) for node in told]
+    page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+    page.evaluate(SIDE_BY_SIDE, nodes)
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function("(ids) => ids.every((id) => app.nodeOutputs?.[id]?.text)", arg=nodes)
+    texts = page.evaluate("(ids) => ids.map((id) => app.nodeOutputs[id].text[0])", nodes)
+    for text in texts:
+        page.wait_for_function(STANDS_WHOLE, arg=text, timeout=20_000)
+    page.evaluate(NODES_2, True)
+    for named in zip(nodes, texts, strict=True):
+        page.wait_for_function(STANDS_IN_NODES_2, arg=list(named), timeout=20_000)
+    page.evaluate(NODES_2, False)
