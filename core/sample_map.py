@@ -13,6 +13,7 @@ steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -223,7 +224,8 @@ class SampleMap:
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        return self.to_latent(self._walk(noise)[-1])
+        (x,) = deque(self._walk(noise), maxlen=1)  # nothing is kept of the earlier ones
+        return self.to_latent(x)
 
     def noisy_latent(self, noise):
         """Return the latent with the noise that the schedule leaves in it; with `judge_denoised` alone it differs."""
@@ -254,10 +256,10 @@ class SampleMap:
         return vjp.images, vjp
 
     def _walk(self, noise, kept=None):
-        """Return the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
+        """Yield the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
         self.check(noise)
         x = self.start(noise.initial)
-        samples = [x]
+        yield x
         for index in range(self.schedule.steps):
             self.report("forward", index)
             if kept is None:
@@ -266,8 +268,7 @@ class SampleMap:
                 kept.append(self.denoise_with_graph(x, index))
                 denoised = kept[-1][1].detach()
             x = self.step(x, denoised, index, noise)
-            samples.append(x)
-        return samples
+            yield x
 
     def step(self, x, denoised, index, noise):
         """Return the x that follows step `index` from x (B, ..) and its denoised, with the noise that it injects."""
@@ -353,7 +354,7 @@ class Pullback:
 
     def _forward(self):
         """Return the samples that the backward pass needs, the last x at the end."""
-        return self._map._walk(self._noise, self._graphs)
+        return list(self._map._walk(self._noise, self._graphs))
 
     def __call__(self, d_images):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.

@@ -71,7 +71,7 @@ class DNOSolverZerothOrder(io.ComfyNode):
                 seed_input("perturbations"),
                 *update_inputs(
                     "ou", remark=" ou: each step as long as lr says, the last a third of the first; suits rough"
-                    " estimates and gains most in few iterations.",
+                    " estimates and gains more in few iterations.",
                 ),
             ],
             outputs=[solver_output()],

@@ -114,23 +114,38 @@ def test_prompts_have_titles_and_the_note_says_what_to_change_first(name):
     assert sorted(node["title"] for node in prompts) == ["Negative prompt", "Positive prompt"]
     lines = source(name)["note"]
     assert any(line.startswith("**Change first:**") for line in lines)
-    rewards = [node["inputs"] for node in source(name)["prompt"].values() if "Reward" in node["class_type"]]
-    texts = [node["inputs"]["text"] for node in source(name)["prompt"].values() if "text" in node["inputs"]]
-    twice = any(inputs.get("prompt") in texts for inputs in rewards if inputs.get("prompt"))
-    assert not twice or "place" in " ".join(lines) or "stands twice" in " ".join(lines)
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_prompt_is_typed_once(name):
+    """The model reads it and a reward judges by it: a node of its own gives it to both."""
+    typed = [
+        value
+        for node in source(name)["prompt"].values()
+        for key, value in node["inputs"].items()
+        if key in ("text", "prompt", "value") and value and isinstance(value, str)
+    ]
+    assert len(typed) == len(set(typed)), typed
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_template_of_real_checkpoints_carries_the_address_of_every_file(name):
-    """As ComfyUI's own templates do: a model counts as missing by the name in the node's widget and its folder."""
     for node in template(name)["nodes"]:
-        carried = node["properties"].get("models", [])
         files = [value for value in node["widgets_values"] if str(value).endswith((".safetensors", ".pt"))]
-        assert [model["name"] for model in carried] == files
-        for model in carried:
-            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
-    folders = {model["directory"] for node in template(name)["nodes"] for model in node["properties"].get("models", [])}
-    assert folders <= {"checkpoints", "diffusion_models", "text_encoders", "vae", "reward_models"}
+        assert [model["name"] for model in node["properties"].get("models", [])] == files
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "models" in source(name)])
+def test_addresses_are_those_of_the_files_that_nodes_ask_for_or_the_note_says_what_to_rename(name):
+    """As in ComfyUI's own templates: a model counts as missing by the name in the node's widget and its folder."""
+    note = "\n".join(source(name)["note"])
+    for node in template(name)["nodes"]:
+        for model in node["properties"].get("models", []):
+            assert model["name"] in node["widgets_values"] and model["url"].startswith("https://huggingface.co/")
+            repository, upstream = model["url"].split("/")[4], model["url"].rpartition("/")[2]
+            renamed = all(f"`{file}`" in note for file in (upstream, model["name"])) and repository in note
+            assert upstream == model["name"] or renamed, model
+            assert model["directory"] in ("checkpoints", "diffusion_models", "text_encoders", "vae", "reward_models")
 
 
 NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"

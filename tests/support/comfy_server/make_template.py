@@ -54,6 +54,7 @@ WIDE, SPARE = 400, 35
 """Width that the front end gives to nodes with a text among their widgets, and what it makes them too high."""
 COLORS = {
     "note": {"color": "#432", "bgcolor": "#653"},
+    "Prompt": {"color": "#232", "bgcolor": "#353"},
     "Positive prompt": {"color": "#232", "bgcolor": "#353"},
     "Negative prompt": {"color": "#322", "bgcolor": "#533"},
     "sampler": {"color": "#223", "bgcolor": "#335"},
@@ -129,7 +130,7 @@ def size_of(node):
         return PICTURE
     if node["type"] == "DNOReport":
         return REPORT
-    if node["type"] == "CLIPTextEncode":
+    if node["type"] in ("CLIPTextEncode", "PrimitiveStringMultiline"):
         return WIDTH, TEXT
     if node["size"][0] == WIDE:
         return WIDTH, round(node["size"][1]) - SPARE
