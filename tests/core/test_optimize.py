@@ -318,7 +318,7 @@ def test_a_reward_that_says_it_has_no_gradient_is_refused_before_anything_is_sam
 
 @pytest.mark.parametrize("arguments, message", [
     ({"lr": 0}, "expected a number > 0"), ({"clip": 0.0}, "or None for no clipping"),
-    ({"momentum": 1.0}, r"in \[0, 1\)"), ({"optimizer": "lbfgs"}, "expected 'adam' or 'sgd'"),
+    ({"momentum": 1.0}, r"in \[0, 1\)"), ({"optimizer": "lbfgs"}, "expected 'adam', 'sgd' or 'ou'"),
 ])
 def test_bad_solver_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
