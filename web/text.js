@@ -5,13 +5,8 @@ import { app } from "../../scripts/app.js"
 
 const TEXT = "$$node-text-preview" // as ComfyUI calls the widget of a running node's text
 const NARROW = ["DNODiagnostics", "DNONoiseProbability", "DNOReport"] // than a line of what they say
-<<<<<<< HEAD
-const WIDTH = 320
-const LINE = 16, EDGE = 28, LETTER = 7.5, SIDES = 52 // pixels: of a line, around all, of a digit, left and right
-=======
 const WIDTH = 360
 const LINE = 16, EDGE = 42, LETTER = 7.5, SIDES = 52 // pixels: of a line, around all, of a digit, left and right
->>>>>>> h-newcode
 const MOST = 210 // beyond that a text scrolls
 
 function height(text, width) {
