@@ -57,7 +57,7 @@ def add_search(parser):
     )
     parser.add_argument("--beta", type=number, help="in (0, 1], how far zeno and the searches try (default theirs)")
     parser.add_argument(
-        "--schedule", choices=["constant", "geometric"], help="of zeno: steps of one size, or ever smaller ones"
+        "--schedule", choices=["constant", "geometric"], help="of zeno: steps of one size (default) or ever smaller"
     )
     parser.add_argument("--strength", type=number, help="of tilt, in (0, 1) (default 0.3)")
     parser.add_argument("--calls", type=at_least(1), help="of the model, most that fast's climb costs (default 100)")

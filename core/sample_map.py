@@ -13,6 +13,7 @@ steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from .in_place import InPlace
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
+from .words import counted
 
 LOST_GRADIENT = (
     "the {stage} gave a result without gradient, so nothing can be optimised through it. Likely causes: another node"
@@ -160,9 +162,9 @@ class SampleMap:
         found = tuple(noise.injected.shape)
         if found[0] != expected[0] or found[2:] != expected[2:] or found[1] % expected[1]:
             raise ValueError(
-                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected; expected {self.shape} with"
-                f" {expected[0]} at {self.schedule.steps} steps and {self._sampled_by}. Use the settings it was made"
-                " with"
+                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected{_made(noise)}; expected {self.shape}"
+                f" with {expected[0]} ({counted(self.shape[0], 'picture')}, {self.schedule.steps} steps,"
+                f" {self._sampled_by}). Set batch size, picture size, steps and eta as they were when it was made"
             )
 
     @property
@@ -222,7 +224,8 @@ class SampleMap:
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        return self.to_latent(self._walk(noise)[-1])
+        (x,) = deque(self._walk(noise), maxlen=1)  # nothing is kept of the earlier ones
+        return self.to_latent(x)
 
     def noisy_latent(self, noise):
         """Return the latent with the noise that the schedule leaves in it; with `judge_denoised` alone it differs."""
@@ -253,10 +256,10 @@ class SampleMap:
         return vjp.images, vjp
 
     def _walk(self, noise, kept=None):
-        """Return the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
+        """Yield the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
         self.check(noise)
         x = self.start(noise.initial)
-        samples = [x]
+        yield x
         for index in range(self.schedule.steps):
             self.report("forward", index)
             if kept is None:
@@ -265,8 +268,7 @@ class SampleMap:
                 kept.append(self.denoise_with_graph(x, index))
                 denoised = kept[-1][1].detach()
             x = self.step(x, denoised, index, noise)
-            samples.append(x)
-        return samples
+            yield x
 
     def step(self, x, denoised, index, noise):
         """Return the x that follows step `index` from x (B, ..) and its denoised, with the noise that it injects."""
@@ -352,7 +354,7 @@ class Pullback:
 
     def _forward(self):
         """Return the samples that the backward pass needs, the last x at the end."""
-        return self._map._walk(self._noise, self._graphs)
+        return list(self._map._walk(self._noise, self._graphs))
 
     def __call__(self, d_images):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
@@ -510,6 +512,14 @@ def _same_setting(theirs, ours):
         pairs = zip(theirs, ours, strict=False)
         return len(theirs) == len(ours) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs)
     return math.isclose(theirs, ours) if isinstance(ours, float) else theirs == ours
+
+
+def _made(noise):
+    """Return in words what a noise was made with, as far as it records that."""
+    steps, eta = (noise.settings.get(name) for name in ("sigmas", "eta"))
+    parts = [] if steps is None else [f"{len(steps) - 1} steps"]
+    parts += [] if eta is None else [f"eta {eta}"]
+    return f" ({', '.join([counted(noise.batch, 'picture'), *parts])})"
 
 
 def _short(value):

@@ -70,8 +70,8 @@ class DNOSolverZerothOrder(io.ComfyNode):
                 ),
                 seed_input("perturbations"),
                 *update_inputs(
-                    "ou", remark=" ou: each step as long as lr says, the last a third of the first; suits rough"
-                    " estimates and gains most in few iterations.",
+                    "ou", remark=" ou: each step as long as lr says, the last a third of the first, however rough the"
+                    " estimate; quick, and soon at the edge of what is probable.",
                 ),
             ],
             outputs=[solver_output()],

@@ -8,8 +8,8 @@ import torch
 from ..checks import check_positive, check_whole
 from .base import Solver, neighbour, within_length
 
-FIRST, FALL = 0.3, 1 / 15
-"""Of "geometric": beta of the first iteration, and what the last iteration's is of it."""
+FIRST, LAST = 0.3, 0.5
+"""Of "geometric": beta of the first iteration, and K times that of the last."""
 
 
 @dataclass
@@ -29,8 +29,8 @@ class ZeNO(Solver):
     collapses. "sample" targets the density N(z; 0, I) exp(2 r / tau) for small beta: tau = 2 lambda gives
     exp(r / lambda). "resample" with beta = 1 is self-normalised importance resampling, and best-of-N for tau -> 0.
 
-    The schedule "geometric" [ours] climbs further where "optimise" has few evaluations to spend. Its steps begin long
-    and end short, beta_k = 0.3 (1 / 15)^(k / (K - 1)), and z itself, from which no direction is learnt, is sampled only
+    The schedule "geometric" [ours] makes more of the evaluations that "optimise" has. Its steps begin long and end
+    short, beta_k from 0.3 to 0.5 / K by equal ratios, and z itself, from which no direction is learnt, is sampled only
     at the start and at the end. In between an iteration shows each picture's best so far.
 
     Example:
@@ -118,7 +118,9 @@ class ZeNO(Solver):
 
     def _beta(self, problem):
         if self._falls:
-            return (FIRST if self.beta is None else self.beta) * FALL**problem.share_of_iterations
+            first = FIRST if self.beta is None else self.beta
+            last = min(LAST / max(problem.iterations, 1), first)
+            return first * (last / first) ** problem.share_of_iterations
         return self.beta if self.beta is not None else min(max(2.5 / max(problem.iterations, 1), 0.01), 0.3)
 
     def _best(self, problem):

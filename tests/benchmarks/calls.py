@@ -48,7 +48,7 @@ SOLVERS = {
     "adam .1": ascent(0.1),
     "reno": lambda: (core.GradientAscent.reno(), core.NormRegularizer()),
     "trust": lambda: (core.TrustAscent(), None),
-    "trust, tilt .3": lambda: (core.TrustAscent(tilt=0.3), None),
+    "tilted trust": lambda: (core.TrustAscent(tilt=0.3), None),
     "tilt .2": lambda: (core.Tilt(0.2), None),
     "tilt .3": lambda: (core.Tilt(0.3), None),
     "tilt .4": lambda: (core.Tilt(0.4), None),

@@ -114,27 +114,34 @@ def gain(run):
 
 
 def summary(runs, reward):
-    """Return what each way found, over the pairs that every way that was run has: means and deviations."""
-    by_way = {
-        way: {n.split(" | ")[2]: run for n, run in runs.items() if n.startswith(f"{reward} | {way} |")} for way in WAYS
-    }
-    pairs = set.intersection(*(set(found) for found in by_way.values() if found)) if any(by_way.values()) else set()
-    found = {"pairs": sorted(pairs)}
-    for way, of_pairs in by_way.items():
-        chosen = [run for pair, run in of_pairs.items() if pair in pairs]
+    """Return what each way found, means and deviations over its pairs, and how it compares with the paper's."""
+    found = {}
+    for way in WAYS:
+        chosen = {name.split(" | ")[2]: run for name, run in runs.items() if name.startswith(f"{reward} | {way} |")}
         if len(chosen) < 2:
             continue
+        of_pairs = chosen.values()
         found[way] = {
-            "calls": study.mean_sd([run["calls"][-1] for run in chosen]),
-            "reward": study.mean_sd([run["score"][-1] for run in chosen]),
-            "gain": study.mean_sd([run["score"][-1] - run["score"][0] for run in chosen]),
-            "gain of the best that keeps the consistency": study.mean_sd(map(gain, chosen)),
-            "consistency lost": study.mean_sd([run["consistency"][0] - run["consistency"][-1] for run in chosen]),
-            "lowest ln P of z": min(run["log_p"][-1] for run in chosen),
-            "lowest ln P of x_T": min(run["log_p_initial"][-1] for run in chosen),
-            "seconds": study.mean_sd([run["seconds"] for run in chosen]),
-        }
+            "pairs": len(chosen),
+            "calls": study.mean_sd([run["calls"][-1] for run in of_pairs]),
+            "reward": study.mean_sd([run["score"][-1] for run in of_pairs]),
+            "gain": study.mean_sd([run["score"][-1] - run["score"][0] for run in of_pairs]),
+            "gain of the best that keeps the consistency": study.mean_sd(map(gain, of_pairs)),
+            "consistency lost": study.mean_sd([run["consistency"][0] - run["consistency"][-1] for run in of_pairs]),
+            "lowest ln P of z": min(run["log_p"][-1] for run in of_pairs),
+            "lowest ln P of x_T": min(run["log_p_initial"][-1] for run in of_pairs),
+            "seconds": study.mean_sd([run["seconds"] for run in of_pairs]),
+            "calls, and the paper's calls for that reward": {
+                pair: [run["calls"][-1], reached(runs[f"{reward} | paper | {pair}"], run["score"][-1])]
+                for pair, run in chosen.items() if way != "paper" and f"{reward} | paper | {pair}" in runs
+            },
+        }  # fmt: skip
     return found
+
+
+def reached(run, score):
+    """Return after how many calls a run first scores that much; None where it never does."""
+    return next((calls for calls, found in zip(run["calls"], run["score"], strict=True) if found >= score), None)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,25 @@ def test_a_searchs_memory_does_not_grow_with_its_candidates(solver, most):
     assert (memory.peak - sum(held.values())) / (4 * noise.flat().numel()) <= most
 
 
+def test_a_candidate_of_a_call_takes_one_noise_while_it_is_sampled_and_none_when_it_is_decoded():
+    """n = 835,584. Beside one z a candidate has its latent, 1/51 of it, a few times."""
+    schedule = core.Schedule(tuple(float(sigma) for sigma in range(51, 0, -1)))
+    decoded, peaks = [], {}
+    for count in (8, 24):
+        with LiveBytes() as memory:
+            noise_map = core.SampleMap(
+                lambda x, sigma: 0.5 * x, schedule, (1, 4, 64, 64),
+                decode=lambda latent, memory=memory: decoded.append(memory.now) or latent[:, :3],
+            )  # fmt: skip
+            noise = noise_map.randn(0)
+            z = noise.flat()
+            problem = core.Problem(noise_map, mean_pixel)
+            (_,) = problem.candidates(noise, count, lambda index, z=z: z + 0.01 * index)
+        peaks[count] = memory.peak
+    assert (peaks[24] - peaks[8]) / (16 * z.nbytes) < 1.1
+    assert (decoded[1] - decoded[0]) / (16 * z.nbytes) < 0.1
+
+
 def breaks(item, calls, value=math.nan):
     """A reward that gives one picture `value` from its n-th call on."""
     count = []

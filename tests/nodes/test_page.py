@@ -49,6 +49,8 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
     rows, texts = history_of(run)["rows"], [text for node, text in texts_of(run) if node == ours.id]
+    assert texts[:2] == ["checking the model's gradient ..", "sampling the start .."]
+    texts = texts[2:]
     assert len(texts) == 4  # three evaluations, and the end
     for row, text in zip(rows, texts, strict=False):
         iteration, *numbers = text.splitlines()
@@ -62,6 +64,24 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     ]  # fmt: skip
     assert run.outputs[ours.id]["text"] == [texts[3]]
     assert "DNO: 100%" in comfy.log() and numbers[0] in comfy.log()
+    left = texts[1].splitlines()[0].partition(", ")[2]
+    assert f", {left}, best " in comfy.log(), "the console gives the same time left as the node"
+    assert "iteration/s" not in comfy.log()
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"iterations": 0}, r"brightness ([\d.]+), not searched\n0 iterations done"),
+    ({"iterations": 1}, r"brightness ([\d.]+) -> [\d.]+\n1 iteration done"),
+    ({"iterations": 5, "seconds": 0.001}, r"brightness ([\d.]+) -> \1\nThe search ended early, after 0 of 5 iterations:"
+     " the time budget of 0.001 s is spent; nothing was searched, the picture is the start"),
+])  # fmt: skip
+def test_a_search_says_in_words_how_far_it_came(comfy, settings, said):
+    graph = Workflow()
+    one = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+    ours = graph.dno(latent=one, **settings)
+    graph.keep("image", ours[1])
+    (text,) = comfy.run(graph).outputs[ours.id]["text"]
+    assert re.fullmatch(said, text), text
 
 
 def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
@@ -130,6 +150,8 @@ def test_stop_and_keep_ends_a_search_within_one_network_call_with_its_best(comfy
     history = history_of(run)
     calls = [data["value"] for data in run.of_type("progress") if data["value"] < data["max"]]
     assert run.ended == "execution_success" and calls[-1] <= asked[0] + 2
+    told = [text for node, text in texts_of(run) if node == ours.id]
+    assert re.match(r"stopping \.\.\nbest [-\d. ]+\nnow ", told[-2]), "at once, above the numbers that there are"
     assert history["stopped"] == "stopped by hand" and "stopped by hand" in run.outputs[ours.id]["text"][0]
     assert [best >= first for best, first in zip(history["best"], history["rows"][0]["score"], strict=True)]
     assert comfy.post("/dno/stop", {"node": ours.id}) == {"stopped": False}

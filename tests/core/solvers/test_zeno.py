@@ -91,15 +91,17 @@ def test_a_score_of_minus_infinity_weighs_as_the_lowest_that_is_finite(solver):
 
 
 @pytest.mark.parametrize("beta, first", [(None, 0.3), (0.15, 0.15)])
-def test_the_geometric_schedule_falls_to_a_fifteenth_and_stays_there(beta, first):
+def test_the_geometric_schedule_falls_to_a_half_by_the_iterations_and_stays_there(beta, first):
     solver = core.ZeNO(beta=beta, schedule="geometric")
     found = []
     for iteration in (0, 1, 2, 3, 4, 7):
         found.append(solver._beta(core.Problem(None, None, iterations=5, iteration=iteration)))
-    ratio = 15 ** (-1 / 4)
+    ratio = (0.5 / 5 / first) ** (1 / 4)
     assert found == pytest.approx([first * ratio**k for k in (0, 1, 2, 3, 4, 4)])
     alone = core.Problem(None, None, iterations=1, iteration=0)
     assert solver._beta(alone) == first
+    few = core.Problem(None, None, iterations=2, iteration=1)
+    assert solver._beta(few) == pytest.approx(min(first, 0.25))
 
 
 @pytest.mark.parametrize("schedule, expected", [("constant", 1 + 6 * 9), ("geometric", 1 + 6 * 8 + 1)])

@@ -1,5 +1,6 @@
 """DNO Belief inside a real ComfyUI: by the guider's own conditionings, without a second model."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -93,6 +94,14 @@ def test_it_changes_neither_the_search_nor_the_random_numbers_after_it(comfy):
         graph.keep("noise", ours[2])
         kept.append(comfy.run(graph).kept["noise"]["initial"])
     assert torch.equal(*kept)
+
+
+def test_a_video_is_believed_in_as_a_whole(comfy):
+    graph = Workflow("video")
+    latent = graph.latent(batch=1, channels=16, dims=5, size=4, frames=5)
+    rows = told(graph, graph.dno(iterations=1, steps=3, watch=believed(graph), latent=latent), comfy)["rows"]
+    assert [len(row["watch/belief"]) for row in rows] == [1, 1]
+    assert all(math.isfinite(row["watch/belief"][0]) for row in rows)
 
 
 def test_a_guider_without_a_negative_has_the_loss_alone(comfy):
