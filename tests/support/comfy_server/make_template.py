@@ -6,7 +6,7 @@ The front end turns the API-format workflow into its own format, the server runs
 template's picture. Make a template anew when a node in it, the embedded model or a setting has changed. ComfyUI lists
 templates by their files' names, so a name is a number, by which they are sorted, and a title. A source holds
 
-    note      lines of Markdown that the template shows first
+    note      lines of Markdown that the template shows first; note_height, where it takes less room than others
     history   [node, output] of the search whose start and best become the template's picture, see `thumbnail`;
     before    or [node, output] of the picture, or of the batch of them, that the run starts from,
     after     and the same of what it makes;
@@ -76,7 +76,7 @@ def source(name):
 def to_ui_format(page, source):
     """Return the workflow in the front end's format, laid out, with its note and fixed seeds."""
     graph = page.evaluate(IN_FRONT_END, [source["prompt"], "\n".join(source["note"])])
-    graph["groups"] = lay_out(graph["nodes"], source["layout"])
+    graph["groups"] = lay_out(graph["nodes"], source["layout"], source.get("note_height", NOTE))
     for node in graph["nodes"]:
         node["widgets_values"] = ["fixed" if v == "randomize" else v for v in node.get("widgets_values") or []]
         node.update(COLORS.get(node.get("title"), COLORS["sampler"] if node["type"] in SAMPLERS else {}))
@@ -85,12 +85,12 @@ def to_ui_format(page, source):
     return without_nones({key: graph[key] for key in graph if key not in ("id", "revision", "extra")})
 
 
-def lay_out(nodes, layout):
+def lay_out(nodes, layout, note_height=NOTE):
     """Set every node's place and size, the note above all columns but the first, and return the groups."""
     by_id = {str(node["id"]): node for node in nodes}
     groups, x = [], 0
     for number, column in enumerate(layout):
-        y = NOTE + GAP if number else -TITLE
+        y = note_height + GAP if number else -TITLE
         for group in column:
             columns = [[by_id[key] for key in keys] for keys in group["columns"]]
             width, height = place(columns, x + EDGE, y + HEADING + TITLE)
@@ -100,7 +100,7 @@ def lay_out(nodes, layout):
         x += max(group["bounding"][2] for group in groups[-len(column) :]) + GAP
     (note,) = [node for node in nodes if node["type"] == "MarkdownNote"]
     left = groups[len(layout[0])]["bounding"][0]
-    note.update(title="Start here", pos=[left, 0], size=[x - GAP - left, NOTE], **COLORS["note"])
+    note.update(title="Start here", pos=[left, 0], size=[x - GAP - left, note_height], **COLORS["note"])
     return groups
 
 
