@@ -153,8 +153,7 @@ def save(result, before, folder, prefix=""):
 
 def tell(label, history):
     """Say what a search did, and where it ended early how far it came."""
-    made = history.rows[-1]["iteration"] - history.rows[0]["iteration"]
-    early = f"ended early, after {made} of {history.settings['iterations']} iterations: "
-    say(f"{label}: {'' if history.stopped.endswith('iterations done') else early}{history.summary()}")
+    early = f"ended early, after {history.made} of {history.iterations} iterations: "
+    say(f"{label}: {early if history.ended_early else ''}{history.summary()}")
     if "gradient_error" in history.settings:
         say(f"relative error of the gradient in one direction: {max(history.settings['gradient_error']):.1e}")

@@ -79,6 +79,7 @@ class History:
         diagnosis: a `diagnostics.Diagnosis` of the best, or None.
         floors: watched reward's name -> the least score of each picture that might become the best.
         every: of every so many rows a picture is kept.
+        iterations: that the run was asked for.
 
     Example:
         >>> history = History("brightness", rows=[{"iteration": 0, "score": [0.25], "log_p": [float("nan")]}])
@@ -103,6 +104,7 @@ class History:
     held: list = field(default_factory=list)
     floors: dict = field(default_factory=dict)
     every: int = 1
+    iterations: int = 0
 
     def record(self, evaluation):
         """Append one evaluation."""
@@ -156,6 +158,17 @@ class History:
         self.best_picture = thumbnail(best.images, LARGE)
         self.floors = {name: least.tolist() for name, least in best.least.items()}
         self.held = best.held()
+
+    @property
+    def ended_early(self):
+        """Whether the run ended before its iterations were done."""
+        return not self.stopped.endswith(("iteration done", "iterations done"))
+
+    @property
+    def made(self):
+        """The number of updates of the noise that the run came to."""
+        own = [row["iteration"] for row in self.rows if row["iteration"] != EARLIER]
+        return own[-1] - own[0] if own else 0
 
     def best_name(self, item):
         """Return where one picture's best was found, in words."""

@@ -19,6 +19,7 @@ from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
 from .solvers import Fast, GradientAscent
+from .words import counted
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def optimize(
         _leave_out_zeros(problem, noise)
     if stop is not None:
         problem.sample_map = replace(problem.sample_map, on_step=_stoppable(problem, stop))
-    history = History(reward=name_of(reward), warnings=problem.warnings)
+    history = History(reward=name_of(reward), warnings=problem.warnings, iterations=iterations)
     if isinstance(getattr(reward, "part_settings", None), dict):
         history.settings["parts"] = reward.part_settings
     if check_gradient:
@@ -207,7 +208,7 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
                     problem.iteration = done
                     _record(history, solver.evaluate(problem, noise), problem, callback)
                 return noise, done
-        history.stopped = f"{problem.iterations} iterations done"
+        history.stopped = f"{counted(problem.iterations, 'iteration')} done"
     except KeyboardInterrupt:
         if not history.rows:
             raise

@@ -201,8 +201,8 @@ def curves(histories, item=None):
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)
     axes.set_ylim(bottom=max(min(axes.get_ylim()[0], -7), -60), top=1)
-    _draw_limit(axes, -2, "below: not taken for the best")
-    _draw_limit(axes, -6, "below: not what the model believes in")
+    _draw_limit(axes, -2, "P 0.01: below, not taken for the best")
+    _draw_limit(axes, -6, "P 1e-6: hardly one true noise in a million")
     return _drawn(figure)
 
 

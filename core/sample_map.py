@@ -25,6 +25,7 @@ from .in_place import InPlace
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
+from .words import counted
 
 LOST_GRADIENT = (
     "the {stage} gave a result without gradient, so nothing can be optimised through it. Likely causes: another node"
@@ -161,9 +162,9 @@ class SampleMap:
         found = tuple(noise.injected.shape)
         if found[0] != expected[0] or found[2:] != expected[2:] or found[1] % expected[1]:
             raise ValueError(
-                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected; expected {self.shape} with"
-                f" {expected[0]} at {self.schedule.steps} steps and {self._sampled_by}. Use the settings it was made"
-                " with"
+                f"noise is {tuple(noise.initial.shape)} with {found[0]} injected{_made(noise)}; expected {self.shape}"
+                f" with {expected[0]} ({counted(self.shape[0], 'picture')}, {self.schedule.steps} steps,"
+                f" {self._sampled_by}). Set batch size, picture size, steps and eta as they were when it was made"
             )
 
     @property
@@ -511,6 +512,14 @@ def _same_setting(theirs, ours):
         pairs = zip(theirs, ours, strict=False)
         return len(theirs) == len(ours) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs)
     return math.isclose(theirs, ours) if isinstance(ours, float) else theirs == ours
+
+
+def _made(noise):
+    """Return in words what a noise was made with, as far as it records that."""
+    steps, eta = (noise.settings.get(name) for name in ("sigmas", "eta"))
+    parts = [] if steps is None else [f"{len(steps) - 1} steps"]
+    parts += [] if eta is None else [f"eta {eta}"]
+    return f" ({', '.join([counted(noise.batch, 'picture'), *parts])})"
 
 
 def _short(value):

@@ -42,6 +42,16 @@ def listed(values):
     return " ".join(written(value, ".3g") for value in values)
 
 
+def counted(number, noun):
+    """Write how many there are of something.
+
+    Example:
+        >>> counted(1, "iteration"), counted(2, "iteration")
+        ('1 iteration', '2 iterations')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds):
     """Write a time.
 

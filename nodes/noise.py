@@ -297,7 +297,7 @@ class DNONoiseProbability(io.ComfyNode):
             category=sockets.NOISE,
             description=(
                 "How probable a noise is under the normal distribution that the model was trained with, and where it is"
-                " not: below 0.01 it is suspicious, below 1e-6 the picture is not one the model believes in."
+                " not: below 0.01 the model no longer believes it, and a search does not take it for the best."
             ),
             inputs=[
                 sockets.Noise.Input("noise", tooltip="From a DNO Sampler or DNO Load Noise."),

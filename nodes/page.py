@@ -14,6 +14,11 @@ from ..core import plots
 from ..core.models.embedded import vocabulary
 from ..core.words import duration, listed, probability
 
+CONSOLE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+"""The console's line: tqdm's own, but with the time left that the node shows in place of tqdm's, which is another."""
+
+STOPPING = "stopping .."
+
 SIDE = 512
 """Pixels of the picture that is shown on the running node."""
 
@@ -29,14 +34,26 @@ class Progress:
 
     def __init__(self, iterations):
         self.iterations, self.first, self.node = iterations, None, node_that_runs() or ""
+        self.numbers = []
+        """What the last evaluation found, as `numbers_of` says it."""
         self.stopped = False
         """Whether the user wants the search to end with what it has."""
-        self.console = tqdm(total=iterations, desc="DNO", unit="iteration", disable=not iterations or not sys.stderr)
+        self.console = tqdm(total=iterations, desc="DNO", bar_format=CONSOLE, disable=not iterations or not sys.stderr)
+        _running.append(self)
 
     def begin(self, stages):
-        """Start the bar, of as many steps as `core.stages` says."""
+        """Start the bar, of as many steps as `core.stages` says, and say that the first noise is sampled."""
         self.bar, self.started = comfy.utils.ProgressBar(stages), time.perf_counter()
-        _running.append(self)
+        self.say("sampling the start ..")
+
+    def say(self, place):
+        """Write on the search's node where it is, a line, above the numbers that it has so far."""
+        write(self.node, "\n".join([STOPPING if self.stopped else place, *self.numbers]))
+
+    def stop(self):
+        """End the search with what it has, as soon as the network call is over that runs; say so at once."""
+        self.stopped = True
+        self.say(STOPPING)
 
     def on_step(self, phase, index, total):
         """Count one network call or decode; raise ComfyUI's exception where the user has cancelled."""
@@ -50,21 +67,26 @@ class Progress:
         done = evaluation.iteration - self.first
         self.console.update(done - self.console.n)
         place = f"iteration {evaluation.iteration} of {self.first + self.iterations}" if self.iterations else "sampled"
-        self.on_preview(place + self._left(done), evaluation, best)
+        self.on_preview(place, evaluation, best, self._left(done))
 
-    def on_preview(self, place, evaluation, best):
-        """Show the best pictures so far with the numbers of one evaluation, and a line above that says where it is."""
+    def on_preview(self, place, evaluation, best, left=""):
+        """Show the best pictures so far with the numbers of one evaluation, and a line above that says where it is.
+
+        Args:
+            left: how long the rest will take, in words.
+        """
         self.bar.update_absolute(self.bar.current, preview=("JPEG", plots.side_by_side(best.images, SIDE), SIDE))
-        numbers = numbers_of(evaluation, best)
-        self.console.set_postfix_str(", ".join(numbers))
-        show("\n".join([place, *numbers]))
+        self.numbers = numbers_of(evaluation, best)
+        rest = [left] if left else []
+        self.console.set_postfix_str(", ".join([*rest, *self.numbers]))
+        self.say(", ".join([place, *rest]))
 
     def _left(self, done):
         """Return how long the rest will take, in words; '' where it is not known or there is none."""
         if not 0 < done < self.iterations or not self.bar.current:
             return ""
         spent = time.perf_counter() - self.started
-        return f", {duration(spent * (self.bar.total / self.bar.current - 1))} left"
+        return f"{duration(spent * (self.bar.total / self.bar.current - 1))} left"
 
     def end(self):
         """Fill the bar: a spent budget ends a run early."""
@@ -92,7 +114,7 @@ def stop(node):
     """
     found = [progress for progress in _running if node in ("any", progress.node, progress.node.rpartition(":")[2])]
     for progress in found:
-        progress.stopped = True
+        progress.stop()
     return bool(found)
 
 
@@ -132,8 +154,13 @@ def show(text):
     Args:
         text: a line or several.
     """
-    server, node = prompt_server(), node_that_runs()
-    if server is None or node is None or server.client_id is None:  # no client: any browser would show it
+    write(node_that_runs(), text)
+
+
+def write(node, text):
+    """Write `text` on the node of this id; without an id, nowhere."""
+    server = prompt_server()
+    if server is None or not node or server.client_id is None:  # no client: any browser would show it
         return
     # Nodes 2.0 reads it as Markdown, where a line ends with two spaces.
     server.send_progress_text(text.replace("\n", "  \n"), node, server.client_id)

@@ -3,10 +3,15 @@
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..core import plots
 from ..core.words import listed, number, probability
 from . import page, requirements, sockets
+
+NOT_DIAGNOSED = (
+    "This search was not diagnosed: switch on `diagnose` in the DNO Sampler, run it again and let it come to its end."
+)
 
 
 class DNOReport(io.ComfyNode):
@@ -106,9 +111,11 @@ class DNODiagnostics(io.ComfyNode):
 
     @classmethod
     def execute(cls, history) -> io.NodeOutput:
-        if history.diagnosis is None:
-            raise ValueError("this search was not diagnosed; switch on `diagnose` in the DNO Sampler and run it again")
         text = history.summary()
+        if history.diagnosis is None:
+            # No error, which would end the workflow after a long search; nodes that take the image do not run.
+            text = f"{NOT_DIAGNOSED}\n{text}"
+            return io.NodeOutput(text, ExecutionBlocker(None), ui=page.shown(text))
         return io.NodeOutput(text, as_image(plots.diagnosis(history.diagnosis)), ui=page.shown(text))
 
 

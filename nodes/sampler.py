@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from .. import core
-from ..core.words import listed, probability
+from ..core.words import counted, listed, probability
 from . import gradients, page, sockets
 from .comfy_map import seen_by
 from .rewards.belief import watched_apart
@@ -377,15 +377,25 @@ def note(history, hidden):
 
 def gain(history):
     """Return what the reward was at first and what it is at best, a line."""
-    return f"{history.reward} {listed(history.rows[0]['score'])} -> {listed(history.best_row['score'])}"
+    start, best = history.rows[0]["score"], history.best_row["score"]
+    return f"{history.reward} {listed(start)}" + (f" -> {listed(best)}" if history.iterations else ", not searched")
 
 
 def remarks(history):
     """Return why a search ended, which floors held it back, and what it warns of, a line each."""
-    early = "" if history.stopped.endswith("iterations done") else "The search ended early: "
     floors = dict.fromkeys(name for names in history.held for name in names)
     held = [f"Higher rewards did not pass the floor on {', '.join(floors)}."] if floors else []
-    return "\n".join([early + history.stopped, *held, *history.warnings])
+    return "\n".join([ending(history), *held, *history.warnings])
+
+
+def ending(history):
+    """Return why a search ended, and where that was early, how far it came."""
+    if not history.ended_early:
+        return history.stopped
+    asked = counted(history.iterations, "iteration")
+    nothing = history.made == 0 and history.best_row["score"] == history.rows[0]["score"]
+    kept = "; nothing was searched, the picture is the start" if nothing else ""
+    return f"The search ended early, after {history.made} of {asked}: {history.stopped}{kept}"
 
 
 def checked_latent(model, vae, latent_image):

@@ -300,6 +300,8 @@ class Optimization:
             # Copied: what a node loaded is an inference tensor.
             noise = replace(self.start, settings=self.start.settings | self.settings).to(run.noise.device, copy=True)
             sample_map.check(noise)
+        if self.differentiates:
+            progress.say("checking the model's gradient ..")
         if self.searches:
             self._probe(run, sample_map)
         if self.differentiates:

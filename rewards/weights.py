@@ -159,13 +159,15 @@ def missing(path, reward=None, folder=FOLDER):
     """Return the FileNotFoundError for a file that is not there, saying where to get it and where to put it.
 
     Args:
-        path: where it was looked for.
+        path: where it was looked for; its name alone where the reward is known.
         reward: which of `SOURCES` is meant; None lists all.
         folder: where to put it.
     """
-    return FileNotFoundError(
-        f"there is no file {path}. Put it into {folder}: {known_files([reward] if reward else SOURCES)}"
-    )
+    if reward is None:
+        return FileNotFoundError(f"there is no file {path}. Put one of these into {folder}: {known_files()}")
+    usual, page = SOURCES[reward]
+    rename = f" and rename it to {KEPT_AS[reward]}" if reward in KEPT_AS else ""
+    return FileNotFoundError(f"there is no file {path} in {folder}. Download {usual} ({reward}) from {page}{rename}")
 
 
 def known_files(names=SOURCES):

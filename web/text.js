@@ -5,14 +5,23 @@ import { app } from "../../scripts/app.js"
 
 const TEXT = "$$node-text-preview" // as ComfyUI calls the widget of a running node's text
 const NARROW = ["DNODiagnostics", "DNONoiseProbability", "DNOReport"] // than a line of what they say
-const WIDTH = 320
-const LINE = 16, EDGE = 26, LETTER = 7.5, SIDES = 52 // pixels: of a line, around all, of a digit, left and right
+const WIDTH = 360
+const LINE = 16, EDGE = 42, LETTER = 7.5, SIDES = 52 // pixels: of a line, around all, of a digit, left and right
 const MOST = 210 // beyond that a text scrolls
 
 function height(text, width) {
     const across = Math.max((width - SIDES) / LETTER, 1)
     const lines = text.split("\n").map((line) => Math.max(Math.ceil(line.trim().length / across), 1))
     return Math.min(EDGE + LINE * lines.reduce((sum, one) => sum + one, 0), MOST)
+}
+
+const bare = (text) => text.replace(/\s/g, "")
+
+// The front end breaks the lines of these texts anywhere. Its elements name no node, so this one's is known by its text.
+function breakAtWords(text) {
+    for (const element of document.querySelectorAll(".break-all")) {
+        if (bare(element.textContent) === bare(text)) element.style.wordBreak = "break-word"
+    }
 }
 
 app.registerExtension({
@@ -25,7 +34,9 @@ app.registerExtension({
             // The ids of nodes inside subgraphs have those of the subgraphs before them.
             const node = app.canvas.graph.getNodeById(String(nodeId).split(":").pop())
             const shown = node?.comfyClass?.startsWith("DNO") && node.widgets.find((widget) => widget.name === TEXT)
-            if (shown) shown.options.getMinHeight = () => height(text, node.size[0])
+            if (!shown) return
+            shown.options.getMinHeight = () => height(text, node.size[0])
+            setTimeout(() => breakAtWords(text), 100) // when it is drawn
         })
     },
 })

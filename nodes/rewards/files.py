@@ -6,6 +6,7 @@ A tower's network is in a ModelPatcher, which is loaded whenever the tower is us
 needs to be in memory: ComfyUI moves the others out where it is short.
 """
 
+import contextlib
 import os
 import weakref
 from functools import partial
@@ -29,12 +30,17 @@ _of_clip_vision = weakref.WeakValueDictionary()
 
 
 def register_folders():
-    """Tell ComfyUI the key: its own folder, those that extra_model_paths.yaml gave it, and where others keep such."""
+    """Tell ComfyUI the key: its own folder, those that extra_model_paths.yaml gave it, and where others keep such.
+
+    Its own folder is made, so that it is there to put files into; where the disk is read-only, it goes without.
+    """
     known = folder_paths.folder_names_and_paths
     own, aesthetic = (os.path.join(folder_paths.models_dir, name) for name in (KEY, "aesthetic"))
     given, others, stock = (known[key][0] if key in known else [] for key in (KEY, "aesthetic", "clip_vision"))
     folders = dict.fromkeys([own, *given, aesthetic, *others, *stock])
     known[KEY] = (list(folders), folder_paths.supported_pt_extensions)
+    with contextlib.suppress(OSError):
+        os.makedirs(own, exist_ok=True)
 
 
 def names(source):
@@ -72,7 +78,7 @@ def path_of(name, source):
     if path is None:
         folder = folder_paths.get_folder_paths(KEY)[0]
         usual = weights.KEPT_AS.get(source, weights.SOURCES[source][0])
-        raise weights.missing(os.path.join(folder, usual if name == NO_FILE else name), source, folder)
+        raise weights.missing(usual if name == NO_FILE else name, source, folder)
     return path
 
 

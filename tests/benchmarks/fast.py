@@ -133,7 +133,7 @@ def summary(runs, reward):
             "seconds": study.mean_sd([run["seconds"] for run in of_pairs]),
             "calls, and the paper's calls for that reward": {
                 pair: [run["calls"][-1], reached(runs[f"{reward} | paper | {pair}"], run["score"][-1])]
-                for pair, run in chosen.items() if f"{reward} | paper | {pair}" in runs
+                for pair, run in chosen.items() if way != "paper" and f"{reward} | paper | {pair}" in runs
             },
         }  # fmt: skip
     return found

@@ -58,7 +58,7 @@ def test_a_report_holds_what_was_found_and_the_command_that_repeats_it(written, 
     again = [*command[:-1], str(tmp_path / "again")]
     assert main(again) == 0
     assert core.Noise.load(tmp_path / "again" / "noise.safetensors").flat().equal(record.flat())
-    assert "1 iterations done" in text and "prompt" in page.words and "red owl" in page.words
+    assert "1 iteration done" in text and "prompt" in page.words and "red owl" in page.words
 
 
 def test_a_prompt_is_no_part_of_the_page(tmp_path, monkeypatch):

@@ -318,7 +318,7 @@ def test_a_reward_that_says_it_has_no_gradient_is_refused_before_anything_is_sam
 
 @pytest.mark.parametrize("arguments, message", [
     ({"lr": 0}, "expected a number > 0"), ({"clip": 0.0}, "or None for no clipping"),
-    ({"momentum": 1.0}, r"in \[0, 1\)"), ({"optimizer": "lbfgs"}, "expected 'adam' or 'sgd'"),
+    ({"momentum": 1.0}, r"in \[0, 1\)"), ({"optimizer": "lbfgs"}, "expected 'adam', 'sgd' or 'ou'"),
 ])
 def test_bad_solver_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -613,7 +613,7 @@ def test_a_stop_after_the_last_iteration_keeps_what_was_found():
             noise_map, rewards.Brightness(), noise, iterations=1, diagnose=True,
             stop=lambda left=left: next(left, None) is None,
         )  # fmt: skip
-        assert found.history.stopped == "1 iterations done" and found.history.diagnosis is None
+        assert found.history.stopped == "1 iteration done" and found.history.diagnosis is None
         assert torch.equal(found.noise.flat(), expected.noise.flat())
 
 

@@ -293,8 +293,15 @@ def test_candidates_beyond_the_batch_are_sampled_candidate_major():
 @pytest.mark.parametrize("bad", [{"shape": (2, 4, 6, 6)}, {"injected": 2}, {"shape": (3, 3, 6, 6)}])
 def test_noise_of_another_shape_is_told_what_was_expected(bad):
     settings = {"shape": (2, 3, 6, 6), "injected": 3} | bad
-    with pytest.raises(ValueError, match=r"expected \(2, 3, 6, 6\) with 3 at 4 steps"):
+    with pytest.raises(ValueError, match=r"expected \(2, 3, 6, 6\) with 3 \(2 pictures, 4 steps, eta 1.0\)"):
         sample_map().sample(core.Noise.randn(**settings))
+
+
+def test_noise_of_other_settings_is_told_what_it_was_made_with():
+    made_with = {"sigmas": [3.0, 1.0, 0.0], "eta": 0.5}
+    noise = dataclasses.replace(core.Noise.randn((1, 3, 6, 6), injected=1), settings=made_with)
+    with pytest.raises(ValueError, match=r"with 1 injected \(1 picture, 2 steps, eta 0.5\); .* Set batch size"):
+        sample_map().sample(noise)
 
 
 def test_steps_report_forward_decode_and_backward():

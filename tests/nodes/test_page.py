@@ -49,6 +49,8 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
     rows, texts = history_of(run)["rows"], [text for node, text in texts_of(run) if node == ours.id]
+    assert texts[:2] == ["checking the model's gradient ..", "sampling the start .."]
+    texts = texts[2:]
     assert len(texts) == 4  # three evaluations, and the end
     for row, text in zip(rows, texts, strict=False):
         iteration, *numbers = text.splitlines()
@@ -62,6 +64,24 @@ def test_the_text_says_iteration_reward_best_probability_and_what_is_watched(com
     ]  # fmt: skip
     assert run.outputs[ours.id]["text"] == [texts[3]]
     assert "DNO: 100%" in comfy.log() and numbers[0] in comfy.log()
+    left = texts[1].splitlines()[0].partition(", ")[2]
+    assert f", {left}, best " in comfy.log(), "the console gives the same time left as the node"
+    assert "iteration/s" not in comfy.log()
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"iterations": 0}, r"brightness ([\d.]+), not searched\n0 iterations done"),
+    ({"iterations": 1}, r"brightness ([\d.]+) -> [\d.]+\n1 iteration done"),
+    ({"iterations": 5, "seconds": 0.001}, r"brightness ([\d.]+) -> \1\nThe search ended early, after 0 of 5 iterations:"
+     " the time budget of 0.001 s is spent; nothing was searched, the picture is the start"),
+])  # fmt: skip
+def test_a_search_says_in_words_how_far_it_came(comfy, settings, said):
+    graph = Workflow()
+    one = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+    ours = graph.dno(latent=one, **settings)
+    graph.keep("image", ours[1])
+    (text,) = comfy.run(graph).outputs[ours.id]["text"]
+    assert re.fullmatch(said, text), text
 
 
 def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
@@ -77,7 +97,7 @@ def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
     ours = graph.dno(iterations=1, solver=fast, steps=12, cfg=3.0, latent=one)
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
-    texts = [text.splitlines() for node, text in texts_of(run) if node == ours.id]
+    texts = [data["text"].splitlines() for data in run.of_type("text") if data["node"] == ours.id]
     trials = [text for text in texts if text[0].startswith("trial")]
     assert [text[0] for text in trials] == [f"trial {trial} of 4, on 5 of 12 steps" for trial in range(5)]
     assert all(text[1].startswith("best ") and text[2].startswith("now ") for text in trials)
@@ -130,37 +150,91 @@ def test_stop_and_keep_ends_a_search_within_one_network_call_with_its_best(comfy
     history = history_of(run)
     calls = [data["value"] for data in run.of_type("progress") if data["value"] < data["max"]]
     assert run.ended == "execution_success" and calls[-1] <= asked[0] + 2
+    told = [text for node, text in texts_of(run) if node == ours.id]
+    assert re.match(r"stopping \.\.\nbest [-\d. ]+\nnow ", told[-2]), "at once, above the numbers that there are"
     assert history["stopped"] == "stopped by hand" and "stopped by hand" in run.outputs[ours.id]["text"][0]
     assert [best >= first for best, first in zip(history["best"], history["rows"][0]["score"], strict=True)]
     assert comfy.post("/dno/stop", {"node": ours.id}) == {"stopped": False}
 
 
 HALTED = "app.extensionManager.command.execute('Comfy.Interrupt')"
+NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+SIDE_BY_SIDE = """(ids) => {
+    ids.forEach((id, place) => ((app.rootGraph ?? app.graph).getNodeById(id).pos = [place * 420, 0]))
+    app.canvas.ds.scale = 0.9
+    app.canvas.ds.offset = [100, 150]
+    app.canvas.setDirty(true, true)
+}"""
+STANDS_WHOLE = """(text) => {
+    const words = (written) => written.split(/\\s+/).filter(Boolean).join(" ")
+    const shown = [...document.querySelectorAll(".dom-widget")].find((one) => words(one.innerText) === words(text))
+    const bottom = (element) => element.getBoundingClientRect().bottom
+    return shown && bottom(shown.querySelector("span")) <= bottom(shown) + 0.5
+}"""
+"""Whether a text stands on a classic node, with room for all of it, but for rounding to half a pixel."""
+STANDS_IN_NODES_2 = """([id, text]) => {
+    const shown = document.querySelector(`[data-node-id="${id}"]`)?.innerText
+    return shown && text.split("\\n").every((line) => shown.includes(line.replace(/^\\d+\\. /, "")))
+}"""
+"""Whether a node of Nodes 2.0 says a text, as Markdown: the numbers before its lines are those of a list."""
 
 
-def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy):
+@pytest.fixture(scope="module")
+def page(comfy):
+    """The front end, opened once."""
+    with front_end(comfy) as page:
+        yield page
+
+
+def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy, page):
     graph = Workflow(obstacle="slow")
     ours = graph.dno(iterations=200, steps=4)
     saved = graph.node("PreviewImage", images=ours[1])
-    with front_end(comfy) as page:
-        page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
-        node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
-        widgets = page.evaluate(f"{node}.widgets.map(w => w.name)")
-        values = page.evaluate(f"{node}.serialize().widgets_values")
-        assert widgets[-1] == "stop and keep the best" and len(values) == len(widgets) - 1
-        page.evaluate("app.queuePrompt(0)")
-        page.wait_for_function(f"{node}.imgs?.length || document.body.innerText.includes('iteration 2 of 200')")
-        page.wait_for_function("document.body.innerText.includes('iteration 2 of 200')")
-        page.screenshot(path=comfy.folder / "running.png")
-        page.evaluate(f"{node}.widgets.find(w => w.name == 'stop and keep the best').callback()")
-        page.wait_for_function("document.body.innerText.includes('stopped by hand')")
-        page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
-        page.screenshot(path=comfy.folder / "stopped.png")
-        page.evaluate(f"{node}.widgets.find(w => w.name == 'seed').value = 7")
-        page.evaluate("app.queuePrompt(0)")
-        page.wait_for_function("document.body.innerText.includes('iteration 1 of 200')")
-        page.evaluate(HALTED)
-        page.wait_for_function("!app.ui.lastQueueSize")
+    page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+    node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
+    widgets = page.evaluate(f"{node}.widgets.map(w => w.name)")
+    values = page.evaluate(f"{node}.serialize().widgets_values")
+    assert widgets[-1] == "stop and keep the best" and len(values) == len(widgets) - 1
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function(f"{node}.imgs?.length || document.body.innerText.includes('iteration 2 of 200')")
+    page.wait_for_function("document.body.innerText.includes('iteration 2 of 200')")
+    page.screenshot(path=comfy.folder / "running.png")
+    page.evaluate(f"{node}.widgets.find(w => w.name == 'stop and keep the best').callback()")
+    page.wait_for_function("document.body.innerText.includes('stopped by hand')")
+    page.wait_for_function(f"(app.nodeOutputs ?? {{}})['{saved.id}']?.images?.length")
+    page.screenshot(path=comfy.folder / "stopped.png")
+    page.evaluate(f"{node}.widgets.find(w => w.name == 'seed').value = 7")
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function("document.body.innerText.includes('iteration 1 of 200')")
+    page.evaluate(HALTED)
+    page.wait_for_function("!app.ui.lastQueueSize")
     *_, last = comfy.get("/history").values()
     kinds = [kind for kind, _ in last["status"]["messages"]]
     assert "execution_interrupted" in kinds and "execution_success" not in kinds
+
+
+def test_in_a_browser_the_texts_of_reports_stand_whole_on_their_nodes(page):
+    graph = Workflow()
+    watched = graph.node("DNOContrastReward", negative=False)[0]
+    one = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]  # what is said of several is scrolled
+    ours = graph.dno(iterations=2, steps=3, watch=watched, diagnose=True, latent=one)
+    told = [
+        graph.node("DNOReport", history=ours[3], picture=-1),
+        graph.node("DNODiagnostics", history=ours[3]),
+        graph.node("DNOScoreImages", images=ours[1], reward=watched),
+        graph.node("DNONoiseProbability", noise=ours[2], picture=0),
+    ]
+    for node, picture in zip(told, (0, 1, 2, 2), strict=True):
+        graph.node("PreviewImage", images=node[picture])
+    nodes = [int(node.id) for node in told]
+    page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+    page.evaluate(SIDE_BY_SIDE, nodes)
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function("(ids) => ids.every((id) => app.nodeOutputs?.[id]?.text)", arg=nodes)
+    texts = page.evaluate("(ids) => ids.map((id) => app.nodeOutputs[id].text[0])", nodes)
+    for text in texts:
+        page.wait_for_function(STANDS_WHOLE, arg=text, timeout=20_000)
+    page.evaluate(NODES_2, True)
+    for named in zip(nodes, texts, strict=True):
+        page.wait_for_function(STANDS_IN_NODES_2, arg=list(named), timeout=20_000)
+    page.evaluate(NODES_2, False)

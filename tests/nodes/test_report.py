@@ -8,7 +8,7 @@ from comfy_server.make_template import opened
 from workflows import NoiseWorkflow, Workflow, history_of
 
 
-def test_diagnostics_say_why_it_stopped_and_need_to_be_asked_for(comfy):
+def test_diagnostics_say_why_it_stopped(comfy):
     graph = NoiseWorkflow()
     ours = graph.dno(iterations=1, diagnose=True, steps=3)
     told = graph.node("DNODiagnostics", history=ours[3])
@@ -17,9 +17,18 @@ def test_diagnostics_say_why_it_stopped_and_need_to_be_asked_for(comfy):
     (text,) = run.outputs[told.id]["text"]
     assert "picture 0: still improving" in text and "brightness" in text
     assert run.kept["image"]["tensor"].ndim == 4
+
+
+def test_diagnostics_of_a_search_that_was_not_diagnosed_say_what_to_do_and_end_no_workflow(comfy):
     graph = NoiseWorkflow()
-    graph.keep("image", graph.node("DNODiagnostics", history=graph.dno()[3])[1])
-    assert "switch on `diagnose`" in comfy.fail(graph)
+    ours = graph.dno(iterations=1, steps=3)
+    told = graph.node("DNODiagnostics", history=ours[3])
+    graph.keep("bars", told[1])
+    graph.keep("picture", ours[1])
+    run = comfy.run(graph)
+    sentence, summary = run.outputs[told.id]["text"][0].split("\n", 1)
+    assert "was not diagnosed: switch on `diagnose`" in sentence and "1 iteration done" in summary
+    assert list(run.kept) == ["picture"], "there are no bars to show"
 
 
 def test_a_picture_outside_the_batch_is_refused(comfy):

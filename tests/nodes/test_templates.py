@@ -130,15 +130,22 @@ def test_the_prompt_is_typed_once(name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_template_of_real_checkpoints_carries_the_address_of_every_file(name):
-    """As ComfyUI's own templates do: a model counts as missing by the name in the node's widget and its folder."""
     for node in template(name)["nodes"]:
-        carried = node["properties"].get("models", [])
         files = [value for value in node["widgets_values"] if str(value).endswith((".safetensors", ".pt"))]
-        assert [model["name"] for model in carried] == files
-        for model in carried:
-            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
-    folders = {model["directory"] for node in template(name)["nodes"] for model in node["properties"].get("models", [])}
-    assert folders <= {"checkpoints", "diffusion_models", "text_encoders", "vae", "reward_models"}
+        assert [model["name"] for model in node["properties"].get("models", [])] == files
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "models" in source(name)])
+def test_addresses_are_those_of_the_files_that_nodes_ask_for_or_the_note_says_what_to_rename(name):
+    """As in ComfyUI's own templates: a model counts as missing by the name in the node's widget and its folder."""
+    note = "\n".join(source(name)["note"])
+    for node in template(name)["nodes"]:
+        for model in node["properties"].get("models", []):
+            assert model["name"] in node["widgets_values"] and model["url"].startswith("https://huggingface.co/")
+            repository, upstream = model["url"].split("/")[4], model["url"].rpartition("/")[2]
+            renamed = all(f"`{file}`" in note for file in (upstream, model["name"])) and repository in note
+            assert upstream == model["name"] or renamed, model
+            assert model["directory"] in ("checkpoints", "diffusion_models", "text_encoders", "vae", "reward_models")
 
 
 NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"

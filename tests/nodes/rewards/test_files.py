@@ -1,11 +1,33 @@
 """Files of reward models inside a real ComfyUI: where they are found, and their networks in memory."""
 
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
+from comfy_server import find_comfyui
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from reward_nodes import AESTHETIC, CLIP_L, HPS, PICKSCORE, REWARDS, reward_node, stock_clip_vision
 from workflows import Workflow
+
+LOADED = """
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfyui_dno.nodes.rewards.files as files
+print(files.names("HPS"))
+"""
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_folder_for_reward_models_is_made_when_the_pack_loads_where_the_disk_allows_it(tmp_path, writable):
+    if not writable:
+        (tmp_path / "models").write_text("a file, in which no folder can be made")
+    command = [sys.executable, "-c", LOADED, "--cpu", "--base-directory", str(tmp_path)]
+    done = subprocess.run(command, cwd=find_comfyui(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "models" / "reward_models").is_dir() == writable
+    assert "no file in models/reward_models" in done.stdout
 
 
 def test_the_lists_show_the_files_of_the_three_folders(files):
@@ -38,12 +60,14 @@ def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
     with pytest.raises(ValueError, match=r"there is no file .*reward_models.* from (huggingface|github)") as refusal:
         files.run(graph)
     assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")
+    message = re.search("there is no file .*? from [^ ]*", str(refusal.value))[0]
+    assert message.count("reward_models") == 1, message
 
 
 def test_a_missing_clip_file_is_named_and_not_the_other_one(files):
     graph = Workflow()
     graph.node("DNOTestTower", reward=reward_node(graph, "DNOAestheticReward", clip_file="gone.pt")[0])
-    with pytest.raises(ValueError, match="there is no file .*gone.pt.* CLIP ViT-L/14: model.safetensors") as refusal:
+    with pytest.raises(ValueError, match=r"no file gone.pt .* model.safetensors \(CLIP ViT-L/14\)") as refusal:
         files.run(graph)
     assert "sac+logos" not in str(refusal.value).replace(f"'{AESTHETIC}'", "").partition("dependent_outputs")[0]
 

@@ -54,6 +54,7 @@ WIDE, SPARE = 400, 35
 """Width that the front end gives to nodes with a text among their widgets, and what it makes them too high."""
 COLORS = {
     "note": {"color": "#432", "bgcolor": "#653"},
+    "Prompt": {"color": "#232", "bgcolor": "#353"},
     "Positive prompt": {"color": "#232", "bgcolor": "#353"},
     "Negative prompt": {"color": "#322", "bgcolor": "#533"},
     "sampler": {"color": "#223", "bgcolor": "#335"},
