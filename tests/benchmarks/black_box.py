@@ -169,6 +169,7 @@ def plot(found, path):
     """Draw each arm's mean gain by the number of evaluations, a panel a reward."""
     from matplotlib.figure import Figure
 
+    found = {reward: budgets for reward, budgets in found.items() if any(budgets.values())}
     figure = Figure(figsize=(10, 3.8), dpi=100, layout="constrained")
     for axes, (reward, budgets) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         known = {int(budget.split()[0]): by_arm for budget, by_arm in budgets.items() if by_arm}
