@@ -442,7 +442,7 @@ def test_noise_of_another_sampler_is_refused():
         with pytest.raises(ValueError, match=words):
             noise_map.check_settings(made[name])
         noise_map.check_settings(dataclasses.replace(made[name], settings={}))
-    with pytest.raises(ValueError, match="with 3 at 4 steps and the sampler ancestral"):
+    with pytest.raises(ValueError, match=r"with 3 \(2 pictures, 4 steps, the sampler ancestral\)"):
         ours.check_settings(core.Noise.randn((2, 3, 6, 6), 2))
 
 
