@@ -264,7 +264,8 @@ class Optimization:
         """Return how many graphs of calls are in memory together, of a run of so many calls."""
         if not self.keep_graphs:
             return 1
-        return calls if self.solver is None else self.solver.graphs(calls, self.iterations)
+        graphs = getattr(self.solver, "graphs", None)  # a solver need not know
+        return graphs(calls, self.iterations) if graphs else calls
 
     @property
     def candidates(self):

@@ -83,7 +83,7 @@ def test_a_saved_noise_says_all_that_replays_it(comfy):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"steps": 5}, "expected \\(2, 4, 8, 8\\) with 4 at 5 steps"),
+    ({"steps": 5}, "expected \\(2, 4, 8, 8\\) with 4 \\(2 pictures, 5 steps"),
     ({"scheduler": "karras"}, "made with sigmas"),
     ({"eta": 0.5}, "made with eta 1.0, but here it is 0.5"),
     ({"latent": {"batch": 1, "scale": 0.0}}, "the noise is of 2 pictures; expected 1"),

@@ -97,7 +97,7 @@ def test_a_fast_search_shows_each_trial_of_its_climb(comfy):
     ours = graph.dno(iterations=1, solver=fast, steps=12, cfg=3.0, latent=one)
     graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)
-    texts = [data["text"].splitlines() for data in run.of_type("text") if data["node"] == ours.id]
+    texts = [text.splitlines() for node, text in texts_of(run) if node == ours.id]
     trials = [text for text in texts if text[0].startswith("trial")]
     assert [text[0] for text in trials] == [f"trial {trial} of 4, on 5 of 12 steps" for trial in range(5)]
     assert all(text[1].startswith("best ") and text[2].startswith("now ") for text in trials)
