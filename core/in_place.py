@@ -1,6 +1,8 @@
 """Gradients of networks that change in place what autograd has saved, as Flux, ControlNet and FreeU_V2 do."""
 
+import contextlib
 import logging
+import weakref
 
 import torch
 
@@ -47,5 +49,43 @@ class InPlace:
             # Out here, where the error no longer holds on to the first run's graph.
             log.info("the %s changes tensors in place that its gradient needs: copies are kept", stage)
             self.found.add(stage)
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with copies_kept():
             return gradient()
+
+
+@contextlib.contextmanager
+def copies_kept():
+    """Let tensors be changed in place that autograd has saved: a copy of each is kept, by PyTorch's own means.
+
+    PyTorch knows a saved tensor by its id, address and version. Once it is copied nothing holds on to it, and another
+    tensor may get all three of a freed one: PyTorch (seen in 2.14) then takes the copy for its, and the gradient is
+    wrong without a word. So what is copied is forgotten at once. Its version has changed: nobody asks for it again.
+    """
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() as context:
+        context.tid_to_weakhandle = _Handles()
+        context.cloned = _Copies(context.tid_to_weakhandle)
+        yield
+
+
+class _Handles(weakref.WeakValueDictionary):
+    """Name of a saved tensor -> PyTorch's handle of it, which learns the name."""
+
+    def __setitem__(self, name, handle):
+        handle.name = name
+        super().__setitem__(name, handle)
+
+
+class _Copies(weakref.WeakKeyDictionary):
+    """Handle -> copy; whoever has one loses the name.
+
+    Args:
+        handles: the _Handles.
+    """
+
+    def __init__(self, handles):
+        super().__init__()
+        self.handles = handles
+
+    def __setitem__(self, handle, copy):
+        super().__setitem__(handle, copy)
+        self.handles.pop(handle.name, None)

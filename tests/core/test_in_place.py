@@ -124,3 +124,24 @@ def test_what_a_map_found_out_is_not_another_maps():
     noise_map = both()[0]
     gradient(noise_map)
     assert noise_map.in_place.found and not replace(noise_map, part="initial").in_place.found
+
+
+@pytest.mark.parametrize("entries", [64, 1000, 4096, 100_000])
+def test_a_copy_is_never_taken_for_that_of_a_tensor_that_has_a_freed_ones_place(entries):
+    """Each block's tensor is saved, changed and freed; the next may get its id and its address."""
+    x, blocks = torch.ones(entries, requires_grad=True), range(2, 32)
+
+    def gradient():
+        total = 0
+        for factor in blocks:
+            y = x * factor
+            total = total + (y * y).sum()
+            y.add_(1.0)
+            del y
+        return torch.autograd.grad(total, x)[0]
+
+    stages = core.in_place.InPlace()
+    for _ in range(4):
+        found = stages.differentiate("model", gradient)
+        assert torch.equal(found, torch.full_like(x, 2.0 * sum(factor**2 for factor in blocks)))
+    assert stages.found == {"model"}
