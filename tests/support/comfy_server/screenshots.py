@@ -17,6 +17,9 @@ PICTURES = Path(__file__).parents[3] / "docs" / "first-search"
 QUICKSTART, CHECKPOINT = "01 Quickstart", "02 Checkpoint - SD 1.5 and HPS"
 PLAIN = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
 """Settings that leave away what is of no template."""
+SHOWN = """() => (app.rootGraph ?? app.graph)._nodes
+    .filter((node) => ["PreviewImage", "SaveImage"].includes(node.type))
+    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete))"""
 MIDDLE = "document.body.innerText.includes('iteration 5 of')"
 NO_BANNER = "localStorage.setItem('vueNodesBannerDismissed', 'true')"
 """Front end 1.32.9 offers its other style of nodes on every page until that is refused."""
@@ -79,7 +82,8 @@ def main():
                 page.wait_for_function(MIDDLE, timeout=600_000)
                 take_nodes(page, "running", ["DNOSampler"], 0.8)
                 page.wait_for_function("document.body.innerText.includes('24 iterations done')", timeout=900_000)
-                page.wait_for_timeout(3000)
+                page.wait_for_function(SHOWN, timeout=60_000)
+                page.wait_for_timeout(1000)
                 take_nodes(page, "result", ["SaveImage", "PreviewImage", "DNOReport"])
         finally:
             server.stop()
