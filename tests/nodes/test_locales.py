@@ -85,7 +85,7 @@ SHOWN = """(names) => names.map((name) => {
 CATEGORY = "LiteGraph.registered_node_types.DNOSolverTilt.category"
 
 
-@pytest.mark.parametrize("locale", ["en", "zh"])
+@pytest.mark.parametrize("locale", [pytest.param("en", marks=pytest.mark.slow), "zh"])
 def test_in_a_browser_every_node_shows_the_language_that_is_chosen(comfy, locale):
     nodes, main = ours(comfy), json.loads((LOCALES / locale / "main.json").read_text(encoding="utf-8"))
     # English is compared with the schemas themselves: a file that says the same must not change the page.
