@@ -157,3 +157,15 @@ def evaluated(problem, noise, leader):
     if leader is None or not leader.is_of(noise):
         return problem.evaluate(noise)
     return problem.evaluation(noise, leader.latent, leader.images, leader.scores, watched=leader.watched)
+
+
+class SamplesItself(Solver):
+    """A solver whose step may sample the noise that it returns: that is not sampled again where the run ends there."""
+
+    _leader = None  # a Leader, of that noise
+
+    def evaluate(self, problem, noise):
+        return evaluated(problem, noise, self._leader)
+
+    def knows(self, noise):
+        return self._leader is not None and self._leader.is_of(noise)

@@ -22,7 +22,7 @@ from ..limits import Stopped
 from ..problem import Problem
 from ..regularizer import log_noise_probability
 from ..scoring import NotFiniteError
-from .base import Leader, Solver, evaluated, refuse_another_sampler
+from .base import Leader, SamplesItself, refuse_another_sampler
 from .trust import TrustAscent
 
 DENSER = 1.5
@@ -32,7 +32,7 @@ STRAYED = math.log(1e-4)
 
 
 @dataclass
-class Fast(Solver):
+class Fast(SamplesItself):
     """Find the picture on a few of the steps, and make it with all of them; use `optimize(.., iterations=1)`.
 
     The whole costs `calls`, and two runs of all steps: the start's, which shows what the seed gives without a search,
@@ -60,7 +60,6 @@ class Fast(Solver):
     whitening: float = 0.5
     estimator: object = field(default_factory=Exact)
     _climber: TrustAscent | None = field(default=None, init=False, repr=False, compare=False)
-    _leader: Leader | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_whole(2, coarse_steps=self.coarse_steps)
@@ -110,13 +109,6 @@ class Fast(Solver):
         best = problem.best
         self._leader = Leader(best.noise.flat(), best.latent, best.images, best.scores, None)
         return best.noise, evaluation
-
-    def evaluate(self, problem, noise):
-        """Evaluate `noise`; the lifted run that made it is not sampled again."""
-        return evaluated(problem, noise, self._leader)
-
-    def knows(self, noise):
-        return self._leader is not None and self._leader.is_of(noise)
 
     def _check(self, sample_map):
         refuse_another_sampler(self, sample_map)

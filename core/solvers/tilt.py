@@ -31,11 +31,11 @@ from ..precision import wide
 from ..sample_map import LOST_GRADIENT, optimised_injected, vjp
 from ..schedule import step_coefficients
 from ..spectrum import heard
-from .base import Leader, Solver, evaluated, neighbour, refuse_another_sampler
+from .base import Leader, SamplesItself, evaluated, neighbour, refuse_another_sampler
 
 
 @dataclass
-class Tilt(Solver):
+class Tilt(SamplesItself):
     """Tilt the noise of one sampling run towards the reward; use `optimize(.., iterations=1)`.
 
     The run costs a call of the model for each step, and through "model" a backward pass for each tilted one. Iteration
@@ -71,7 +71,6 @@ class Tilt(Solver):
     estimator: object = field(default_factory=Exact)
     guide_decode: Callable | None = None
     seed: int = 0
-    _leader: Leader | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         for strength in (self.strength, *self.strengths):
@@ -117,13 +116,6 @@ class Tilt(Solver):
             best.offer(*found, log_p, problem.iteration, problem.under_floors(*found[1:3]))
         self._leader = Leader(best.noise.flat(), best.latent, best.images, best.scores, None)
         return best.noise, evaluation
-
-    def evaluate(self, problem, noise):
-        """Evaluate `noise`; the tilted run that made it is not sampled again."""
-        return evaluated(problem, noise, self._leader)
-
-    def knows(self, noise):
-        return self._leader is not None and self._leader.is_of(noise)
 
     def _steps(self, sample_map):
         """Return the indices of the steps to tilt: those that inject a noise, which is searched, in the window."""

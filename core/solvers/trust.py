@@ -31,7 +31,7 @@ from ..problem import where
 from ..regularizer import P_SUSPICIOUS, ProbabilityRegularizer
 from ..sampler_map import SamplerMap
 from ..spectrum import heard
-from .base import Leader, Solver, evaluated
+from .base import SamplesItself
 from .tilt import Tilt
 
 START, MOST, GROW, SHRINK = 0.1, 0.6, 1.6, 0.5
@@ -43,7 +43,7 @@ PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.0, 2.0
 
 
 @dataclass
-class TrustAscent(Solver):
+class TrustAscent(SamplesItself):
     """Climb by trial steps that grow while they succeed: no learning rate, no gamma, whatever the reward's units.
 
     An iteration tries one noise: a sampling run, and a backward pass where it is accepted. The solver keeps the noise
@@ -72,7 +72,6 @@ class TrustAscent(Solver):
     push: object = field(default_factory=ProbabilityRegularizer)
     tilt: float = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
-    _leader: Leader | None = field(default=None, init=False, repr=False, compare=False)
 
     regularized = True
 
@@ -132,10 +131,6 @@ class TrustAscent(Solver):
         self._held = Held(noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
         self._leader = self._tilter(problem.sample_map).run(problem, noise)
         return noise.with_flat(self._leader.flat), evaluation
-
-    def evaluate(self, problem, noise):
-        """Evaluate the last noise of a run; the tilted one is not sampled again."""
-        return evaluated(problem, noise, self._leader)
 
     def _accepts(self, evaluation, passed):
         """Return (B,) booleans: which pictures' trials become their noise.

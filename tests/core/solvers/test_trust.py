@@ -357,3 +357,11 @@ def test_where_nothing_can_be_tilted_it_begins_with_a_step(settings):
     with_tilt, without = (way(noise_map, reward, noise, core.TrustAscent(tilt=k), iterations=3) for k in (0.3, 0.0))
     for one, other in zip(with_tilt, without, strict=True):
         assert torch.equal(one.noise.flat(), other.noise.flat())
+
+
+def test_a_tilted_run_is_not_lost_where_the_search_ends_after_it():
+    noise_map, reward = linear_map(), linear(normal(*SHAPE[1:]))
+    noise, solver = noise_of(noise_map), core.TrustAscent(tilt=0.3)
+    found = core.optimize(noise_map, reward, noise, solver, iterations=9, seconds=0.0, floor=0.0)
+    tilted = core.optimize(noise_map, reward, noise, core.Tilt(0.3), iterations=1, floor=0.0)
+    assert len(found.history.rows) == 2 and torch.equal(found.noise.flat(), tilted.noise.flat())
