@@ -13,6 +13,7 @@ runs alone, all of one pair before the next. The same command goes on after an i
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import study
@@ -34,7 +35,8 @@ MAPS = {
 """Steps -> the rest of the sampling."""
 BUDGETS = {4: (20, 50, 100, 200), 8: (20, 50, 100, 200), 20: (40, 60, 100, 200, 340)}
 """Steps -> the numbers of calls that are told; the last ends a search. At 20 steps it is 8 updates by a gradient."""
-KEPT = 0.05
+KEPT, LEAST = 0.05, round(math.log(core.P_SUSPICIOUS), 4)
+"""The floors: how far the consistency may fall, and the least ln P."""
 REWARDS = ("brightness", "consistency", "colour target", "jpeg proxy", "match", "random head")
 
 
@@ -68,7 +70,8 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     pairs = TUNING if options.tuning else PAIRS[: options.pairs]
-    runs = study.Runs(options.out, {"maps": MAPS_IN_JSON, "tuning": options.tuning})
+    maps = {str(steps): {**settings, "calls": BUDGETS[steps][-1]} for steps, settings in MAPS.items()}
+    runs = study.Runs(options.out, {"maps": maps, "tuning": options.tuning})
     for pair in pairs:
         for steps in MAPS:
             for reward in options.rewards.split(","):
@@ -77,9 +80,6 @@ def main():
                         name = f"{steps} steps | {reward} | {solver} | {pair[0]} {pair[1]}"
                         runs.once(name, run, *pair, steps, reward, solver)
     runs.finish("calls.py", summaries(runs.done))
-
-
-MAPS_IN_JSON = {str(steps): {**settings, "calls": BUDGETS[steps][-1]} for steps, settings in MAPS.items()}
 
 
 class Counted:
@@ -165,10 +165,9 @@ def run(prompt, seed, steps, reward, solver):
         floors={} if own else {"consistency": core.Drop(KEPT)}, callback=count,
     )  # fmt: skip
     keys = {"score": "score", "consistency": "score" if own else "watch/consistency"}
-    keys |= {"seconds": "seconds", "log_p": "log_p", "log_p_initial": "log_p_initial"}
-    rows = result.history.rows
-    columns = {name: result.history.column(key) for name, key in keys.items() if key != "seconds"}
-    columns["seconds"] = [row["seconds"] for row in rows]
+    keys |= {"log_p": "log_p", "log_p_initial": "log_p_initial"}
+    columns = {name: result.history.column(key) for name, key in keys.items()}
+    columns["seconds"] = [row["seconds"] for row in result.history.rows]
     return {"calls": calls} | {name: [round(value, 4) for value in values] for name, values in columns.items()}
 
 
@@ -183,9 +182,6 @@ def gain(run, calls, kept=True):
             and min(run["log_p"][row], run["log_p_initial"][row]) >= LEAST
         )
     )  # fmt: skip
-
-
-LEAST = -4.6052
 
 
 def summaries(runs):
