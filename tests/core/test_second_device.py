@@ -6,13 +6,11 @@
 """
 
 import contextlib
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from comfyui_dno import core
-from comfyui_dno.core import precision
 from second_device import counting, jitter, without_float64
 from tiny_models import SIGMAS, TinyDenoiser, decode, guided
 
@@ -49,17 +47,6 @@ SEARCHES = {
     "checked and diagnosed": {"check_gradient": True, "diagnose": True},
     "diagnosed with a regulariser": {"diagnose": True, "regularizer": core.ProbabilityRegularizer(permutations=5)},
 }
-
-
-@pytest.fixture(autouse=True)
-def drawn_on_the_cpu(monkeypatch):
-    """CUDA draws candidates of its own; here it is to find what the CPU finds."""
-
-    def normal(shape, like, *key):
-        return precision.normal(shape, like.cpu(), *key).to(like.device)
-
-    for module in ("problem", "belief"):
-        monkeypatch.setattr(sys.modules[f"comfyui_dno.core.{module}"], "normal", normal)
 
 
 def mean_pixel(images, prompts):
@@ -154,7 +141,7 @@ def test_the_same_seed_draws_the_same_candidates_and_permutations(device):
     problems = [core.Problem(map_on(place), mean_pixel) for place in ("cpu", device)]
     places = zip(problems, ("cpu", device), strict=True)
     draws = [problem.draw(4, noise.flat().to(place), 1) for problem, place in places]
-    assert torch.equal(draws[0], draws[1].cpu())
+    torch.testing.assert_close(draws[1].cpu(), draws[0], rtol=0, atol=4e-6)  # `philox.normals` says why
 
 
 def test_reno_runs_on_it(device):

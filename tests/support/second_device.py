@@ -229,11 +229,18 @@ class _Call:
                 _place(ours, storage, alias)
 
 
+def _as_declared(operation, args):
+    """Return the arguments with a tensor for each number that stands where the operation takes a tensor."""
+    for value, argument in zip(args, operation._schema.arguments, strict=False):
+        number = isinstance(value, (int, float)) and isinstance(argument.type, torch.TensorType)
+        yield torch.tensor(value) if number else value
+
+
 def _run(operation, *args, **kwargs):
     """Run the CPU's kernel: the fallback of all operations."""
     name = operation.name().removeprefix("aten::").partition(".")[0]
     call, counts = _Call(name), _state.counts
-    args = [call.convert(value) for value in args]
+    args = [call.convert(value) for value in _as_declared(operation, args)]
     kwargs = {key: call.convert(value) for key, value in kwargs.items()}
     call.refuse_two_devices()
     counts.operations += 1
