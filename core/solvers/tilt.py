@@ -173,7 +173,7 @@ class Tilt(SamplesItself):
             sample_map.report("backward", index)
         asked = partial(self._differentiated, problem, noise, x, index)
         denoised, gradient = sample_map.in_place.differentiate("guided step", asked)
-        problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the gradient of a step's reward")
+        problem.end_where_not_finite({"the gradient of a step's reward": gradient.flatten(1).norm(dim=1)})
         return denoised, torch.where(gradient.isfinite(), gradient, 0.0)
 
     def _differentiated(self, problem, noise, x, index):
