@@ -212,3 +212,45 @@ def test_a_backward_pass_makes_the_host_wait_as_often_for_many_steps_as_for_few(
             vjp(torch.ones_like(images))
         waits.append(sum(counts.synchronisations.values()))
     assert waits[0] == waits[1]
+
+
+WAITS = {
+    "gradient": (4, {}),
+    "regularizer": (4, {"regularizer": core.ProbabilityRegularizer(permutations=5)}),
+    "part": (4, {"map": {"part": "first 2"}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
+    "mask": (4, {"map": {"mask": MASK}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
+    "kept graphs": (3, {"map": {"keep_graphs": True}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
+    "ou": (4, {"solver": core.GradientAscent(optimizer="ou")}),
+    "lgd": (4, {"solver": core.LGD(samples=2)}),
+    "zeno": (8, {"solver": core.ZeNO(candidates=4)}),
+    "best of n": (10, {"solver": core.Search(candidates=4)}),
+}
+"""How often an iteration makes the host wait: for whether steps came out as before, whether all is finite, the row of
+the history, and its picture. Searches by candidates ask besides which are better, as often as one was."""
+
+
+@pytest.mark.parametrize("most, settings", WAITS.values(), ids=WAITS)
+def test_an_iteration_makes_the_host_wait_as_often_for_many_steps_as_for_few_and_nothing_large_is_copied(
+    pretend, most, settings
+):
+    """The first iteration makes what is kept. A picture of 8 bits crosses, and numbers of each picture; never z."""
+    settings, waits = dict(settings), []
+    changes = settings.pop("map", {})
+    for steps in (4, 9):
+        schedule = core.Schedule(tuple(range(steps, -1, -1)))
+        denoise = TinyDenoiser().to(pretend, torch.float32)
+        noise_map = core.SampleMap(denoise, schedule, (2, 3, 6, 6), decode=decode, device=pretend, **changes)
+        rows, largest = [], []
+
+        def read(evaluation, best, rows=rows, largest=largest):
+            rows.append(sum(counts.synchronisations.values()))
+            largest.append(counts.largest_copy)
+            counts.largest_copy = 0
+
+        with counting() as counts:
+            core.optimize(noise_map, mean_pixel, noise_map.randn(0), iterations=3, callback=read, **settings)
+        waits.append(rows[2] - rows[1])
+        assert largest[1] <= 2 * 3 * 12 * 12 and largest[2] <= 2 * 3 * 12 * 12
+    assert max(waits) <= most
+    if "solver" not in settings:
+        assert waits[0] == waits[1]

@@ -54,12 +54,14 @@ class Counts:
         synchronisations: operation -> how often it made the host wait.
         operations: how many ran in all.
         bytes: of the tensors alive now, and `peak`, the most that ever were; relative to the beginning.
+        largest_copy: bytes of the largest tensor that went from the host to the device or back.
     """
 
     synchronisations: Counter = field(default_factory=Counter)
     operations: int = 0
     bytes: int = 0
     peak: int = 0
+    largest_copy: int = 0
 
     def wait(self, name):
         self.synchronisations[name] += 1
@@ -267,6 +269,7 @@ def _copy(source, target, non_blocking=False):
     _state.counts.operations += 1
     if not (_is_ours(source) and _is_ours(target)):
         _state.counts.wait("to the CPU" if _is_ours(source) else "from the CPU")
+        _state.counts.largest_copy = max(_state.counts.largest_copy, source.nbytes)
     aliases = [_on_cpu(tensor) if _is_ours(tensor) else tensor for tensor in (target, source)]
     aliases[0].copy_(aliases[1])
     return target
