@@ -89,7 +89,7 @@ class LGD(Solver):
                 injected[index] += free[index] * (c_denoised * level**2 / alpha / c_noise * gradient).to(injected)
             x = c_x * x + c_denoised * denoised + c_noise * injected[index]
         if norms:
-            problem.end_where_not_finite(norms)
+            problem.end_where_not_finite(norms)  # all at once: each look makes the host wait
         return Noise(noise.initial, injected, noise.settings), evaluation
 
     def _guidance(self, problem, x, index, spread):
