@@ -226,7 +226,7 @@ class SampleMap:
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        (x,) = deque(self._walk(noise), maxlen=1)  # nothing is kept of the earlier ones
+        (x,) = deque(self._walk(self.here(noise)), maxlen=1)  # nothing is kept of the earlier ones
         return self.to_latent(x)
 
     def noisy_latent(self, noise):
@@ -254,8 +254,12 @@ class SampleMap:
             images: (B, 3, H, W), detached.
             vjp: a `Pullback`; vjp(d_images) is the Noise of gradients, once.
         """
-        vjp = Pullback(self, noise)
+        vjp = Pullback(self, self.here(noise))
         return vjp.images, vjp
+
+    def here(self, noise):
+        """Return `noise` on this map's device: one that was loaded from a file is on the CPU."""
+        return noise if self.device is None else noise.to(self.device)
 
     def _walk(self, noise, kept=None):
         """Yield the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""

@@ -222,6 +222,7 @@ WAITS = {
     "kept graphs": (3, {"map": {"keep_graphs": True}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
     "ou": (4, {"solver": core.GradientAscent(optimizer="ou")}),
     "lgd": (4, {"solver": core.LGD(samples=2)}),
+    "tilt": (5, {"solver": core.Tilt()}),
     "zeno": (8, {"solver": core.ZeNO(candidates=4)}),
     "best of n": (10, {"solver": core.Search(candidates=4)}),
 }
