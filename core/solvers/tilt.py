@@ -172,7 +172,7 @@ class Tilt(SamplesItself):
         if self.through == "model":
             sample_map.report("backward", index)
         asked = partial(self._differentiated, problem, noise, x, index)
-        denoised, gradient = sample_map.in_place.differentiate("guided step", asked)
+        denoised, gradient = sample_map.differentiate("guided step", asked)
         problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the gradient of a step's reward")
         return denoised, torch.where(gradient.isfinite(), gradient, 0.0)
 
@@ -185,7 +185,7 @@ class Tilt(SamplesItself):
             denoised = sample_map.denoise(x, x.new_full((len(x),), sample_map.schedule.sigmas[index]))
         guess = denoised.detach().requires_grad_()
         with torch.enable_grad():
-            images = (self.guide_decode or sample_map.decode)(sample_map.to_latent(guess))
+            images = (self.guide_decode or sample_map.decode_with_graph)(sample_map.to_latent(guess))
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         _, d_images = self._estimator(index).by_images(problem, noise, images.detach())
