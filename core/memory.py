@@ -192,11 +192,14 @@ class Plan:
         blocks = self._blocks[stage]
         with Saved(blocks) as saved, contextlib.nullcontext() if blocks is None else blocks.counted(saved):
             result = run()
-        size, room = saved.size, self._room()
-        self.sizes[stage] = size
+        self.note(stage, saved.size)
+        return result
+
+    def note(self, stage, size):
+        """Take down the `Size` of a stage; one that does not fit goes block by block from now on."""
+        self.sizes[stage], room = size, self._room()
         if room is not None and size.whole > room:
             self.by_blocks.add(stage)
-        return result
 
     def graph(self, stage):
         """Return the context to make a graph of a stage in."""
