@@ -92,7 +92,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 if differentiates:
                     kept.enter_context(hooks.weights_kept(patcher))
                 if self.optimization.differentiates_decoder:
-                    kept.enter_context(recast.casting_again())
+                    hooked = bool(getattr(patcher, "hook_patches", None))
+                    kept.enter_context(recast.casting_again(hooked=hooked))
                 self.result, latent = self.optimization.guided_by(guide_decode).search(run, decode, most_rows)
         return latent
 
