@@ -208,7 +208,8 @@ def _with(layer, stored):
 @contextlib.contextmanager
 def _weight(layer, stored, like):
     """Yield the weight that the layer's forward computes with, in the dtype of `like`: LoRA and scales applied."""
-    source = SimpleNamespace(**vars(layer) | stored, bias=None) if stored else layer
+    no_bias = {"bias": None, "bias_function": []}
+    source = SimpleNamespace(**vars(layer) | stored | no_bias) if stored else layer
     weight, bias, stream = comfy.ops.cast_bias_weight(source, like, offloadable=True)
     try:
         wide = weight.dequantize() if is_quantised(weight) else weight
