@@ -43,9 +43,12 @@ class Gradient:
 def give(budget, state="NORMAL_VRAM"):
     """Let ComfyUI believe that the device has so many bytes, of which the weights that it loads take theirs."""
 
+    known = {}
+
     def free(device=None, torch_free_too=False):
-        taken = sum(each.model_loaded_memory() for each in mm.current_loaded_models if each.device == PRETEND)
-        left = max(budget - taken, BESIDE)  # of which the attention takes shares
+        # ComfyUI takes a model that it loads off its list meanwhile.
+        known.update({id(each.model.model): each.model for each in mm.current_loaded_models if each.device == PRETEND})
+        left = max(budget - sum(patcher.loaded_size() for patcher in known.values()), BESIDE)
         return (left, 0) if torch_free_too else left
 
     mm.get_free_memory = free

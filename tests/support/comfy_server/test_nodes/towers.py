@@ -109,7 +109,8 @@ class ShortMemory:
             patcher.load_device = device
 
     def used(self):
-        return sum(loaded.model.loaded_size() for loaded in mm.current_loaded_models if loaded.device == self.DEVICE)
+        # By model, since patchers may share one; not by ComfyUI's list, off which it takes a model while it loads it.
+        return sum({id(patcher.model): patcher.loaded_size() for patcher in self.moved}.values())
 
     def get_free_memory(self, dev=None, torch_free_too=False):
         free = self.room - self.used()
