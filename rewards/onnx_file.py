@@ -130,14 +130,13 @@ def read(path, dtype=torch.float32):
     path = Path(path)
     if not path.is_file():
         raise weights.missing(path, "ONNX")
+    if path.stat().st_size == 0:
+        raise _damaged(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _graph(_parsed(_Bytes(mapped), "model"), path, dtype)
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError, RecursionError, TypeError) as error:
-        raise _damaged(path) from error
-    except ValueError as error:
-        if "ONNX" in str(error):
-            raise
+        return _graph(_parsed(memoryview(mapped), "model"), path, dtype)
+    except (AttributeError, LookupError, RuntimeError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise _damaged(path) from error
 
 
@@ -148,48 +147,29 @@ def _damaged(path):
     )
 
 
-class _Bytes:
-    """A part of the mapped file: as memoryview, but one that does not keep the file from being closed."""
-
-    def __init__(self, mapped, start=0, stop=None):
-        self.mapped, self.start, self.stop = mapped, start, len(mapped) if stop is None else stop
-
-    def __len__(self):
-        return self.stop - self.start
-
-    def taken(self, place, length):
-        """Return `length` bytes from a place of the file on; IndexError where they go beyond this part."""
-        if length < 0 or place + length > self.stop:
-            raise IndexError(place)
-        return _Bytes(self.mapped, place, place + length)
-
-    def copied(self):
-        return bytearray(self.mapped[self.start : self.stop])
-
-
 def _varint(part, place):
     """Return an integer, signed, of seven bits a byte, and the place behind it."""
     value = shift = 0
     while True:
-        if place >= part.stop:
-            raise IndexError(place)
-        byte = part.mapped[place]
+        byte = part[place]
         value, shift, place = value | (byte & 0x7F) << shift, shift + 7, place + 1
         if byte < 0x80:
             return (value - (1 << 64) if value >> 63 else value), place
 
 
 def _fields(part):
-    """Yield (number, value) of a message: an int, or `_Bytes`."""
-    place = part.start
-    while place < part.stop:
+    """Yield (number, value) of a message, a memoryview: each value is an int or a part of it."""
+    place = 0
+    while place < len(part):
         key, place = _varint(part, place)
         wire = key & 7
         if wire == 0:
             value, place = _varint(part, place)
         else:
             length, place = _varint(part, place) if wire == 2 else ({1: 8, 5: 4}[wire], place)
-            value, place = part.taken(place, length), place + length
+            value, place = part[place : place + length], place + length
+            if length < 0 or place > len(part):
+                raise IndexError(place)
         yield key >> 3, value
 
 
@@ -209,24 +189,26 @@ def _parsed(part, message):
 def _repeated(value, kind):
     """Return the values of a repeated field: one, or of numbers as many as are packed together."""
     if kind == "int" and not isinstance(value, int):
-        numbers, place = [], value.start
-        while place < value.stop:
+        numbers, place = [], 0
+        while place < len(value):
             number, place = _varint(value, place)
             numbers.append(number)
         return numbers
     if kind in ("float", "double"):
         letter = kind[0]
-        return struct.unpack(f"<{len(value) // struct.calcsize(letter)}{letter}", value.copied())
+        return struct.unpack(f"<{len(value) // struct.calcsize(letter)}{letter}", value)
     return [_value(value, kind)]
 
 
 def _value(value, kind):
+    if isinstance(value, int) != (kind == "int"):
+        raise TypeError(kind)
     if kind == "int":
         return value
     if kind == "float":
-        return struct.unpack("<f", value.copied())[0]
+        return struct.unpack("<f", value)[0]
     if kind == "text":
-        return value.copied().decode()
+        return bytes(value).decode()
     return value if kind == "bytes" else _parsed(value, kind)
 
 
@@ -286,10 +268,10 @@ def _tensor(tensor, path, dtype):
 
 def _values(tensor, path, kind):
     """Return a tensor's numbers, flat, from whichever field holds them."""
-    raw = _beside(tensor, path) if tensor.data_location == 1 else bytearray()
-    if tensor.data_location != 1 and len(tensor.raw_data):
-        raw = tensor.raw_data.copied()
+    raw = _beside(tensor, path) if tensor.data_location == 1 else bytearray(tensor.raw_data)  # a copy, which is aligned
     if raw:
+        if len(raw) % kind.itemsize:
+            raise IndexError(len(raw))
         return torch.frombuffer(raw, dtype=kind)
     if kind in (torch.float16, torch.bfloat16):  # as their bits
         bits = torch.tensor(tensor.int32_data, dtype=torch.int32, device="cpu").to(torch.int16)
@@ -307,7 +289,6 @@ def _beside(tensor, path):
     beside = path.parent / name
     if not beside.is_file():
         raise FileNotFoundError(f"{path.name} keeps its weights in {name}; put that file beside it, into {path.parent}")
-    offset = int(said.get("offset", 0))
     with beside.open("rb") as file:
-        file.seek(offset)
+        file.seek(int(said.get("offset", 0)))
         return bytearray(file.read(int(said.get("length", -1))))
