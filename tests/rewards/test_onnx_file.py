@@ -6,6 +6,10 @@ import torch
 from comfyui_dno.rewards import onnx_file
 
 
+NO_TEXT = b":\x07*\x05@\xff\xff\xff\x7f"
+"""A graph with a weight whose name, a text, is a number of 28 bits."""
+
+
 @pytest.fixture
 def onnx():
     return pytest.importorskip("onnx")
@@ -82,7 +86,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused_as_damaged(scorer):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<!doctype html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(40), b""]
+    "content", [b"<!doctype html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(40), b"", NO_TEXT]
 )
 def test_what_is_no_onnx_file_is_refused(tmp_path, content):
     path = tmp_path / "page.onnx"
