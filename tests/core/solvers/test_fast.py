@@ -229,6 +229,16 @@ def test_a_noise_strays_by_its_length_or_for_want_of_randomness_and_only_where_i
     assert not strays(fine_map(mask=mask), replace(own, injected=kept)).any()
 
 
+def test_a_large_noise_strays_by_as_much_as_a_small_one_and_not_by_what_a_lift_adds():
+    """A lift makes the last injected noise 13 % longer squared, by which one of 65,536 numbers is no true noise."""
+    large = fine_map(shape=(2, 4, 128, 128))
+    own = noise_of(large)
+    lengthened = own.injected.clone()
+    lengthened[4, 0] *= 1.13**0.5
+    lengthened[4, 1] *= 1.5**0.5
+    assert strays(large, replace(own, injected=lengthened)).tolist() == [False, True]
+
+
 def test_the_stages_of_a_run_are_known_beforehand():
     """Where every trial is accepted; what is rejected costs less."""
     stages = []
