@@ -17,6 +17,7 @@ P. Seeds 100 and up were used for no decision. The same command goes on after an
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from functools import cache
@@ -40,6 +41,7 @@ STEEP = 0.008
 """Difference of two neighbouring heights."""
 SHOWN = 100
 """The seed whose terrains are drawn."""
+TILE = 130
 
 
 def main():
@@ -58,7 +60,6 @@ def main():
                     runs.once(f"{reward} | {arm} | {steps} | {seed}", run, reward, arm, steps, seed, options.out)
     found = summary(runs.done)
     plot(runs.done, options.out.with_suffix(".png"))
-    sheet(options.out)
     runs.finish("terrain.py", found)
 
 
@@ -158,11 +159,14 @@ def run(reward, arm, steps, seed, out):
 
 
 def draw(images, out, reward, steps, name):
-    """Save a height map beside the results, shaded by its heights."""
+    """Put a height map in its place on the sheet: a row for each number of steps and reward, a column for each arm."""
+    path = out.with_name(f"{out.stem}_maps.png")
+    row = list(itertools.product(SIGMAS, REWARDS)).index((steps, reward))
+    column = ["start", *arms("ramp")].index(name)
+    drawn = Image.open(path) if path.exists() else Image.new("L", (6 * TILE, len(SIGMAS) * len(REWARDS) * TILE))
     heights = (images[0, 0] * 2).clamp(0, 1)  # none was seen above 0.55
-    folder = out.with_suffix("")
-    folder.mkdir(exist_ok=True)
-    Image.fromarray((255 * heights).byte().numpy()).save(folder / f"{reward}, {steps}, {name}.png")
+    drawn.paste(Image.fromarray((255 * heights).byte().numpy()), (column * TILE, row * TILE))
+    drawn.save(path)
 
 
 def table_of(done):
@@ -211,21 +215,6 @@ def plot(done, path):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path)
-
-
-def sheet(out):
-    """Put the drawn terrains side by side: a row for each reward and number of steps, the start first."""
-    rows = []
-    for steps in SIGMAS:
-        for reward in REWARDS:
-            names = [f"{reward}, {steps}, {name}.png" for name in ("start", *arms(reward))]
-            rows.append([path for name in names if (path := out.with_suffix("") / name).exists()])
-    width, rows = max(map(len, rows)), [row for row in rows if row]
-    picture = Image.new("L", (130 * width, 130 * len(rows)))
-    for y, row in enumerate(rows):
-        for x, path in enumerate(row):
-            picture.paste(Image.open(path), (130 * x, 130 * y))
-    picture.save(out.with_suffix(".jpg"), quality=90)
 
 
 if __name__ == "__main__":

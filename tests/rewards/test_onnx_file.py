@@ -5,7 +5,6 @@ import tiny_onnx
 import torch
 from comfyui_dno.rewards import onnx_file
 
-
 NO_TEXT = b":\x07*\x05@\xff\xff\xff\x7f"
 """A graph with a weight whose name, a text, is a number of 28 bits."""
 
