@@ -52,7 +52,9 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="JSON file; gains and terrains are drawn beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    runs = study.Runs(options.out, {"sigmas": {str(steps): list(sigmas) for steps, sigmas in SIGMAS.items()}, "rounds": ROUNDS})
+    runs = study.Runs(
+        options.out, {"sigmas": {str(steps): list(sigmas) for steps, sigmas in SIGMAS.items()}, "rounds": ROUNDS}
+    )
     for steps in options.steps:
         for seed in range(100, 100 + options.seeds):
             for reward in options.rewards:
