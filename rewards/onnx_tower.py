@@ -88,7 +88,7 @@ class Network(nn.Module):
         super().__init__()
         self.name, self.outputs = name, graph.outputs
         self.inputs = [value.name for value in graph.inputs]
-        _refuse_unknown(graph.nodes, name)
+        _refuse_unknown(graph, name)
         nodes, values = self._folded(graph)
         read = {node.inputs[at] for node in nodes for at in NUMBERS.get(node.op, ()) if at < len(node.inputs)}
         used = {key for node in nodes for key in node.inputs} | set(graph.outputs)
@@ -157,13 +157,18 @@ def _together(node, given, device):
     return [x if x is None or at in numbers else x.to(device) for at, x in enumerate(given)]
 
 
-def _refuse_unknown(nodes, name):
-    unknown = Counter(node.op for node in nodes if node.op not in OPERATORS)
+def _refuse_unknown(graph, name):
+    """Raise ValueError where an operation is not implemented, or takes what nothing makes."""
+    unknown = Counter(node.op for node in graph.nodes if node.op not in OPERATORS)
     if unknown:
         raise ValueError(
             f"{name} has operations that are not implemented: {', '.join(sorted(unknown))}. Expected an image network"
             " of ONNX's own operators; export it without control flow, quantisation and optimisations for one runtime"
         )
+    made = {"", *graph.weights, *(value.name for value in graph.inputs)}.union(*(node.outputs for node in graph.nodes))
+    missing = sorted({*graph.outputs}.union(*(node.inputs for node in graph.nodes)) - made)
+    if missing:
+        raise ValueError(f"{name} takes {', '.join(missing)}, which nothing in it makes; expected a whole graph")
 
 
 def _last_uses(nodes, outputs):

@@ -72,15 +72,21 @@ def _picked(x, axis, kept):
     return x.index_select(axis, torch.tensor(list(kept), dtype=torch.int64, device=x.device))
 
 
+def _from_the_front(indices, length):
+    """Return indices with those that are negative, and so count from the end, counted from the front."""
+    indices = indices.long()
+    return torch.where(indices < 0, indices + length, indices)
+
+
 def gather(node, x, indices):
     axis = node.get("axis", 0) % x.ndim
-    picked = x.index_select(axis, indices.long().flatten() % x.shape[axis])  # negative ones count from the end
+    picked = x.index_select(axis, _from_the_front(indices, x.shape[axis]).flatten())
     return picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
 
 def gather_elements(node, x, indices):
     axis = node.get("axis", 0)
-    return x.gather(axis, indices.long() % x.shape[axis])
+    return x.gather(axis, _from_the_front(indices, x.shape[axis]))
 
 
 def gather_nd(node, x, indices):

@@ -194,6 +194,12 @@ def test_unknown_operations_are_refused_by_name_before_anything_runs(tmp_path):
         saved(tmp_path, nodes, tiny_onnx.network().state_dict())
 
 
+def test_a_graph_with_a_part_missing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="other.onnx takes 4.bias, 4.weight, y, which nothing in it makes"):
+        weights = {name: weight for name, weight in tiny_onnx.network().state_dict().items() if name[0] == "0"}
+        saved(tmp_path, tiny_onnx.scorer_nodes(), weights)
+
+
 def test_a_network_that_does_not_fit_together_says_at_which_operation(tmp_path):
     weights = tiny_onnx.network().state_dict() | {"4.weight": torch.zeros(2, 9)}
     with pytest.raises(
