@@ -7,6 +7,7 @@ import torch
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from comfyui_dno import rewards
 from reward_nodes import AESTHETIC, CLIP_L, HPS, IMAGE_REWARD, REWARDS, reward_node, stock_clip_vision
+from scoring import Scoring
 from tiny_onnx import SCORER
 from workflows import Workflow
 
@@ -50,18 +51,16 @@ def test_the_readmes_own_reward_is_climbed(comfy):
 
 
 def test_settings_of_the_onnx_node_reach_its_reward(files):
-    graph = Workflow()
+    graph = Scoring(files)
     changes = {"class_index": 1, "activation": "softmax", "negative": True, "range": "0 to 255", "channels": "BGR",
-               "mean": "104, 117, 123", "std": "1", "fit": "crop", "kept": 0.875, "output": "logits"}  # fmt: skip
-    graph.reward = reward_node(graph, "DNOONNXReward", **changes)[0]
+               "mean": "104, 117, 123", "std": "50", "fit": "crop", "kept": 0.875, "output": "logits"}  # fmt: skip
     picture = graph.node("EmptyImage", width=50, height=40, batch_size=1, color=0x30A040)[0]
-    noted = graph.node("DNOScoreImages", images=picture, reward=graph.reward)
-    (text,) = files.run(graph).outputs[noted.id]["text"]
+    (score,), _, _ = graph.scored(picture, reward_node(graph, "DNOONNXReward", **changes)[0])
     tower = rewards.load_tower(files.folder / "models" / "reward_models" / SCORER)
-    pixels = rewards.OnnxPixels(None, "crop", 0.875, (104, 117, 123), (1,), 255, "BGR")
+    pixels = rewards.OnnxPixels(None, "crop", 0.875, (104, 117, 123), (50,), 255, "BGR")
     reward = rewards.ONNX(tower, pixels, "logits", 1, "softmax", negative=True)
     expected = reward(torch.tensor([0x30, 0xA0, 0x40]).view(1, 3, 1, 1).expand(1, 3, 40, 50) / 255).item()
-    assert f"{expected:.4g}" in text, (expected, text)
+    assert score == pytest.approx(expected, abs=1e-5)
 
 
 def test_crops_and_half_precision_can_be_chosen(files):
