@@ -5,6 +5,7 @@
 What a file does not say, its author does: the size and the range of its pixels, and which number means what.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,6 +73,8 @@ class OnnxPixels:
                 raise ValueError(
                     f"{name} has {len(values)} numbers; expected 1, or {self.depth} for {self.channels} pixels"
                 )
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {values}; expected finite numbers")
         if 0 in self.std or self.scale == 0:
             raise ValueError(f"std is {self.std} and scale {self.scale}; expected other numbers than 0")
 

@@ -101,7 +101,7 @@ class DNOONNXReward(FileReward):
         reward = rewards.ONNX(
             files.tower(file, cls.source, "float32"),
             pixels,
-            int(output) if output.strip().isdigit() else output.strip(),
+            int(output) if output.strip().isdecimal() else output.strip(),
             None if class_index == MEAN_RATING else class_index,
             activation,
             negative,
