@@ -210,10 +210,14 @@ def plot(done, path):
     figure = Figure(figsize=(4 * len(table), 3.6), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(table), squeeze=False)[0]
     for axes, ((reward, steps), by_arm) in zip(panels, table.items(), strict=True):
-        for number, (arm, runs) in enumerate(by_arm.items()):
-            curves = [(range(1, 1 + len(run["scores"])), study.best_so_far(run["scores"])) for run in runs]
-            study.draw_band(axes, curves, arm, f"C{number}")
-        axes.set(xlabel="evaluations", ylabel=f"{reward}, best so far", title=f"{steps} step{'s' * (steps > 1)}")
+        for arm, runs in by_arm.items():
+            curves = [(range(len(run["scores"])), study.best_so_far(run["scores"])) for run in runs]
+            study.draw_band(axes, curves, arm, f"C{arms('ramp').index(arm)}")
+        axes.set(
+            xlabel="evaluations after the start",
+            ylabel=f"{reward}, best so far",
+            title=f"{steps} step{'s' * (steps > 1)}",
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path)
