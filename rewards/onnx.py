@@ -167,9 +167,8 @@ class ONNX:
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
         images = rgb(images)
-        rows = range(len(images)) if self._one_by_one else ()
-        parts = [slice(row, row + 1) for row in rows] or slices(images)
-        scores = torch.cat([self._score(self.pixels(images[part])) for part in parts]).to(images.device)
+        parts = images.split(1) if self._one_by_one else [images[rows] for rows in slices(images)]
+        scores = torch.cat([self._score(self.pixels(part)) for part in parts]).to(images.device)
         return -scores if self.negative else scores
 
     def _score(self, pixels):
