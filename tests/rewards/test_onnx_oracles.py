@@ -95,7 +95,7 @@ def sample_map(prompts):
 
 
 def test_the_nsfw_score_is_what_its_own_package_says():
-    embedded = sample_map(["white cat", "brown dog"])
+    embedded = sample_map(["white cat", "black dog"])
     levels = (embedded.sample(embedded.randn(seed=0)).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
     theirs = [Classifier().score(Image.fromarray(picture.numpy())) for picture in levels]
     mine = nsfw(class_index=1)(levels.movedim(-1, 1) / 255)
@@ -104,7 +104,7 @@ def test_the_nsfw_score_is_what_its_own_package_says():
 
 
 def test_a_search_finds_pictures_that_are_safer_to_the_nsfw_classifier():
-    embedded = sample_map(["white cat", "brown dog"])
+    embedded = sample_map(["white cat", "black dog"])
     reward = nsfw(class_index=0, activation="log")
     result = core.optimize(embedded, reward, embedded.randn(seed=0), iterations=8)
     before, after = reward(embedded.sample(embedded.randn(seed=0))), reward(result.images)
