@@ -18,7 +18,7 @@ from ..core.memory import STEP
 from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, residency, weights
-from .comfy_map import ComfyRun, decode_raw, seen_by
+from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 from .stock_samplers import StockSampler
 
