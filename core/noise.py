@@ -231,7 +231,8 @@ class Checkpoint:
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
-        >>> found = core.optimize(sample_map, rewards.Brightness(), sample_map.randn(seed=0), iterations=3).noise
+        >>> noise, solver = sample_map.randn(seed=0), core.GradientAscent()
+        >>> found = core.optimize(sample_map, rewards.Brightness(), noise, solver, iterations=3).noise
         >>> found.checkpoint.solver, found.checkpoint.iteration, sorted(found.checkpoint.memory)
         ('GradientAscent(adam)', 3, ['exp_avg', 'exp_avg_sq'])
 
