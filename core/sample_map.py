@@ -221,8 +221,7 @@ class SampleMap:
         """Return B flat vectors, each picture's entries of z that are optimised, x_T's first: a list, or (B, n)."""
         if self.optimises_everything:
             return noise.flat()
-        _, places = self._entries(noise)
-        return [z.index_select(0, place) for z, place in zip(noise.flat(), places, strict=True)]
+        return [z.index_select(0, place) for z, place in zip(noise.flat(), self._places(noise), strict=True)]
 
     def active_initial(self, noise):
         """Return B flat vectors, each picture's optimised entries of x_T alone, as `active`."""
@@ -239,7 +238,7 @@ class SampleMap:
         if self.optimises_everything:
             return noise.with_flat(torch.stack(vectors).to(noise.initial))
         flat = torch.zeros_like(noise.flat())
-        for row, place, vector in zip(flat, self._entries(noise)[1], vectors, strict=True):
+        for row, place, vector in zip(flat, self._places(noise), vectors, strict=True):
             row.index_add_(0, place, vector.to(row))
         return noise.with_flat(flat)
 
@@ -352,6 +351,10 @@ class SampleMap:
             count = (1 + len(noise.injected)) * noise.initial[0].numel()
             return torch.ones((), dtype=torch.bool, device=noise.initial.device).expand(noise.batch, count)
         return self._entries(noise)[0].repeat(noise.batch // self.shape[0], 1)
+
+    def _places(self, noise):
+        """Return the places of the optimised entries of each picture of `noise`, candidates among them."""
+        return self._entries(noise)[1] * (noise.batch // self.shape[0])
 
     def _entries(self, noise):
         """Return (B, n) booleans, which entries are optimised, and B vectors of the places where; made once."""
