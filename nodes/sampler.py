@@ -70,7 +70,7 @@ class DNOSampler(io.ComfyNode):
         iterations, start_noise=None, add_noise="enable", start_at_step=0, end_at_step=10000,
         return_with_leftover_noise="disable", **search,
     ) -> io.NodeOutput:  # fmt: skip
-        model = gradients.with_resident_weights(model)
+        model = gradients.without_dynamic_memory(model)
         latent = checked_latent(model, vae, latent_image)
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", scheduler, denoise).sigmas
         if len(sigmas) < 2:
@@ -123,7 +123,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
         cls, noise, guider, sigmas, latent_image, vae, reward, eta, iterations, start_noise=None, **search
     ) -> io.NodeOutput:
         guider = copy.copy(guider)
-        guider.model_patcher = gradients.with_resident_weights(guider.model_patcher)
+        guider.model_patcher = gradients.without_dynamic_memory(guider.model_patcher)
         latent = checked_latent(guider.model_patcher, vae, latent_image)
         if len(sigmas) < 2:
             raise ValueError(f"there are {len(sigmas)} sigmas, so no step; expected two or more")
@@ -154,7 +154,7 @@ def required_of_a_search():
         io.Int.Input(
             "iterations", default=20, min=0, max=100000,
             tooltip="Updates of the noise. Each costs about three sampling runs, or as many as the solver tries"
-            " candidates. 0 only samples.",
+            " candidates. 10 show much, 50 are thorough, 0 only samples.",
         ),
     ]  # fmt: skip
 
@@ -167,7 +167,7 @@ def optional_of_a_search():
     return [
         sockets.Solver.Input(
             "solver", optional=True,
-            tooltip="How the noise is changed; without it gradient ascent by Adam at learning rate 0.01.",
+            tooltip="How the noise is changed; without it as DNO Solver (Trust) does: a climb with nothing to tune.",
         ),
         sockets.Regularizer.Input(
             "regularizer", optional=True,
