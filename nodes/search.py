@@ -91,10 +91,10 @@ class OptimizedSampler(comfy.samplers.Sampler):
             run.decoder_blocks = core.Blocks([vae_patcher.model], decode.func)
             guide_decode = None if guide is None else decoder(guide, guide_patcher, load_guide)
             options = self.optimization.guided_by(guide_decode)
-            if not resident.together and (options.keep_graphs or options.memory not in (None, "step")):
-                log.info("no graphs are kept: they would hold the model in the memory that the VAE needs")
-                memory = options.memory if options.memory in (None, "step") else "low"
-                options = replace(options, keep_graphs=False, memory=memory)
+            if not resident.together:
+                # Kept graphs would hold the model in the memory that the VAE needs.
+                options = replace(options, memory="step" if options.memory in ("fast", "step") else "low")
+                log.info("memory is %s, since model and VAE are loaded in turn", options.memory)
             with contextlib.ExitStack() as kept:
                 kept.callback(keyframes.close)
                 if differentiates:
@@ -229,7 +229,6 @@ class Optimization:
         iterations: updates of the noise; 0 only samples.
         solver, regularizer: of `core`, or None for the default and for none.
         seconds: time budget, or None.
-        keep_graphs: keep the steps' graphs for the backward pass instead of running the steps again.
         watch: rewards that are recorded, not optimised.
         settings: what else made the noise, kept with it and with the history.
         start: the noise to start from, of an earlier search; None draws that of the seed.
@@ -239,7 +238,7 @@ class Optimization:
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
-        memory: what of the graphs is kept, as `core.SampleMap.memory`; None: as `keep_graphs` says.
+        memory: what of the graphs is kept, as `core.SampleMap.memory`.
 
     Raises:
         ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
@@ -251,7 +250,6 @@ class Optimization:
     solver: object = None
     regularizer: object = None
     seconds: float | None = None
-    keep_graphs: bool = False
     watch: tuple = ()
     settings: dict = field(default_factory=dict)
     start: core.Noise | None = None
@@ -261,7 +259,7 @@ class Optimization:
     sampler: object = None
     floors: dict = field(default_factory=dict)
     target: float | None = None
-    memory: str | float | None = None
+    memory: str | float = "auto"
 
     def __post_init__(self):
         if self.iterations > 0 and getattr(self.solver or core.default_solver(), "needs_gradient", False):
@@ -288,8 +286,8 @@ class Optimization:
         return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
     def graphs(self, calls):
-        """Return how many graphs of calls are in memory together, of a run of so many calls."""
-        if not self.keep_graphs:
+        """Return how many graphs of calls must fit into memory together, of a run of so many calls."""
+        if self.memory != "fast":
             return 1
         graphs = getattr(self.solver, "graphs", None)  # a solver need not know
         return graphs(calls, self.iterations) if graphs else calls
@@ -319,7 +317,7 @@ class Optimization:
     def _search(self, run, decode, most_rows, progress):
         solver = self.solver or core.default_solver()
         sample_map = run.sample_map(
-            self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
+            self.eta, decode, part=self.part, most_rows=most_rows,
             memory=self.memory, on_step=progress.on_step,
         )  # fmt: skip
         if self.start is None:
