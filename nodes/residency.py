@@ -97,10 +97,12 @@ class Residency:
         if self.together:
             _rewrap(patchers)
         else:
-            log.info("the models of this search do not fit into memory together: each is loaded when it runs")
+            log.info("the models of this search are not in memory together: each is loaded when it runs")
 
     def _fit(self, patchers, memory_required):
         """Whether models fit into memory together once others have been moved out."""
+        if mm.vram_state in (mm.VRAMState.HIGH_VRAM, mm.VRAMState.SHARED):
+            return True  # there is no other memory to move models to
         missing = {}
         for patcher in patchers:
             missing[patcher.load_device] = missing.get(patcher.load_device, 0) + _missing(patcher)
