@@ -12,6 +12,7 @@ and may use the names of their own module as they are.
 """
 
 from .belief import Belief
+from .blocks import Blocks
 from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
@@ -30,11 +31,12 @@ from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
 from .sampler_trial import CannotBeSearchedError, try_sampler, wavy
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
+from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO, default_solver
 
 __all__ = [
     "P_SUSPICIOUS",
     "Belief",
+    "Blocks",
     "CannotBeSearchedError",
     "Checkpoint",
     "CoarseMap",
@@ -69,6 +71,7 @@ __all__ = [
     "TrustAscent",
     "ZeNO",
     "ZerothOrder",
+    "default_solver",
     "diagnose",
     "fast",
     "fingerprint",

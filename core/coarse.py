@@ -28,7 +28,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from .noise import Noise
-from .sample_map import SampleMap
+from .precision import wide
+from .sample_map import SampleMap, of_items
+
+LEAST_LEFT = 0.5
+"""The least share of the squared length that a lift leaves what does not move an interval's end."""
 
 
 @dataclass
@@ -111,6 +115,7 @@ class CoarseMap(SampleMap):
         """
         found = self.up(noise, own)
         free = own.with_flat(self.fine.active_entries(own)).injected
+        wanted = _squares(found.injected * free).cumsum(dim=0)  # of the noises up to each
         x = self.fine.start(found.initial)
         for interval in self.intervals:
             held = None
@@ -120,9 +125,32 @@ class CoarseMap(SampleMap):
                 if held is not None:
                     for later, gain in enumerate(gains, index):
                         found.injected[later] += gain * (held - denoised) * free[later]
+                    left = wanted[interval.end - 1] - _squares(found.injected[:index] * free[:index]).sum(dim=0)
+                    self._keep_length(interval, index, found.injected, free, left)
                 held = denoised
                 x = self.fine.step(x, denoised, index, found)
         return found, self.fine.to_latent(x)
+
+    @staticmethod
+    def _keep_length(interval, index, injected, free, wanted):
+        """Change what does not move the interval's end, so that its noises from `index` on have that squared length.
+
+        Args:
+            interval: an Interval.
+            index: of the first noise that is changed.
+            injected: (L, B, ..) noises, changed in place.
+            free: of the same shape, booleans: which entries may change.
+            wanted: (B,).
+        """
+        weights = injected.new_tensor(interval.weights[index - interval.first :])
+        weights = (weights / weights.norm()).view(-1, *[1] * (injected.ndim - 1))
+        rest = injected[index : interval.end] * free[index : interval.end]
+        along = weights * (weights * rest).sum(dim=0)
+        across = rest - along
+        spare = wanted - _squares(along).sum(dim=0)
+        if interval.end - index > 1:
+            factor = (spare / _squares(across).sum(dim=0)).clamp(min=LEAST_LEFT).nan_to_num(1.0, 1.0).sqrt()
+            injected[index : interval.end] += (of_items(factor, across[0]) - 1) * across
 
     @staticmethod
     def _along(interval, injected):
@@ -152,6 +180,11 @@ class Interval:
     weights: tuple
     gains: tuple
 
+    @property
+    def end(self):
+        """Index of the first step after it."""
+        return self.first + len(self.weights)
+
     @classmethod
     def of(cls, first, steps):
         """Return the interval of steps, [(a, b, c), ..], the first of them of index `first`."""
@@ -165,3 +198,8 @@ class Interval:
         size = math.sqrt(square_left)
         weights = [reach / size for reach in reaches] if size else [0.0] * (len(steps) - 1) + [1.0]
         return cls(first, (a_left, b_left, size), tuple(weights), tuple(gains))
+
+
+def _squares(injected):
+    """Return (steps, B), the squared length of each noise (steps, B, ..), in float32 or wider."""
+    return wide(injected).square().flatten(2).sum(dim=2)

@@ -14,10 +14,11 @@ import comfy.samplers
 import torch
 
 from .. import core
+from ..core.memory import STEP
 from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, residency, weights
-from .comfy_map import ComfyRun, decode_raw, seen_by
+from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 from .stock_samplers import StockSampler
 
@@ -87,6 +88,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 return partial(weights.Renewal(), decode_raw, vae, patcher.model, *settings)
 
             decode = decoder(self.vae, vae_patcher, load_vae)
+            run.decoder_blocks = core.Blocks([vae_patcher.model], decode.func)
             guide_decode = None if guide is None else decoder(guide, guide_patcher, load_guide)
             options = self.optimization.guided_by(guide_decode)
             if options.keep_graphs and not resident.together:
@@ -236,6 +238,7 @@ class Optimization:
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
+        memory: what of the graphs is kept, as `core.SampleMap.memory`; None: as `keep_graphs` says.
 
     Raises:
         ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
@@ -257,9 +260,10 @@ class Optimization:
     sampler: object = None
     floors: dict = field(default_factory=dict)
     target: float | None = None
+    memory: str | float | None = None
 
     def __post_init__(self):
-        if self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "needs_gradient", False):
+        if self.iterations > 0 and getattr(self.solver or core.default_solver(), "needs_gradient", False):
             require_differentiable(self.reward)
 
     @property
@@ -280,7 +284,7 @@ class Optimization:
     @property
     def _asked_of_solver(self):
         """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
     def graphs(self, calls):
         """Return how many graphs of calls are in memory together, of a run of so many calls."""
@@ -292,7 +296,7 @@ class Optimization:
     @property
     def candidates(self):
         """How many candidates of each picture the solver compares in an iteration."""
-        solver = self.solver or core.GradientAscent()
+        solver = self.solver or core.default_solver()
         counts = [getattr(solver, name, 0) for name in ("candidates", "samples")]
         counts.append(getattr(getattr(solver, "estimator", None), "q", 0))
         counts += [belief.noises for belief in self._beliefs]  # which are sampled like candidates
@@ -312,10 +316,10 @@ class Optimization:
             return self._search(run, decode, most_rows, progress)
 
     def _search(self, run, decode, most_rows, progress):
-        solver = self.solver or core.GradientAscent()
+        solver = self.solver or core.default_solver()
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
-            on_step=progress.on_step,
+            memory=self.memory, on_step=progress.on_step,
         )  # fmt: skip
         if self.start is None:
             noise = run.first_noise(sample_map.injected, self.settings)
@@ -328,9 +332,7 @@ class Optimization:
         if self.searches:
             self._probe(run, sample_map)
         if self.differentiates:
-            x, sigma = run.halfway()
-            network = run.guider.inner_model.diffusion_model
-            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
+            sample_map.plan.retried(partial(self._check_gradient, run, sample_map), stays, STEP)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
         extra += sum(belief.stages(sample_map) for belief in self._beliefs)
@@ -349,6 +351,13 @@ class Optimization:
         progress.end()
         result.history.settings |= result.noise.settings
         return result, latent
+
+    @staticmethod
+    def _check_gradient(run, sample_map):
+        x, sigma = run.halfway()
+        network = run.guider.inner_model.diffusion_model
+        with sample_map.plan.graph(STEP):
+            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
 
     def _probe(self, run, sample_map):
         """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.

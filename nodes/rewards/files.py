@@ -38,7 +38,7 @@ def register_folders():
     own, aesthetic = (os.path.join(folder_paths.models_dir, name) for name in (KEY, "aesthetic"))
     given, others, stock = (known[key][0] if key in known else [] for key in (KEY, "aesthetic", "clip_vision"))
     folders = dict.fromkeys([own, *given, aesthetic, *others, *stock])
-    known[KEY] = (list(folders), folder_paths.supported_pt_extensions)
+    known[KEY] = (list(folders), {*folder_paths.supported_pt_extensions, ".onnx"})
     with contextlib.suppress(OSError):
         os.makedirs(own, exist_ok=True)
 

@@ -14,6 +14,7 @@ runs alone, all of one pair before the next. The same command goes on after an i
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 import study
@@ -64,16 +65,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--solvers", default=",".join(SOLVERS), help="which, parted by commas (default all)")
     parser.add_argument("--rewards", default=",".join(REWARDS), help="likewise")
-    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs of prompt and seed")
+    parser.add_argument("--steps", default=",".join(map(str, MAPS)), help="likewise, the numbers of steps")
+    parser.add_argument("--pairs", default=f"0:{len(PAIRS)}", help="which of the pairs of prompt and seed, FIRST:END")
     parser.add_argument("--tuning", action="store_true", help="on the pairs for tuning")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pairs = TUNING if options.tuning else PAIRS[: options.pairs]
+    pairs = TUNING if options.tuning else PAIRS[slice(*map(int, options.pairs.split(":")))]
     maps = {str(steps): {**settings, "calls": BUDGETS[steps][-1]} for steps, settings in MAPS.items()}
     runs = study.Runs(options.out, {"maps": maps, "tuning": options.tuning})
     for pair in pairs:
-        for steps in MAPS:
+        for steps in map(int, options.steps.split(",")):
             for reward in options.rewards.split(","):
                 for solver in options.solvers.split(","):
                     if steps in ON.get(solver, MAPS):
@@ -141,24 +143,26 @@ def reward_of(name, sample_map, seed):
 
 
 def run(prompt, seed, steps, reward, solver):
-    """Return the curves of one search: calls, seconds, score, consistency, ln P of z and of x_T."""
+    """Return the curves of one search: calls, seconds of one core, score, consistency, ln P of z and of x_T."""
     sample_map = core.load_embedded(prompt, steps=steps, keep_graphs=True, **MAPS[steps])
     judged = reward_of(reward, sample_map, seed)
     chosen, regularizer = SOLVERS[solver]()
     if solver == "reno":
         sample_map.part = "initial"
     counted = sample_map.denoise = Counted(sample_map.denoise)
-    calls, spent, most = [], 0, BUDGETS[steps][-1]
+    calls, seconds, spent, most = [], [], 0, BUDGETS[steps][-1]
 
     def count(evaluation, best):
         nonlocal spent
         # Without the gradient that follows it, nor the run that Tilt makes of it.
         calls.append(min(spent + steps, counted.calls))
+        seconds.append(time.process_time() - started)
         spent = counted.calls
         if spent >= most:
             raise KeyboardInterrupt
 
     own = reward == "consistency"
+    started = time.process_time()
     result = core.optimize(
         sample_map, judged, sample_map.randn(seed), chosen, regularizer,
         iterations=1 if isinstance(chosen, core.Tilt) else most, watch=[] if own else [rewards.Consistency()],
@@ -167,7 +171,7 @@ def run(prompt, seed, steps, reward, solver):
     keys = {"score": "score", "consistency": "score" if own else "watch/consistency"}
     keys |= {"log_p": "log_p", "log_p_initial": "log_p_initial"}
     columns = {name: result.history.column(key) for name, key in keys.items()}
-    columns["seconds"] = [row["seconds"] for row in result.history.rows]
+    columns["seconds"] = seconds
     return {"calls": calls} | {name: [round(value, 4) for value in values] for name, values in columns.items()}
 
 

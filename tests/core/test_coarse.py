@@ -98,6 +98,15 @@ def test_the_lift_of_the_embedded_model_gives_the_coarse_picture():
     assert torch.equal(fine.latent(found), latent)
 
 
+def test_the_lift_leaves_the_noise_as_long_as_it_was():
+    """On 50 steps of the embedded model 1.2 % longer without it; with it .01 to .06 % were measured."""
+    fine = core.load_embedded("black dog", steps=50)
+    coarse = core.CoarseMap.of(fine, (0, 17, 32, 43, 49, 50))
+    z, own = coarse.randn(seed=61), fine.randn(seed=11)
+    found, before = coarse.lift(z, own)[0], coarse.up(z, own)
+    assert abs(found.injected.square().sum() / before.injected.square().sum() - 1) < 0.002
+
+
 @pytest.mark.parametrize("judge_denoised", [False, True])
 def test_a_part_of_a_schedule_from_a_picture_to_what_is_left_noisy_is_lifted_too(judge_denoised):
     picture = torch.linspace(-1, 1, 216, dtype=torch.float64).view(2, 3, 6, 6)

