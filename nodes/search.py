@@ -91,9 +91,10 @@ class OptimizedSampler(comfy.samplers.Sampler):
             run.decoder_blocks = core.Blocks([vae_patcher.model], decode.func)
             guide_decode = None if guide is None else decoder(guide, guide_patcher, load_guide)
             options = self.optimization.guided_by(guide_decode)
-            if options.keep_graphs and not resident.together:
-                log.info("keep_graphs is off: kept graphs would hold the model in the memory that the VAE needs")
-                options = replace(options, keep_graphs=False)
+            keeps_all = options.memory == "fast" or options.memory is None and options.keep_graphs
+            if keeps_all and not resident.together:
+                log.info("no step's graph is kept: it would hold the model in the memory that the VAE needs")
+                options = replace(options, memory="step")
             with contextlib.ExitStack() as kept:
                 kept.callback(keyframes.close)
                 if differentiates:
