@@ -74,7 +74,14 @@ class Residency:
         self._load_together(self._patchers, memory_required)
 
     def beside(self, tower, memory_required):
-        """Load a reward's network beside the models of the search; where it does not fit, in their place."""
+        """Load a reward's network beside the models of the search; where it does not fit, in their place.
+
+        A search that has not begun, since it differentiates none of its models, loads each of them before it runs.
+        """
+        if not self._patchers:
+            load([tower], memory_required, force_full_load=True)
+            _rewrap([tower])
+            return
         if self.together:
             self._load_together([tower, *self._patchers], memory_required)
         self._enter([tower], memory_required, force_full_load=True)
@@ -114,7 +121,7 @@ class Residency:
         )
 
     def _enter(self, patchers, memory_required, **how):
-        if self.together or self._latest == (patchers, memory_required):
+        if self.together or (self._latest == (patchers, memory_required) and all(map(_is_loaded, patchers))):
             return
         begun = time.monotonic()
         load(patchers, memory_required, **how)
@@ -147,4 +154,9 @@ def _is_whole(patcher):
     """Whether all of a model's weights are in memory, and stay while they are in use."""
     if getattr(patcher, "is_dynamic", bool)() or getattr(patcher.model, "model_lowvram", False):
         return False
+    return _is_loaded(patcher)
+
+
+def _is_loaded(patcher):
+    """Whether a model is in memory, maybe in part."""
     return any(loaded.model is patcher for loaded in mm.current_loaded_models)
