@@ -174,12 +174,12 @@ def memory_of_a_graph(run):
 
 
 def told(resident):
-    """Return what a user should know of models that did not fit into memory together, sentences."""
+    """Return what a user should know of models that took turns in memory, sentences."""
     if resident.together or not resident.loads:
         return []
     return [
-        f"model, VAE and reward did not fit into memory together: they were loaded in turn, {resident.loads} times,"
-        f" which took {resident.seconds:.1f} s in all. Free memory, or use a smaller picture, model or reward"
+        "model, VAE and reward were not in memory together, so each was loaded when it ran,"
+        f" {resident.loads} times, {resident.seconds:.1f} s in all. Free memory, or take a smaller picture or model"
     ]
 
 
