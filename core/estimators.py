@@ -58,7 +58,7 @@ class ImageGradient:
         """Return the Estimate at `noise`."""
         images, vjp = problem.sample_map.pullback(noise)
         try:
-            scores, d_images = self.by_images(problem, noise, images)
+            scores, d_images = vjp.spared(lambda: self.by_images(problem, noise, images))
             gradient = vjp(d_images)
         finally:
             vjp.release()

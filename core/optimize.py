@@ -130,7 +130,7 @@ def optimize(
     if math.isnan(floor):
         raise ValueError(f"floor is {floor}; expected a probability")
     sample_map.check_settings(noise)
-    given = noise if sample_map.device is None else noise.to(sample_map.device)
+    given = sample_map.here(noise)
     solver, noise, first = _started(solver or default_solver(), given)
     best = Best(log_of(floor), dict(floors or {}))
     if judges_latents(reward):

@@ -18,7 +18,7 @@ import torch
 
 from ... import rewards
 from ...rewards import blip_tower, recognise, weights
-from .. import gradients
+from .. import residency
 from ..names import listed
 
 KEY = "reward_models"
@@ -114,7 +114,7 @@ def managed(tower):
         patcher = comfy.model_patcher.ModelPatcher(
             tower.module, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
         )
-        tower.on_use = partial(gradients.load_beside, patcher)
+        tower.on_use = partial(residency.load_tower, patcher)
     return tower
 
 
