@@ -5,6 +5,7 @@ import warnings
 
 import numpy
 import pytest
+import tiny_onnx
 import torch
 from comfyui_dno.rewards import onnx_file
 from comfyui_dno.rewards.onnx_operators import NUMBERS, OPERATORS
@@ -90,6 +91,15 @@ def test_casts_constants_and_not_give_what_onnxs_own_evaluator_gives(tmp_path):
     found = Network(onnx_file.read(path), "casts")(x)
     for mine, theirs in zip(found, evaluator(str(path)).run(None, {"x": x.numpy()}), strict=True):
         torch.testing.assert_close(mine, torch.tensor(theirs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("opset, sums_over", [(12, (1, 2)), (13, (1,))])
+def test_before_operator_set_13_softmax_is_over_all_axes_from_the_one_that_is_named(tmp_path, opset, sums_over):
+    nodes, inputs = [tiny_onnx.node("Softmax", ["x"], ["y"], axis=1)], [tiny_onnx.value("x", 2, 3, 4)]
+    path = tiny_onnx.save(tmp_path / "softmax.onnx", nodes, {}, inputs, [tiny_onnx.value("y", 2, 3, 4)], opset)
+    (found,) = Network(onnx_file.read(path), "softmax")(torch.rand(2, 3, 4))
+    sums = found.sum(sums_over)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
 def test_what_is_read_as_numbers_is_an_implemented_operators():
