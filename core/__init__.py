@@ -23,6 +23,7 @@ from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, fast, optimize, reno, stages
+from .picture_regularizer import PictureRegularizer
 from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
@@ -53,6 +54,7 @@ __all__ = [
     "Noise",
     "NormRegularizer",
     "NotFiniteError",
+    "PictureRegularizer",
     "ProbabilityRegularizer",
     "Problem",
     "Pullback",

@@ -356,16 +356,19 @@ class Pullback:
         """Return the samples that the backward pass needs, the last x at the end."""
         return list(self._map._walk(self._noise, self._graphs))
 
-    def __call__(self, d_images):
+    def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
 
         Args:
             d_images: the shape of `images`, the gradient of the scores by them.
+            d_latent: the shape of `latent`, a gradient by it whose <d_latent, latent> is added; or None.
         """
         x = self._stored()[-1].detach().requires_grad_()
         try:
             self._map.report("backward", 0, self._map.stages)
             gradient = self._map.in_place.differentiate("decoder", lambda: self._decoder_vjp(x, d_images))
+            if d_latent is not None:
+                gradient = gradient + self._latent_vjp(x, d_latent)
             return self._through_steps(gradient)
         finally:
             self.release()
@@ -374,9 +377,7 @@ class Pullback:
         """Return d/dz of <d_latent, latent>, for a gradient by the latent where `__call__` takes one by the images."""
         x = self._stored()[-1].detach().requires_grad_()
         try:
-            with torch.enable_grad():
-                latent = self._map.to_latent(x)
-            return self._through_steps(vjp(latent, x, d_latent) if latent is not x else d_latent)
+            return self._through_steps(self._latent_vjp(x, d_latent))
         finally:
             self.release()
 
@@ -395,6 +396,11 @@ class Pullback:
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         return vjp(images, x, d_images)
+
+    def _latent_vjp(self, x, d_latent):
+        with torch.enable_grad():
+            latent = self._map.to_latent(x)
+        return vjp(latent, x, d_latent) if latent is not x else d_latent
 
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule
