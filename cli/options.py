@@ -48,7 +48,8 @@ def add_search(parser):
     add_reward(parser)
     add_limits(parser)
     uses = "; ".join(f"{name}: {choice.when}" for name, choice in SOLVERS.items())
-    parser.add_argument("--solver", choices=SOLVERS, default="adam", metavar="NAME", help=f"{uses} (default adam)")
+    which = "default trust, or adam where --lr or --gamma is given"
+    parser.add_argument("--solver", choices=SOLVERS, metavar="NAME", help=f"{uses} ({which})")
     add_ascent(parser)
     parser.add_argument("--candidates", type=at_least(1), help="tries an iteration (default the solver's)")
     parser.add_argument(

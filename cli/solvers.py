@@ -33,7 +33,8 @@ def _estimating(estimator):
 
 
 SOLVERS = {
-    "adam": Choice("the paper's, start here", ASCENT, core.GradientAscent, exact=True),
+    "trust": Choice("start here: no learning rate to choose", SEARCH, core.TrustAscent, exact=True),
+    "adam": Choice("the paper's", ASCENT, core.GradientAscent, exact=True),
     "sgd": Choice("steps as long as the gradient", ASCENT, lambda lr: core.GradientAscent(lr, "sgd"), exact=True),
     "reno": Choice(
         "x_T alone, for models of one or few steps", SEARCH | {"part": "initial", "lr": 5.0},
@@ -69,12 +70,17 @@ SOLVERS = {
     "fast": Choice(
         "many steps for the price of a few", SEARCH | {"iterations": 1, "calls": 100}, core.Fast, exact=True
     ),
-    "trust": Choice("no learning rate to choose", SEARCH, core.TrustAscent, exact=True),
     "lgd": Choice(
         "one guided run in place of a search", SEARCH | {"iterations": 1, "candidates": 10, "scale": 1.0},
         lambda candidates, scale: core.LGD(candidates, scale), exact=True,
     ),
 }  # fmt: skip
+
+
+def chosen(options):
+    """Return the name of the solver: the option's; else "adam" where one of its settings is given, and "trust" else."""
+    of_adam = (getattr(options, name, None) for name in ("lr", "gamma"))
+    return options.solver or ("trust" if all(value is None for value in of_adam) else "adam")
 
 
 def solver_settings(options):
@@ -83,14 +89,15 @@ def solver_settings(options):
     Raises:
         ValueError: an option was given that the solver does not take.
     """
-    defaults = SOLVERS[options.solver].defaults
+    solver = chosen(options)
+    defaults = SOLVERS[solver].defaults
     names = dict.fromkeys(name for choice in SOLVERS.values() for name in choice.defaults)
     given = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
     foreign = [f"--{name}" for name in given if name not in defaults]
     if foreign:
         taken = ", ".join(f"--{name}" for name in defaults)
-        raise ValueError(f"--solver {options.solver} takes {taken}; leave out {', '.join(foreign)}")
-    return {"solver": options.solver, **defaults, **given}
+        raise ValueError(f"--solver {solver} takes {taken}; leave out {', '.join(foreign)}")
+    return {"solver": solver, **defaults, **given}
 
 
 def solver_of(settings):
@@ -104,9 +111,10 @@ def solver_of(settings):
 
 def check_reward(reward, options):
     """Raise ValueError where the chosen solver needs a gradient that the chosen reward does not have."""
-    if SOLVERS[options.solver].exact and not reward.differentiable:
+    solver = chosen(options)
+    if SOLVERS[solver].exact and not reward.differentiable:
         without = [name for name, choice in SOLVERS.items() if not choice.exact]
         raise ValueError(
-            f"--reward {options.reward} has no gradient and --solver {options.solver} needs one; take --solver"
+            f"--reward {options.reward} has no gradient and --solver {solver} needs one; take --solver"
             f" {', '.join(without)}, or --reward jpeg-proxy"
         )

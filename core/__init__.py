@@ -31,7 +31,7 @@ from .sampler_map import SamplerMap, SamplerPullback, SamplerTraits
 from .sampler_trial import CannotBeSearchedError, try_sampler, wavy
 from .schedule import Schedule, sde_step, step_coefficients
 from .scoring import NotFiniteError
-from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO
+from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO, default_solver
 
 __all__ = [
     "P_SUSPICIOUS",
@@ -71,6 +71,7 @@ __all__ = [
     "TrustAscent",
     "ZeNO",
     "ZerothOrder",
+    "default_solver",
     "diagnose",
     "fast",
     "fingerprint",

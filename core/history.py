@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from .files import to_json
-from .precision import wide
 from .scoring import is_video
 
 EARLIER = -1
@@ -220,13 +219,17 @@ class History:
 
 
 def _listed(row):
-    return {key: value.tolist() if torch.is_tensor(value) else value for key, value in row.items()}
+    """Return the row with lists in place of (B,) tensors; those of one device are read at once, as the host waits."""
+    found = dict(row)
+    for device in {value.device for value in row.values() if torch.is_tensor(value)}:
+        keys = [key for key, value in row.items() if torch.is_tensor(value) and value.device == device]
+        found.update(zip(keys, torch.stack([row[key] for key in keys]).tolist(), strict=True))
+    return found
 
 
 def _norm(noise):
     """Return each picture's norm of z in units of sqrt(n), which true noise is near."""
-    flat = wide(noise.flat())
-    return flat.norm(dim=1) / flat.shape[1] ** 0.5
+    return noise.norm() / (noise.initial[0].numel() * (1 + len(noise.injected))) ** 0.5
 
 
 def thumbnail(images, longest=THUMBNAIL):

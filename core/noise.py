@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from .checks import check_finite, check_whole
 from .files import to_json, whole_file
-from .precision import normal
+from .precision import normal, wide
 
 FORMAT = "dno_noise_1"
 TENSORS = ("initial", "injected")
@@ -85,6 +85,11 @@ class Noise:
         """Return z as (B, n): each picture's x_T, then its injected noises in order."""
         rest = self.injected.transpose(0, 1).reshape(self.batch, -1)
         return torch.cat([self.initial.reshape(self.batch, -1), rest], dim=1)
+
+    def norm(self):
+        """Return (B,), the Euclidean length of each picture's z, in float32 or wider."""
+        initial, injected = (wide(z).flatten(1 - self.initial.ndim).norm(dim=-1) for z in (self.initial, self.injected))
+        return torch.cat([initial[None], injected]).norm(dim=0)
 
     def with_flat(self, flat):
         """Return the Noise whose `flat()` is `flat`, (rows, n): any number of pictures of this noise's shape."""
@@ -226,7 +231,8 @@ class Checkpoint:
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
-        >>> found = core.optimize(sample_map, rewards.Brightness(), sample_map.randn(seed=0), iterations=3).noise
+        >>> noise, solver = sample_map.randn(seed=0), core.GradientAscent()
+        >>> found = core.optimize(sample_map, rewards.Brightness(), noise, solver, iterations=3).noise
         >>> found.checkpoint.solver, found.checkpoint.iteration, sorted(found.checkpoint.memory)
         ('GradientAscent(adam)', 3, ['exp_avg', 'exp_avg_sq'])
 

@@ -19,7 +19,7 @@ from .picture_regularizer import parted, refuse_without_gradient
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
-from .solvers import Fast, GradientAscent
+from .solvers import Fast, GradientAscent, default_solver
 from .words import counted
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def optimize(
         reward: (images, prompts) -> scores (B,), higher is better.
         noise: the Noise to start from, e.g. sample_map.randn(seed), or an earlier Result's. An x_T of zeros is no
             noise: it stays as it is, and the injected noises alone are searched.
-        solver: default GradientAscent().
+        solver: default `solvers.default_solver`.
         regularizer: a ProbabilityRegularizer, a PictureRegularizer (with or without one of the noise beside it), or
             None for the plain Eq. (7).
         iterations: N >= 0.
@@ -133,8 +133,8 @@ def optimize(
     if math.isnan(floor):
         raise ValueError(f"floor is {floor}; expected a probability")
     sample_map.check_settings(noise)
-    given = noise if sample_map.device is None else noise.to(sample_map.device)
-    solver, noise, first = _started(solver or GradientAscent(), given)
+    given = sample_map.here(noise)
+    solver, noise, first = _started(solver or default_solver(), given)
     best = Best(log_of(floor), dict(floors or {}))
     if judges_latents(reward):
         raise ValueError(
@@ -229,12 +229,17 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
             raise
         history.stopped, done = str(error), None
     except RuntimeError as error:
-        if problem.latest is None or not is_out_of_memory(error):
+        if not is_out_of_memory(error) or (not history.rows and _knows_the_start_alone(problem)):
             raise
         if not history.rows:
             history.record(problem.latest)
         history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
     return noise, done
+
+
+def _knows_the_start_alone(problem):
+    """Whether a search in its first iteration has found nothing better yet, so that there is nothing to lose."""
+    return problem.latest is None or torch.equal(problem.best.scores, problem.latest.scores)
 
 
 def _record(history, evaluation, problem, callback):

@@ -7,8 +7,11 @@ known to a few parts in a thousand. Half precision cannot, and neither can a mat
 import contextlib
 import functools
 import hashlib
+import math
 
 import torch
+
+from .philox import normals
 
 
 def wide(tensor):
@@ -85,9 +88,9 @@ def mixed_seed(*key):
 
 
 def normal(shape, like, *key):
-    """Draw normal numbers of `shape` that `key` decides, in the dtype and on the device of `like`.
+    """Draw normal numbers of `shape` that `key` decides, in float32, in the dtype and on the device of `like`.
 
-    CUDA draws them on the device, where it costs nothing; everything else on the CPU, the same on each of them.
+    The same on every device, up to the rounding of a logarithm and a cosine (`philox.normals`).
 
     Example:
         >>> import torch
@@ -95,9 +98,7 @@ def normal(shape, like, *key):
         >>> torch.equal(normal((2,), z, "candidate", 7), normal((2,), z, "candidate", 7))
         True
     """
-    place = like.device if like.device.type == "cuda" else torch.device("cpu")
-    generator = torch.Generator(place).manual_seed(mixed_seed(*key))
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=place).to(like.device)
+    return normals(math.prod(shape), mixed_seed(*key), like.device).view(shape).to(like.dtype)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 PROBABILITY = "P"
 """What the floor on the noise's probability is called beside those on watched rewards."""
 
+THE_REWARD, THE_TERM = "the reward", "the term of the picture's regulariser"
+"""What they are called among the values that must be finite; messages name the reward, or its part."""
+
 
 @dataclass
 class Best:
@@ -90,7 +93,7 @@ class Best:
         if self.noise is None:
             self.noise, self.latent, self.images, self.scores, self.passed = noise, latent, images, scores, passes
             self.objectives = objectives
-            self.iterations = torch.full((len(scores),), iteration)
+            self.iterations = torch.full_like(scores, iteration, dtype=torch.int64)
             return
         better = passes & (~self.passed | (objectives > self.objectives))
         self.noise = Noise(
@@ -103,7 +106,7 @@ class Best:
         self.scores = where(better, scores, self.scores)
         self.objectives = where(better, objectives, self.objectives)
         self.passed = self.passed | better
-        self.iterations[better.cpu()] = iteration
+        self.iterations = torch.where(better, iteration, self.iterations)
 
     def _passed(self, scores, log_p, watched):
         """Return floor's name -> (B,) booleans."""
@@ -143,7 +146,7 @@ class Candidates:
     def flat(self, index):
         """Return (B, n): of each picture b the noise of candidate index[b], counted from the first of these."""
         found = None
-        for each in index.unique().tolist():
+        for each in sorted(set(index.tolist())):
             proposed = self.propose(self.first + each)
             found = proposed if found is None else where(index == each, proposed, found)
         return found
@@ -221,17 +224,20 @@ class Problem:
         """
         estimate = (estimator or Exact())(self, noise)
         scores, gradient, penalty = self._on_noise(estimate.scores, noise), estimate.gradient, None
+        norm = gradient.norm()
         # A picture that is at fault is named before its gradient, which is not finite either.
-        self.end_where_not_finite(scores, images=estimate.images)
-        norm = gradient.flat().norm(dim=1)
-        self.end_where_not_finite(norm, "the gradient of the reward by the noise")
+        values, picture_term = {THE_REWARD: scores}, estimate.picture_term
+        if picture_term is not None:
+            values[THE_TERM] = picture_term = self._on_noise(picture_term, noise)
+        values["the gradient of the reward by the noise"] = norm
         if self.regularizer:
             penalty, extra = self.regularizer.gradient(self.sample_map, noise, self.iteration)
-            self.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
+            values["the gradient of the regulariser"] = extra.norm()
             gradient = Noise(gradient.initial + extra.initial, gradient.injected + extra.injected)
+        self.end_where_not_finite(values, estimate.images)
         gradient = self._of_those_that_go_on(gradient)
         sampled = noise, estimate.latent, estimate.images, scores, norm, penalty
-        return self.evaluation(*sampled, picture_term=estimate.picture_term), gradient
+        return self._recorded(*sampled, picture_term=picture_term), gradient
 
     def by_latent(self, latent):
         """Return the picture's term (B,) and its gradient by the latent (B, ..), or None twice without one."""
@@ -265,7 +271,7 @@ class Problem:
         def gradient():
             d_images = (estimator or Exact()).by_images(self, noise, images)[1]
             found = vjp(d_images, self.by_latent(vjp.latent)[1])
-            self.end_where_not_finite(found.flat().norm(dim=1), "the gradient of the reward by the noise")
+            self.end_where_not_finite({"the gradient of the reward by the noise": found.norm()})
             return self._of_those_that_go_on(found)
 
         try:
@@ -397,20 +403,22 @@ class Problem:
         found = (flat * direction).sum(dim=1)
         return (found - expected).abs() / expected.abs().clamp(min=1e-12)
 
-    def evaluation(
-        self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None, picture_term=None
-    ):
+    def evaluation(self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None):
         """Record everything about one sampled and scored noise, and let it compete for the best.
 
         Args:
             noise .. penalty: see `Evaluation`.
-            watched, picture_term: likewise, where they are known already.
+            watched: likewise, where it is known already.
         """
-        self.end_where_not_finite(scores, images=images)
+        values, picture_term = {THE_REWARD: scores}, None
         if self.picture is not None:
-            term = self.picture.value(latent) if picture_term is None else picture_term
-            picture_term = self._on_noise(term, noise)
-            self.end_where_not_finite(picture_term, "the term of the picture's regulariser")
+            values[THE_TERM] = picture_term = self._on_noise(self.picture.value(latent), noise)
+        self.end_where_not_finite(values, images)
+        return self._recorded(noise, latent, images, scores, gradient_norm, penalty, watched, picture_term)
+
+    def _recorded(
+        self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None, picture_term=None
+    ):
         log_p, log_p_initial = self.log_probabilities(noise)
         found = Evaluation(
             noise=noise,
@@ -455,32 +463,34 @@ class Problem:
         """Return what `watched` does, where there are floors on it; else {}, and nothing is scored."""
         return self.watched(latent, images) if self.best.floors else {}
 
-    def end_where_not_finite(self, values, what=None, images=None):
-        """End the search of the pictures whose value (B,) is not finite; the others' goes on.
+    def end_where_not_finite(self, values, images=None):
+        """End the search of the pictures of which a value is not finite; the others' goes on.
+
+        All values are looked at together: to look makes the host wait for the device.
 
         Args:
-            values: (B,), of the reward where nothing else is said.
-            what: what the values are, for the message.
+            values: what they are, for the message -> (B,); `THE_REWARD` is the reward's scores. The first that is not
+                finite is given as the reason.
             images: (B, ..), the pictures that were scored: where one of them is not finite, that is the reason.
 
         Raises:
             NotFiniteError: no picture's search goes on.
         """
-        finite = values.isfinite()
+        finite = torch.stack([each.isfinite() for each in values.values()])
         if finite.all():
             return
-        for item in (~finite).nonzero().flatten().tolist():
-            if item not in self.ended:
-                self.ended[item] = self._what_is_not_finite(item, values, what, images)
+        for what, passed in zip(values, finite.tolist(), strict=True):
+            for item in (item for item, fine in enumerate(passed) if not fine and item not in self.ended):
+                self.ended[item] = self._what_is_not_finite(item, values[what], what, images)
                 log.warning("picture %d has ended: %s", item, self.ended[item])
-        if len(self.ended) == len(values):
+        if len(self.ended) == len(passed):
             raise NotFiniteError("; ".join(dict.fromkeys(self.ended.values())))
 
     def _what_is_not_finite(self, item, values, what, images):
         value = values[item].item()
         if images is not None and not images[item].isfinite().all():
             what, value = "the picture", "not finite, so the model or the VAE is at fault and not the reward,"
-        elif what is None:
+        elif what == THE_REWARD:
             what = f"the reward {self._part_at_fault(item, images)}"
         return f"{what} is {value} at iteration {self.iteration}; expected finite numbers"
 

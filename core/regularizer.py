@@ -15,6 +15,10 @@ Permutations are the cost of the plain algorithm. Here one random permutation cu
 b layouts permutes the blocks: a uniformly random permutation each, as the paper wants (they share the first shuffle).
 Their moments are then sums of entries of one K-vector of block sums and one (K, K) Gram matrix, so that b layouts cost
 one gather and one small matrix product, forward and backward. [derived here; not in the paper]
+
+To draw that first permutation, or to move it to a device, would cost more than all the rest. So it is drawn once for a
+length and kept on the device, and where new layouts are asked for, z is turned beforehand, its end put before its
+beginning, by a random number of places: a uniformly random permutation, turned, is one still. [derived here]
 """
 
 import functools
@@ -24,7 +28,7 @@ from dataclasses import dataclass
 import torch
 
 from .checks import check_finite, check_whole
-from .precision import exactly, wide
+from .precision import exactly, mixed_seed, wide
 
 GROUPS, BLOCKS = 64, 512
 P_SUSPICIOUS = 0.01
@@ -49,12 +53,12 @@ def log_probabilities(z, k=2):
     """
     z = wide(z)
     m = _rows(z.shape[-1], k)
-    rows = z[..., : m * k].unflatten(-1, (m, k))
-    return _log_bounds(rows.mean(dim=-2), rows.mT @ rows / m, m)
+    sums, gram = _Moments.apply(z[..., : m * k].unflatten(-1, (m, k)).mT)
+    return _log_bounds(sums / m, gram / m, m)
 
 
 @exactly
-def permuted_log_probabilities(z, k=2, permutations=100, source=0):
+def permuted_log_probabilities(z, k=2, permutations=100, seed=0, turn=0):
     """Return ln p1 and ln p2 of the identity layout and of `permutations` random ones, the same for every row of z.
 
     Differentiable by z; the time hardly depends on `permutations`.
@@ -63,7 +67,8 @@ def permuted_log_probabilities(z, k=2, permutations=100, source=0):
         z: (..., n) noise.
         k: length of a sub-vector.
         permutations: b, at least 0.
-        source: of the permutations: a CPU torch.Generator, or a seed, whose permutations are kept for the next call.
+        seed: of the permutations.
+        turn: by how many places z is turned before they see it; another number makes other permutations of the seed.
 
     Returns:
         ln p1 and ln p2, each (..., 1 + b), the identity first.
@@ -74,16 +79,55 @@ def permuted_log_probabilities(z, k=2, permutations=100, source=0):
         return first
     n = z.shape[-1]
     groups, size = _blocks(n, k)
-    count = k * groups
-    draw = _kept_layouts if isinstance(source, int) else _layouts
-    shuffle, order = draw(n, count, size, permutations, source, z.device)
-    blocks = z.index_select(-1, shuffle).unflatten(-1, (count, size))
-    gram, sums = blocks @ blocks.mT, blocks.sum(dim=-1)
+    shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
+    shuffled = _Shuffled.apply(z.roll(turn, dims=-1) if turn else z, shuffle)
+    sums, gram = _Moments.apply(shuffled.unflatten(-1, (k * groups, size)))
     order = order.view(permutations, k, groups)
     m = groups * size
     covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m
     rest = _log_bounds(sums[..., order].sum(dim=-1) / m, covariance, m)
     return tuple(torch.cat(pair, dim=-1) for pair in zip(first, rest, strict=True))
+
+
+class _Moments(torch.autograd.Function):
+    """The sum of each block of numbers (.., count, size), and the products of every two blocks, (.., count, count).
+
+    Of block i the gradient is d_sums_i + sum_j (d_gram_ij + d_gram_ji) block_j; autograd would take that product twice.
+    """
+
+    @staticmethod
+    def forward(ctx, blocks):
+        ctx.save_for_backward(blocks)
+        return blocks.sum(dim=-1), blocks @ blocks.mT
+
+    @staticmethod
+    def backward(ctx, d_sums, d_gram):
+        (blocks,) = ctx.saved_tensors
+        return ((d_gram + d_gram.mT) @ blocks).add_(d_sums[..., None])
+
+
+class _Shuffled(torch.autograd.Function):
+    """Each row of z (.., n), picked by the places in `shuffle`, none of them twice.
+
+    One row after another: along the last of two dimensions PyTorch's CPU kernels take up to 40 times longer.
+    """
+
+    @staticmethod
+    def forward(ctx, z, shuffle):
+        ctx.save_for_backward(shuffle)
+        ctx.shape = z.shape
+        found = z.new_empty(*z.shape[:-1], len(shuffle))
+        for row, place in zip(z.reshape(-1, z.shape[-1]), found.view(-1, len(shuffle)), strict=True):
+            torch.index_select(row, 0, shuffle, out=place)
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (shuffle,) = ctx.saved_tensors
+        d_z = gradient.new_zeros(ctx.shape)
+        for row, place in zip(d_z.view(-1, ctx.shape[-1]), gradient.reshape(-1, len(shuffle)), strict=True):
+            row.index_add_(0, shuffle, place)
+        return d_z, None
 
 
 @torch.no_grad()
@@ -176,20 +220,26 @@ class ProbabilityRegularizer:
         # Pictures of one mask are judged together; they agree in how much of z is searched, and how much of x_T.
         sizes = [len(first) for first in sample_map.active_initial(noise)]
         for rows, initial_size in _stacked(sample_map.active(noise), sizes):
-            z = rows.detach().requires_grad_()
+            parts = [part.detach().requires_grad_() for part in self._parts(rows, initial_size)]
             with torch.enable_grad():
-                value = self.gamma * self._term(z, initial_size, iteration)
-            gradients += torch.autograd.grad(value, z, torch.ones_like(value))[0]
+                value = self.gamma * self._term(parts, iteration) if parts else wide(rows.new_zeros(len(rows)))
+            found = torch.autograd.grad(value.sum(), parts) if parts else [rows]
+            gradients += torch.cat(found, dim=1)
             values.append(value.detach())
         return torch.cat(values), sample_map.with_active(noise, gradients)
 
-    def _term(self, z, initial_size, iteration):
-        """Return E[ln p1 + ln p2] of each row of z (B, n), the first `initial_size` numbers apart if so set."""
-        parts = [part for part in z.tensor_split([initial_size if self.apart else 0], dim=1) if part.numel()]
-        generator = torch.Generator().manual_seed((self.seed + iteration) % 2**63)
-        bounds = [permuted_log_probabilities(part, self.k, self.permutations, generator) for part in parts]
-        nothing = wide(z).sum(dim=1) * 0  # the term of a picture that is masked altogether
-        return sum((log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds), nothing)
+    def _parts(self, z, initial_size):
+        """Return what is judged apart of rows z (B, n), without what is masked altogether."""
+        return [part for part in z.tensor_split([initial_size if self.apart else 0], dim=1) if part.numel()]
+
+    def _term(self, parts, iteration):
+        """Return E[ln p1 + ln p2] of each picture, summed over the parts (B, n) of its noise."""
+        turns = [mixed_seed("layouts", self.seed, iteration) % part.shape[1] for part in parts]
+        bounds = [
+            permuted_log_probabilities(part, self.k, self.permutations, self.seed, turn)
+            for part, turn in zip(parts, turns, strict=True)
+        ]
+        return sum(log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds)
 
 
 @dataclass(frozen=True)
@@ -253,17 +303,17 @@ def _blocks(n, k):
     return groups, n // (k * groups)
 
 
-def _layouts(n, count, size, permutations, source, device):
-    """Return the shuffle of z that cuts it into blocks, (count * size,) int32, and the blocks' orders, (b, count)."""
-    generator = torch.Generator().manual_seed(source % 2**63) if isinstance(source, int) else source
+# Of z, x_T and the injected noises of one shape, and one more where a regulariser has as many permutations of its own.
+@functools.lru_cache(maxsize=4)
+def _layouts(n, count, size, permutations, seed, device):
+    """Return the shuffle of z that cuts it into blocks, (count * size,) int32, and the blocks' orders, (b, count).
+
+    Drawn on the CPU, so that a seed means the same permutations everywhere, and kept on the device.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
     shuffle = torch.randperm(n, generator=generator, device="cpu")[: count * size].to(torch.int32)
     order = torch.rand((permutations, count), generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
     return shuffle.to(device), order.to(device)
-
-
-# Judging takes the same permutations every time, and to shuffle a long z costs more than all the rest. Two of them, of
-# z and of x_T, for two shapes.
-_kept_layouts = functools.lru_cache(maxsize=4)(_layouts)
 
 
 def _rows(n, k):

@@ -105,6 +105,7 @@ class SampleMap:
             self.start = self._pure_noise
         self.finish = self.finish or _same
         self.in_place = InPlace()
+        self._kept_entries = {}  # of `_entries`
         optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
         if self.prompts is not None and len(self.prompts) != self.shape[0]:
@@ -200,7 +201,8 @@ class SampleMap:
         """Return B flat vectors, each picture's entries of z that are optimised, x_T's first: a list, or (B, n)."""
         if self.optimises_everything:
             return noise.flat()
-        return [vector[keep] for vector, keep in zip(noise.flat(), self.active_entries(noise), strict=True)]
+        _, places = self._entries(noise)
+        return [z.index_select(0, place) for z, place in zip(noise.flat(), places, strict=True)]
 
     def active_initial(self, noise):
         """Return B flat vectors, each picture's optimised entries of x_T alone, as `active`."""
@@ -217,14 +219,14 @@ class SampleMap:
         if self.optimises_everything:
             return noise.with_flat(torch.stack(vectors).to(noise.initial))
         flat = torch.zeros_like(noise.flat())
-        for row, keep, vector in zip(flat, self.active_entries(noise), vectors, strict=True):
-            row[keep] = vector.to(row)
+        for row, place, vector in zip(flat, self._entries(noise)[1], vectors, strict=True):
+            row.index_add_(0, place, vector.to(row))
         return noise.with_flat(flat)
 
     @torch.no_grad()
     def latent(self, noise):
         """Return the latent that `noise` samples to, of `shape`, without gradient."""
-        (x,) = deque(self._walk(noise), maxlen=1)  # nothing is kept of the earlier ones
+        (x,) = deque(self._walk(self.here(noise)), maxlen=1)  # nothing is kept of the earlier ones
         return self.to_latent(x)
 
     def noisy_latent(self, noise):
@@ -252,8 +254,12 @@ class SampleMap:
             images: (B, 3, H, W), detached.
             vjp: a `Pullback`; vjp(d_images) is the Noise of gradients, once.
         """
-        vjp = Pullback(self, noise)
+        vjp = Pullback(self, self.here(noise))
         return vjp.images, vjp
+
+    def here(self, noise):
+        """Return `noise` on this map's device: one that was loaded from a file is on the CPU."""
+        return noise if self.device is None else noise.to(self.device)
 
     def _walk(self, noise, kept=None):
         """Yield the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
@@ -312,14 +318,24 @@ class SampleMap:
 
     def active_entries(self, noise):
         """Return (batch, n) booleans, the layout of `Noise.flat`: which entries of z are optimised."""
-        mask = torch.ones(self.shape, dtype=torch.bool) if self.mask is None else self.mask
-        one = (mask > 0).to(noise.initial.device).expand(self.shape)
-        one = one.repeat(noise.batch // self.shape[0], *[1] * (len(self.shape) - 1))
-        with_initial = self.part in ("all", "initial")
-        injected = torch.zeros_like(noise.injected, dtype=torch.bool)
-        for index in optimised_injected(self.part, self.injected)[: len(injected)]:
-            injected[index] = one
-        return Noise(one if with_initial else torch.zeros_like(one), injected).flat()
+        if self.optimises_everything:
+            count = (1 + len(noise.injected)) * noise.initial[0].numel()
+            return torch.ones((), dtype=torch.bool, device=noise.initial.device).expand(noise.batch, count)
+        return self._entries(noise)[0].repeat(noise.batch // self.shape[0], 1)
+
+    def _entries(self, noise):
+        """Return (B, n) booleans, which entries are optimised, and B vectors of the places where; made once."""
+        key = noise.initial.device, len(noise.injected), self.part, id(self.mask)
+        if key not in self._kept_entries:
+            mask = torch.ones(self.shape, dtype=torch.bool) if self.mask is None else self.mask
+            one = (mask > 0).to(noise.initial.device).expand(self.shape)
+            injected = torch.zeros((len(noise.injected), *self.shape), dtype=torch.bool, device=one.device)
+            for index in optimised_injected(self.part, self.injected)[: len(injected)]:
+                injected[index] = one
+            initial = one if self.part in ("all", "initial") else torch.zeros_like(one)
+            entries = Noise(initial, injected).flat()
+            self._kept_entries[key] = entries, [row.nonzero().flatten().to(torch.int32) for row in entries]
+        return self._kept_entries[key]
 
 
 class Pullback:

@@ -154,10 +154,10 @@ class SamplerMap(SampleMap):
             self.report("forward", next(index))
             return self.denoise(x, sigma)
 
-        return self.to_latent(self.sampled(noise, model))
+        return self.to_latent(self.sampled(self.here(noise), model))
 
     def pullback(self, noise):
-        vjp = SamplerPullback(self, noise)
+        vjp = SamplerPullback(self, self.here(noise))
         return vjp.images, vjp
 
     def sampled(self, noise, model):

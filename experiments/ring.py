@@ -78,7 +78,8 @@ def climb(sample_map, reward, iterations=100, snapshots=(), solver=None, regular
     """Optimise one noise a point, from true noise, and keep the Evaluations of the iterations in `snapshots`.
 
     Args:
-        sample_map, reward, iterations, solver, regularizer: as `optimize` takes them.
+        sample_map, reward, iterations, regularizer: as `optimize` takes them.
+        solver: default the paper's, Adam.
         snapshots: iterations, 0 .. `iterations`.
         seed: of the noise.
         tick: called after every iteration.
@@ -93,6 +94,7 @@ def climb(sample_map, reward, iterations=100, snapshots=(), solver=None, regular
             tick()
 
     noise = sample_map.randn(seed)
+    solver = solver or GradientAscent()
     result = optimize(sample_map, reward, noise, solver, regularizer, iterations, callback=keep, floor=0.0)
     if result.history.stopped == "interrupted":  # `optimize` keeps the best so far; half an experiment is none
         raise KeyboardInterrupt

@@ -154,7 +154,7 @@ def required_of_a_search():
         io.Int.Input(
             "iterations", default=20, min=0, max=100000,
             tooltip="Updates of the noise. Each costs about three sampling runs, or as many as the solver tries"
-            " candidates. 0 only samples.",
+            " candidates. 10 show much, 50 are thorough, 0 only samples.",
         ),
     ]  # fmt: skip
 
@@ -167,7 +167,7 @@ def optional_of_a_search():
     return [
         sockets.Solver.Input(
             "solver", optional=True,
-            tooltip="How the noise is changed; without it gradient ascent by Adam at learning rate 0.01.",
+            tooltip="How the noise is changed; without it as DNO Solver (Trust) does: a climb with nothing to tune.",
         ),
         sockets.Regularizer.Input(
             "regularizer", optional=True,

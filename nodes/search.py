@@ -237,7 +237,7 @@ class Optimization:
     target: float | None = None
 
     def __post_init__(self):
-        if self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "needs_gradient", False):
+        if self.iterations > 0 and getattr(self.solver or core.default_solver(), "needs_gradient", False):
             require_differentiable(self.reward)
 
     @property
@@ -258,7 +258,7 @@ class Optimization:
     @property
     def _asked_of_solver(self):
         """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
-        return self.iterations > 0 and getattr(self.solver or core.GradientAscent(), "differentiates", True)
+        return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
     def graphs(self, calls):
         """Return how many graphs of calls are in memory together, of a run of so many calls."""
@@ -270,7 +270,7 @@ class Optimization:
     @property
     def candidates(self):
         """How many candidates of each picture the solver compares in an iteration."""
-        solver = self.solver or core.GradientAscent()
+        solver = self.solver or core.default_solver()
         counts = [getattr(solver, name, 0) for name in ("candidates", "samples")]
         counts.append(getattr(getattr(solver, "estimator", None), "q", 0))
         counts += [belief.noises for belief in self._beliefs]  # which are sampled like candidates
@@ -290,7 +290,7 @@ class Optimization:
             return self._search(run, decode, most_rows, progress)
 
     def _search(self, run, decode, most_rows, progress):
-        solver = self.solver or core.GradientAscent()
+        solver = self.solver or core.default_solver()
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
             on_step=progress.on_step,

@@ -35,8 +35,9 @@ class DiscreteDenoiser:
         if prediction not in ("eps", "v"):
             raise ValueError(f"unknown prediction {prediction!r}; expected 'eps' or 'v'")
         self.network, self.prediction = network, prediction
-        alphas_cumprod = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
-        # Kept in float32, as not every device has float64: neighbours differ by 0.001 or more, rounding by 1e-6.
+        # In float64 on the CPU, as not every device has it, and a scheduler's may be there: diffusers moves them. Kept
+        # in float32: neighbours differ by 0.001 or more, rounding by 1e-6.
+        alphas_cumprod = torch.as_tensor(alphas_cumprod).cpu().double()
         self.log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().log().float()
 
     def timestep(self, sigma):

@@ -234,7 +234,9 @@ class _ScheduledDenoiser(DiscreteDenoiser):
 
     def timestep(self, sigma):
         """Return the timestep at each sigma of the schedule, (B,)."""
-        return self.timesteps.to(sigma.device)[super().timestep(sigma)]
+        if self.timesteps.device != sigma.device:
+            self.timesteps = self.timesteps.to(sigma.device)
+        return self.timesteps[super().timestep(sigma)]
 
 
 def _vp_sampling(scheduler, steps):

@@ -72,7 +72,7 @@ class LGD(Solver):
             )
         evaluation = problem.evaluate(noise)
         free = noise.with_flat(sample_map.active_entries(noise)).injected
-        injected = noise.injected.clone()
+        injected, norms = noise.injected.clone(), {}
         x = sample_map.start(noise.initial)
         for index, (sigma, sigma_next) in enumerate(sample_map.schedule.intervals[: len(injected)]):
             if sample_map.is_judged(index):
@@ -83,9 +83,13 @@ class LGD(Solver):
             alpha, level = signal_level(sigma, family), s_noise * sigma
             guidance = partial(self._guidance, problem, x, index, level / math.hypot(alpha, level))
             denoised, gradient = sample_map.in_place.differentiate("guided step", guidance)
+            norms[f"the guidance of step {index + 1}"] = gradient.flatten(1).norm(dim=1)
+            gradient = torch.where(gradient.isfinite(), gradient, 0.0)
             if c_noise > 0 and alpha > 0:
                 injected[index] += free[index] * (c_denoised * level**2 / alpha / c_noise * gradient).to(injected)
             x = c_x * x + c_denoised * denoised + c_noise * injected[index]
+        if norms:
+            problem.end_where_not_finite(norms)  # all at once: each look makes the host wait
         return Noise(noise.initial, injected, noise.settings), evaluation
 
     def _guidance(self, problem, x, index, spread):
@@ -106,5 +110,4 @@ class LGD(Solver):
         with outside_autocast(x.device.type):
             (gradient,) = torch.autograd.grad(images, x, d_images.flatten(0, 1).to(images))
         gradient = gradient * of_items(size, gradient)
-        problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the guidance of a step")
-        return denoised.detach(), torch.where(gradient.isfinite(), gradient, 0.0)
+        return denoised.detach(), gradient

@@ -151,16 +151,19 @@ class Tilt(SamplesItself):
         """Sample `noise` with tilted injected noises: return (the Noise that did it, latent, images, scores)."""
         sample_map, steps = problem.sample_map, self._steps(problem.sample_map)
         free = noise.with_flat(sample_map.active_entries(noise)).injected
-        found = Noise(noise.initial, noise.injected.clone(), noise.settings)
+        found, norms = Noise(noise.initial, noise.injected.clone(), noise.settings), {}
         x = sample_map.start(noise.initial)
         for index in range(sample_map.schedule.steps):
             sample_map.report("forward", index)
             if index in steps:
                 denoised, gradient = self._guidance(problem, noise, x, index)
+                norms[f"the gradient of the reward at step {index + 1}"] = gradient.flatten(1).norm(dim=1)
+                gradient = torch.where(gradient.isfinite(), gradient, 0.0)
                 found.injected[index] = tilted(noise.injected[index], gradient, strength, free[index])
             else:
                 denoised = sample_map.denoise(x, x.new_full((len(x),), sample_map.schedule.sigmas[index]))
             x = sample_map.step(x, denoised, index, found)
+        problem.end_where_not_finite(norms)  # all at once: each look makes the host wait
         latent = sample_map.to_latent(x)
         images = sample_map.images(latent)
         scores = problem.score(images[None])[0].to(noise.initial.device)
@@ -173,8 +176,7 @@ class Tilt(SamplesItself):
             sample_map.report("backward", index)
         asked = partial(self._differentiated, problem, noise, x, index)
         denoised, gradient = sample_map.in_place.differentiate("guided step", asked)
-        problem.end_where_not_finite(gradient.flatten(1).norm(dim=1), "the gradient of a step's reward")
-        return denoised, torch.where(gradient.isfinite(), gradient, 0.0)
+        return denoised, gradient
 
     def _differentiated(self, problem, noise, x, index):
         """Return what `_guidance` does, as it came."""

@@ -113,7 +113,7 @@ class TrustAscent(SamplesItself):
             accepted = self._accepts(evaluation, passed)
             gradient = gradient_of() if accepted.any() else None
         if gradient is not None:
-            evaluation = replace(evaluation, gradient_norm=gradient.flat().norm(dim=1))
+            evaluation = replace(evaluation, gradient_norm=gradient.norm())
         self._held = self._after(problem, evaluation, gradient, accepted, passed)
         return self._held.trial(problem.sample_map), evaluation
 
@@ -179,7 +179,7 @@ class TrustAscent(SamplesItself):
         if (weight > 0).any():
             push = problem.regularizer or self.push
             extra = push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
-            problem.end_where_not_finite(extra.flat().norm(dim=1), "the gradient of the regulariser")
+            problem.end_where_not_finite({"the gradient of the regulariser": extra.norm()})
             d = sphere.tangent(_parts(extra))
             length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
             u = u + (weight.to(d) * math.sqrt(len(u)) / length).view(-1, *[1] * (d.ndim - 2)) * d

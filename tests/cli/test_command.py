@@ -109,6 +109,14 @@ DEFAULTS = {
 }
 
 
+@pytest.mark.parametrize("lr, gamma, expected", [
+    (None, None, core.default_solver()), (0.1, None, core.GradientAscent(0.1)), (None, 0.0, core.GradientAscent()),
+])
+def test_without_a_solver_the_default_is_taken_or_the_one_whose_settings_are_given(lr, gamma, expected):
+    solver, _ = solver_of(solver_settings(Namespace(solver=None, lr=lr, gamma=gamma)))
+    assert solver.name == expected.name and getattr(solver, "lr", None) == getattr(expected, "lr", None)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_solver_without_options_has_its_papers_settings(name):
     solver, regularizer = solver_of(solver_settings(Namespace(solver=name)))
@@ -222,7 +230,7 @@ def test_a_reward_model_judges_by_its_file(name, kind, tmp_path):
     (["--prompt", "black cat", "--steps", "1001"], "steps is 1001; expected 1 .. 1000"),
     (["--prompt", "black cat", "--lr", "0"], "expected a number > 0"),
     (["--prompt", "black cat", "--device", "abacus"], "device 'abacus' cannot be used here"),
-    (["--prompt", "black cat", "--reward", "jpeg"], "--reward jpeg has no gradient and --solver adam .* hybrid2"),
+    (["--prompt", "black cat", "--reward", "jpeg"], "--reward jpeg has no gradient and --solver trust .* hybrid2"),
     (["--prompt", "black cat", "--solver", "pcn", "--lr", "1"], "--solver pcn takes .*--beta; leave out --lr"),
     (["--prompt", "black cat", "--steps", "2", "--part", "first 2"], "part is 'first 2'; expected"),
     (["--prompt", "black cat", "--height", "64"], "--height and --width are for --model"),

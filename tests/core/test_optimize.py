@@ -237,7 +237,7 @@ def test_watched_rewards_are_recorded_and_never_optimised():
 
 
 def test_the_history_goes_to_json_and_holds_every_column():
-    history = run(regularizer=core.ProbabilityRegularizer(), iterations=2).history
+    history = run(regularizer=core.ProbabilityRegularizer(), solver=core.GradientAscent(), iterations=2).history
     record = json.loads(history.to_json())
     assert [row["iteration"] for row in record["rows"]] == [0, 1, 2]
     for key in ("score", "log_p", "log_p_initial", "norm", "penalty"):
@@ -396,11 +396,13 @@ def test_memory_that_runs_out_late_keeps_the_best(error):
     assert len(result.history.rows) == 2 and result.history.best == [1, 1]
 
 
-def test_memory_that_runs_out_before_anything_is_found_is_seen_by_its_type():
+@pytest.mark.parametrize("solver", [core.GradientAscent(), core.TrustAscent(), core.Tilt()])
+def test_memory_that_runs_out_before_anything_is_found_is_seen_by_its_type(solver):
+    """The start is scored; its gradient, or the run that is tilted, takes the memory that is not there."""
     noise_map = sample_map()
     noise_map.decode = Full(noise_map.decode, 2)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        run(noise_map)
+        run(noise_map, solver=solver)
 
 
 @pytest.mark.parametrize("solver", [core.Search.best_of_n(candidates=4), core.ZeNO(candidates=4)])

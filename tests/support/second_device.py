@@ -54,12 +54,14 @@ class Counts:
         synchronisations: operation -> how often it made the host wait.
         operations: how many ran in all.
         bytes: of the tensors alive now, and `peak`, the most that ever were; relative to the beginning.
+        largest_copy: bytes of the largest tensor that went from the host to the device or back.
     """
 
     synchronisations: Counter = field(default_factory=Counter)
     operations: int = 0
     bytes: int = 0
     peak: int = 0
+    largest_copy: int = 0
 
     def wait(self, name):
         self.synchronisations[name] += 1
@@ -229,11 +231,18 @@ class _Call:
                 _place(ours, storage, alias)
 
 
+def _as_declared(operation, args):
+    """Return the arguments with a tensor for each number that stands where the operation takes a tensor."""
+    for value, argument in zip(args, operation._schema.arguments, strict=False):
+        number = isinstance(value, (int, float)) and isinstance(argument.type, torch.TensorType)
+        yield torch.tensor(value) if number else value
+
+
 def _run(operation, *args, **kwargs):
     """Run the CPU's kernel: the fallback of all operations."""
     name = operation.name().removeprefix("aten::").partition(".")[0]
     call, counts = _Call(name), _state.counts
-    args = [call.convert(value) for value in args]
+    args = [call.convert(value) for value in _as_declared(operation, args)]
     kwargs = {key: call.convert(value) for key, value in kwargs.items()}
     call.refuse_two_devices()
     counts.operations += 1
@@ -260,6 +269,7 @@ def _copy(source, target, non_blocking=False):
     _state.counts.operations += 1
     if not (_is_ours(source) and _is_ours(target)):
         _state.counts.wait("to the CPU" if _is_ours(source) else "from the CPU")
+        _state.counts.largest_copy = max(_state.counts.largest_copy, source.nbytes)
     aliases = [_on_cpu(tensor) if _is_ours(tensor) else tensor for tensor in (target, source)]
     aliases[0].copy_(aliases[1])
     return target

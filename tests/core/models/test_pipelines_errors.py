@@ -85,6 +85,17 @@ def test_a_pipeline_that_offloads_its_weights_is_refused():
     from_pipeline(pipeline, "a cat", steps=2)
 
 
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_a_pipeline_that_diffusers_offloads_is_refused_and_taken_once_its_hooks_are_gone(pretend, offload):
+    pytest.importorskip("accelerate")
+    pipeline = tiny.stable_diffusion()
+    getattr(pipeline, offload)(device=pretend)
+    with pytest.raises(ValueError, match=r"offloads its weights.*remove_all_hooks\(\) and pipeline.to\(device\)"):
+        from_pipeline(pipeline, "a cat", steps=2, device=pretend)
+    pipeline.remove_all_hooks()
+    from_pipeline(pipeline.to("cpu"), "a cat", steps=2)
+
+
 def test_a_pipelines_noise_is_drawn_where_its_network_is():
     sample_map = from_pipeline(tiny.stable_diffusion(), "a cat", steps=2)
     assert sample_map.device == sample_map.randn(0).initial.device == torch.device("cpu")

@@ -42,6 +42,28 @@ def test_a_model_samples_and_is_searched_as_on_the_cpu(device, model):
     torch.testing.assert_close(found.images.cpu(), expected.images, rtol=1e-3, atol=1e-3)
 
 
+def test_a_noise_from_a_file_is_sampled_where_the_model_is(device, tmp_path):
+    """Files hold tensors of the CPU: to replay one nobody has to move it."""
+    ours = MODELS["sd"](device)
+    noise, expected = ours.randn(0), ours.sample(ours.randn(0))
+    noise.save(tmp_path / "noise.safetensors")
+    loaded = core.Noise.load(tmp_path / "noise.safetensors")
+    assert loaded.initial.device.type == "cpu"
+    images, vjp = ours.pullback(loaded)
+    assert torch.equal(ours.sample(loaded), expected) and torch.equal(images, expected)
+    assert vjp(torch.ones_like(images)).initial.device == device
+
+
+def test_a_scheduler_that_diffusers_has_moved_needs_no_float64_there(device):
+    """`add_noise`, which pictures made from pictures begin with, leaves a scheduler's tensors on the device."""
+    pipeline = tiny.stable_diffusion(LCMScheduler(**tiny.SD_BETAS, steps_offset=1))
+    pipeline.scheduler.alphas_cumprod = pipeline.scheduler.alphas_cumprod.to(device)
+    with allowed(device):
+        images = (ours := from_tiny(pipeline, device)).sample(ours.randn(0))
+    expected = from_tiny(tiny.stable_diffusion(LCMScheduler(**tiny.SD_BETAS, steps_offset=1)), "cpu")
+    torch.testing.assert_close(images.cpu(), expected.sample(expected.randn(0)), rtol=1e-3, atol=1e-3)
+
+
 def test_the_command_runs_on_it(device, tmp_path):
     options = ["run", "--prompt", "black cat", "--steps", "1", "--iterations", "1", "--out", str(tmp_path)]
     with allowed(device):

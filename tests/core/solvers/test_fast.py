@@ -193,7 +193,7 @@ def test_entries_that_are_not_searched_keep_their_noise():
 def test_an_x_t_of_zeros_stays_and_the_injected_noises_are_searched():
     noise_map = fine_map(start=lambda noise: noise + torch.linspace(-5, 5, 8, dtype=torch.float64))
     noise = replace(noise_of(noise_map), initial=torch.zeros(SHAPE, dtype=torch.float64))
-    found = run(noise_map, noise=noise)
+    found = run(noise_map, noise=noise, floor=0.0)
     assert not found.noise.initial.any() and (scores(found, 1) > scores(found, 0)).all()
 
 

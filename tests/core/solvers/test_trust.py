@@ -172,7 +172,7 @@ def test_no_trial_turns_by_more_than_the_largest_angle():
 
     def reward(images, prompts):
         count = next(asked)
-        return linear(normal(4, 16, 16, seed=count))(images, prompts) * 1e-9 + count
+        return linear(normal(4, 16, 16, seed=100 + count))(images, prompts) * 1e-9 + count
 
     seen = way(noise_map, reward, noise_of(noise_map), iterations=10)
     turned = [
