@@ -35,7 +35,7 @@ from .precision import outside_autocast, wide
 from .sample_map import LOST_GRADIENT, vjp
 from .scoring import name_of
 
-KINDS = ("belief", "loss", "start")
+PICTURE_KINDS = ("belief", "loss", "start")
 OWN_NOISES = 1
 """The seed of the noises that are added to latents; those of `Belief` have another."""
 
@@ -45,7 +45,7 @@ class PictureRegularizer:
     """A term of the picture's latent that is added to the reward, asked of the model that is searched.
 
     It is for solvers that take the reward's gradient back through the model: GradientAscent with Exact, Hybrid1 or
-    Hybrid2, TrustAscent, Fast. An evaluation calls the network once for each noise at each level, forward, and backward
+    Hybrid2, TrustAscent. An evaluation calls the network once for each noise at each level, forward, and backward
     where a gradient is taken; memory is that of one call for the B pictures.
 
     Example:
@@ -70,7 +70,7 @@ class PictureRegularizer:
     """
 
     kind: str = "belief"
-    gamma: float = 1.0
+    gamma: float = 0.3
     beside: object = None
     ratios: tuple = (6.0, 12.0)
     noises: int = 2
@@ -79,7 +79,7 @@ class PictureRegularizer:
     of_latents = True
 
     def __post_init__(self):
-        if self.kind not in KINDS:
+        if self.kind not in PICTURE_KINDS:
             raise ValueError(f"unknown kind {self.kind!r}; expected 'belief', 'loss' or 'start'")
         check_finite(gamma=self.gamma)
         if self.gamma < 0:
@@ -294,6 +294,6 @@ def refuse_without_gradient(solver, regularizer):
     if regularizes_pictures(regularizer) and not getattr(solver, "regularizes_pictures", False):
         raise ValueError(
             f"{name_of(solver)} takes no gradient of the reward back through the whole model, to which a picture"
-            " regularizer could add its own; expected Gradient, Trust, Fast, or hybrid-1 and hybrid-2 of Zeroth-Order."
+            " regularizer could add its own; expected Gradient, Trust, or hybrid-1 and hybrid-2 of Zeroth-Order."
             " Take one of these solvers, or a regularizer of the noise, or none"
         )
