@@ -426,31 +426,27 @@ class Pullback:
         """Return run(), what runs beside the graphs that are kept: once more without them where memory runs out."""
         return self._plan.retried(run, self._graphs.clear, stage)
 
-    def __call__(self, d_images):
+    def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
 
         Args:
             d_images: the shape of `images`, the gradient of the scores by them.
+            d_latent: the shape of `latent`, a gradient by it whose <d_latent, latent> is added; or None.
         """
         x = self._stored()[-1].detach().requires_grad_()
         by_decoder = partial(self._decoder_vjp, x, d_images)
 
         def gradient():
             self._map.report("backward", 0, self._map.stages)
-            return self.spared(partial(self._map.in_place.differentiate, "decoder", by_decoder), DECODER)
+            found = self.spared(partial(self._map.in_place.differentiate, "decoder", by_decoder), DECODER)
+            return found if d_latent is None else found + self._latent_vjp(x, d_latent)
 
         return self._back(gradient)
 
     def from_latent(self, d_latent):
         """Return d/dz of <d_latent, latent>, for a gradient by the latent where `__call__` takes one by the images."""
         x = self._stored()[-1].detach().requires_grad_()
-
-        def gradient():
-            with torch.enable_grad():
-                latent = self._map.to_latent(x)
-            return vjp(latent, x, d_latent) if latent is not x else d_latent
-
-        return self._back(gradient)
+        return self._back(partial(self._latent_vjp, x, d_latent))
 
     def _back(self, gradient):
         """Return the Noise of gradients for gradient(), that by the last x; again where blocks must be left whole."""
@@ -479,6 +475,11 @@ class Pullback:
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         return vjp(images, x, d_images)
+
+    def _latent_vjp(self, x, d_latent):
+        with torch.enable_grad():
+            latent = self._map.to_latent(x)
+        return vjp(latent, x, d_latent) if latent is not x else d_latent
 
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule
