@@ -330,6 +330,7 @@ def test_a_block_that_is_interrupted_in_its_second_run_leaves_its_weights_and_th
     def odd(block, x):
         torch.rand(1)
         if torch.is_grad_enabled() and x.requires_grad:
+            torch.rand(5)
             raise Interrupted
         return x
 
