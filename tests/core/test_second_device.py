@@ -214,12 +214,14 @@ def test_a_backward_pass_makes_the_host_wait_as_often_for_many_steps_as_for_few(
     assert waits[0] == waits[1]
 
 
+ADAM, REGULARIZER = {"solver": core.GradientAscent()}, {"regularizer": core.ProbabilityRegularizer(permutations=5)}
 WAITS = {
-    "gradient": (4, {}),
-    "regularizer": (4, {"regularizer": core.ProbabilityRegularizer(permutations=5)}),
-    "part": (4, {"map": {"part": "first 2"}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
-    "mask": (4, {"map": {"mask": MASK}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
-    "kept graphs": (3, {"map": {"keep_graphs": True}, "regularizer": core.ProbabilityRegularizer(permutations=5)}),
+    "gradient": (4, ADAM),
+    "regularizer": (4, ADAM | REGULARIZER),
+    "part": (4, ADAM | REGULARIZER | {"map": {"part": "first 2"}}),
+    "mask": (4, ADAM | REGULARIZER | {"map": {"mask": MASK}}),
+    "kept graphs": (3, ADAM | REGULARIZER | {"map": {"keep_graphs": True}}),
+    "trust": (8, REGULARIZER),
     "ou": (4, {"solver": core.GradientAscent(optimizer="ou")}),
     "lgd": (4, {"solver": core.LGD(samples=2)}),
     "tilt": (5, {"solver": core.Tilt()}),
