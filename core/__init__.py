@@ -24,6 +24,7 @@ from .models.fingerprint import fingerprint
 from .models.pipelines import from_pipeline, load_pipeline
 from .noise import Checkpoint, Noise
 from .optimize import Result, fast, optimize, reno, stages
+from .picture_regularizer import PICTURE_KINDS, PictureRegularizer
 from .problem import Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer, log_probabilities, noise_probability
 from .sample_map import Pullback, SampleMap
@@ -34,6 +35,7 @@ from .scoring import NotFiniteError
 from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, TrustAscent, ZeNO, default_solver
 
 __all__ = [
+    "PICTURE_KINDS",
     "P_SUSPICIOUS",
     "Belief",
     "Blocks",
@@ -55,6 +57,7 @@ __all__ = [
     "Noise",
     "NormRegularizer",
     "NotFiniteError",
+    "PictureRegularizer",
     "ProbabilityRegularizer",
     "Problem",
     "Pullback",

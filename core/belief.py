@@ -114,7 +114,7 @@ class Belief:
             )
         with outside_autocast(latent.device.type):
             if not self._ordinary:
-                self._ordinary.extend(self._measured(each) for each in self._samples(latent))
+                self._ordinary.extend(self._measured(each) for each in self.ordinary_latents(latent))
             log_loss, evidence = self._measured(wide(latent))
             usual_loss, usual = (torch.stack(each).mean(dim=0) for each in zip(*self._ordinary, strict=True))
             by_loss = (usual_loss - log_loss).exp()
@@ -132,8 +132,11 @@ class Belief:
             found.append(torch.stack([log_loss, evidence]))
         return torch.stack(found).mean(dim=0)
 
-    def _samples(self, latent):
-        """Return the latents of the ordinary samples, one batch each; every picture of a batch has the same noises."""
+    def ordinary_latents(self, latent):
+        """Return the ordinary samples of the prompts, a list of (B, ..) like `latent`, once it is known whose.
+
+        Every picture of a batch has the same noises.
+        """
         sample_map, found = self.sample_map, []
         drawn = [self._drawn(index).to(wide(latent)) for index in range(self.samples)]
         size = sample_map.candidates_in_one_call(self.samples)
@@ -173,7 +176,7 @@ def denoising_losses(sample_map, latent, ratio, noises):
     for part in noises.tensor_split(sample_map.calls(len(noises))):
         x = alpha * latent + sigma * sample_map.schedule.s_noise * part
         both = unguided(sample_map, x.flatten(0, 1), sigma)
-        found.append([None if each is None else _loss(each, latent, sigma, entries) for each in both])
+        found.append([None if each is None else _losses(each, latent, sigma, entries) for each in both])
     with_prompt, without = zip(*found, strict=True)
     return torch.cat(with_prompt), None if without[0] is None else torch.cat(without)
 
@@ -197,10 +200,15 @@ def searched_entries(sample_map, latent):
     return free | ~free.flatten(1).any(dim=1).view(-1, *[1] * (latent.ndim - 1))
 
 
-def _loss(denoised, latent, sigma, entries):
-    """Return (k, B), the mean square error of denoised (k * B, ..), in units of sigma^2, over the entries."""
-    error = ((denoised.unflatten(0, (-1, len(latent))) - latent) / sigma).square() * entries
-    return error.flatten(2).sum(dim=2) / entries.flatten(1).sum(dim=1)
+def _losses(denoised, latent, sigma, entries):
+    """Return (k, B), the loss of denoised (k * B, ..)."""
+    return mean_error(denoised.unflatten(0, (-1, len(latent))), latent, sigma, entries)
+
+
+def mean_error(denoised, latent, sigma, entries):
+    """Return (.., B), the mean over entries (B, ..) of ((denoised - latent) / sigma)^2, denoised (.., B, ..)."""
+    error = ((denoised - latent) / sigma).square() * entries
+    return error.flatten(-(latent.ndim - 1)).sum(dim=-1) / entries.flatten(1).sum(dim=1)
 
 
 def fixed_noises(like, count, seed=0):

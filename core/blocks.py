@@ -333,7 +333,8 @@ class _Call:
         for number, content in outcome.written.items():
             original, content = self.originals[number], mapped(content, tensor_of, dict(own))
             original.clear()
-            original.extend(content) if isinstance(original, list) else original.update(content)
+            put = original.extend if isinstance(original, list) else original.update
+            put(content)
         result = mapped(outcome.result, tensor_of, own)
         self.tensors = self.originals = None  # autograd alone says when they are freed
         return result
@@ -409,14 +410,15 @@ class _Call:
     @contextlib.contextmanager
     def _random_numbers_of_then(self):
         """Let the block draw the random numbers of its first run, where it drew any."""
+        if self.states is None:
+            yield
+            return
         now = _states_of(self.generators)
         try:
-            if self.states is not None:
-                _set_states(self.generators, self.states)
+            _set_states(self.generators, self.states)
             yield
         finally:
-            if self.states is not None:
-                _set_states(self.generators, now)
+            _set_states(self.generators, now)
 
 
 def mapped(value, change, known=None):

@@ -32,13 +32,15 @@ class Estimate:
 
     Attributes:
         latent, images, scores: of the noise, (B, ..).
-        gradient: Noise of gradients of the scores, entries that are not optimised 0.
+        gradient: Noise of gradients of the scores and the picture's term, entries that are not optimised 0.
+        picture_term: (B,), of the problem's regulariser of the picture; None without one.
     """
 
     latent: torch.Tensor
     images: torch.Tensor
     scores: torch.Tensor
     gradient: Noise
+    picture_term: torch.Tensor | None = None
 
 
 class ImageGradient:
@@ -59,10 +61,11 @@ class ImageGradient:
         images, vjp = problem.sample_map.pullback(noise)
         try:
             scores, d_images = vjp.spared(lambda: self.by_images(problem, noise, images))
-            gradient = vjp(d_images)
+            picture_term, d_latent = vjp.spared(lambda: problem.by_latent(vjp.latent))
+            gradient = vjp(d_images, d_latent)
         finally:
             vjp.release()
-        return Estimate(vjp.latent, images, scores, gradient)
+        return Estimate(vjp.latent, images, scores, gradient, picture_term)
 
 
 class Exact(ImageGradient):

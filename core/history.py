@@ -38,8 +38,10 @@ class Evaluation:
         watched: name -> (B,), what is recorded beside the score: watched rewards, and each part of combined ones.
         log_p: (B,), ln P of the whole z.
         log_p_initial: (B,), ln P of x_T alone.
-        gradient_norm: (B,) Euclidean norm of the reward's noise gradient; None where none was taken.
-        penalty: (B,) the regulariser's term; None without one.
+        gradient_norm: (B,) Euclidean norm of the reward's noise gradient, with that of the picture's term in it; None
+            where none was taken.
+        penalty: (B,) the term of the regulariser of the noise; None without one.
+        picture_term: (B,) the term of the regulariser of the picture; None without one.
         iteration: number of updates made before it.
         seconds: since the run began, when it was complete.
     """
@@ -53,8 +55,14 @@ class Evaluation:
     log_p_initial: torch.Tensor
     gradient_norm: torch.Tensor | None = None
     penalty: torch.Tensor | None = None
+    picture_term: torch.Tensor | None = None
     iteration: int = 0
     seconds: float = 0.0
+
+    @property
+    def objective(self):
+        """The scores with the picture's term (B,): what a solver climbs that compares whole noises."""
+        return self.scores if self.picture_term is None else self.scores + self.picture_term.to(self.scores)
 
 
 @dataclass
@@ -64,7 +72,8 @@ class History:
     Attributes:
         reward: name of the reward.
         rows: one dict an evaluation: iteration, seconds, and lists of B floats under "score", "log_p",
-            "log_p_initial", "norm" (of z, in units of sqrt(n)), "gradient_norm", "penalty" and "watch/<name>".
+            "log_p_initial", "norm" (of z, in units of sqrt(n)), "gradient_norm", "penalty", "picture_term" and
+            "watch/<name>".
         pictures: uint8 tensors (B, 3, h, w), at most 128 pixels a side: of each row while they are few, then of every
             other, every fourth and so on, and always of the first and the last; `picture_rows` are theirs.
         best: the row of each picture's best: where it, or the candidate that it is, was evaluated.
@@ -116,6 +125,7 @@ class History:
             "norm": _norm(evaluation.noise),
             "gradient_norm": evaluation.gradient_norm,
             "penalty": evaluation.penalty,
+            "picture_term": evaluation.picture_term,
             **{f"watch/{name}": scores for name, scores in evaluation.watched.items()},
         }
         self.rows.append(_listed(row))

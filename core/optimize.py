@@ -15,6 +15,7 @@ from .history import EARLIER, History
 from .limits import Limits, Stopped, log_of
 from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
+from .picture_regularizer import parted, refuse_without_gradient
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
 from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
@@ -98,7 +99,8 @@ def optimize(
         noise: the Noise to start from, e.g. sample_map.randn(seed), or an earlier Result's. An x_T of zeros is no
             noise: it stays as it is, and the injected noises alone are searched.
         solver: default `solvers.default_solver`.
-        regularizer: a ProbabilityRegularizer, or None for the plain Eq. (7).
+        regularizer: a ProbabilityRegularizer, a PictureRegularizer (with or without one of the noise beside it), or
+            None for the plain Eq. (7).
         iterations: N >= 0.
         seconds: time budget; no iteration is begun that, with what follows the last one, would probably outlast it.
         watch: rewards that are recorded and never optimised.
@@ -122,8 +124,9 @@ def optimize(
         Result: .noise .images .latent .history, each picture's best so far.
 
     Raises:
-        ValueError: bad arguments, a floor on what is not watched, a noise that was made for another map, or the reward
-            or its gradient is not finite at the very first evaluation.
+        ValueError: bad arguments, a floor on what is not watched, a noise that was made for another map, a regulariser
+            of the picture with a solver that climbs no gradient through the model, or the reward or its gradient is not
+            finite at the very first evaluation.
     """
     check_whole(0, iterations=iterations)
     limits = Limits(seconds, target, stop_probability, dict(stop_below or {}))
@@ -139,7 +142,11 @@ def optimize(
             " to be watched"
         )
     watch = tuple(each.of(sample_map, noise) if waits_for_a_map(each) else each for each in watch)
-    problem = Problem(sample_map, reward, regularizer, watch, iterations, best, limits, preview)
+    if iterations > 0:
+        refuse_without_gradient(solver, regularizer)
+    regularizer, of_picture = parted(regularizer)
+    picture = of_picture and of_picture.of(sample_map, noise)
+    problem = Problem(sample_map, reward, regularizer, watch, iterations, best, limits, preview, picture=picture)
     names = watched_names(reward, problem.watch)
     check_floors(best.floors, names)
     check_floors(limits.below, names, "limit")

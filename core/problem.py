@@ -22,6 +22,7 @@ from .history import Evaluation
 from .limits import Limits
 from .memory import is_out_of_memory
 from .noise import Noise
+from .picture_regularizer import PictureTerm
 from .precision import mixed_seed, normal
 from .regularizer import ProbabilityRegularizer, log_noise_probability
 from .sample_map import SampleMap
@@ -33,24 +34,28 @@ log = logging.getLogger(__name__)
 PROBABILITY = "P"
 """What the floor on the noise's probability is called beside those on watched rewards."""
 
-THE_REWARD = "the reward"
-"""What the scores are called among the values that must be finite; messages name the reward, or its part."""
+THE_REWARD, THE_TERM = "the reward", "the term of the picture's regulariser"
+"""What they are called among the values that must be finite; messages name the reward, or its part."""
 
 
 @dataclass
 class Best:
     """Each picture's best so far: the highest reward among those that pass every floor.
 
+    With a regulariser of the picture its term counts too: else the best would be a step beyond where the term stops
+    the climb. Of the noise there is a floor, and its regulariser's term does not count.
+
     Attributes:
         floor: least ln P, of the whole z and of x_T alone.
         floors: watched reward's name -> its least score, a number or a `Drop`.
         noise, latent, images: of the best, B rows each, mixed from several iterations.
         scores: (B,).
+        objectives: (B,), what they are compared by: the scores, with the picture's term where there is one.
         passed: (B,), whether it passes the floors; where none did yet, the first stays.
         iterations: (B,) ints, when it was found.
         least: watched reward's name -> (B,), what its floor comes to, once the first noise was offered.
-        refused: floor's name -> (B,), the highest score that did not pass it, -inf where there was none; `PROBABILITY`
-            is the floor on P.
+        refused: floor's name -> (B,), the highest objective that did not pass it, -inf where there was none;
+            `PROBABILITY` is the floor on P.
     """
 
     floor: float
@@ -59,6 +64,7 @@ class Best:
     latent: torch.Tensor | None = None
     images: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    objectives: torch.Tensor | None = None
     passed: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
     least: dict = field(default_factory=dict)
@@ -68,7 +74,7 @@ class Best:
         """Return a Best that knows no noise yet, with these floors; what they refuse is told here too."""
         return Best(self.floor, self.floors, least=self.least, refused=self.refused)
 
-    def offer(self, noise, latent, images, scores, log_p, iteration, watched=None):
+    def offer(self, noise, latent, images, scores, log_p, iteration, watched=None, objectives=None):
         """Take over the pictures that improve.
 
         Args:
@@ -76,17 +82,20 @@ class Best:
             log_p: (B,), the smaller of ln P of z and of x_T.
             iteration: number of updates made before.
             watched: name -> (B,), the scores that the floors are on.
+            objectives: (B,), where they are not the scores.
         """
+        objectives = scores if objectives is None else objectives
         passes = scores.isfinite()
         for name, passed in self._passed(scores, log_p, watched).items():
             passes = passes & passed
-            refused = torch.where(passed | ~scores.isfinite(), -torch.inf, scores)
+            refused = torch.where(passed | ~scores.isfinite(), -torch.inf, objectives)
             self.refused[name] = torch.maximum(refused, self.refused.get(name, refused))
         if self.noise is None:
             self.noise, self.latent, self.images, self.scores, self.passed = noise, latent, images, scores, passes
+            self.objectives = objectives
             self.iterations = torch.full_like(scores, iteration, dtype=torch.int64)
             return
-        better = passes & (~self.passed | (scores > self.scores))
+        better = passes & (~self.passed | (objectives > self.objectives))
         self.noise = Noise(
             where(better, noise.initial, self.noise.initial),
             where(better, noise.injected, self.noise.injected, dim=1),
@@ -95,6 +104,7 @@ class Best:
         self.latent = where(better, latent, self.latent)
         self.images = where(better, images, self.images)
         self.scores = where(better, scores, self.scores)
+        self.objectives = where(better, objectives, self.objectives)
         self.passed = self.passed | better
         self.iterations = torch.where(better, iteration, self.iterations)
 
@@ -111,10 +121,10 @@ class Best:
         return {name: watched[name].to(least) >= least for name, least in self.least.items()}
 
     def held(self):
-        """Return B lists: the names of the floors that a higher score than the picture's best did not pass."""
+        """Return B lists: the names of the floors that a higher objective than the picture's best did not pass."""
         refused = {name: values.tolist() for name, values in self.refused.items()}
-        scores = self.scores.tolist()
-        return [[name for name in refused if refused[name][item] > scores[item]] for item in range(len(scores))]
+        best = self.objectives.tolist()
+        return [[name for name in refused if refused[name][item] > best[item]] for item in range(len(best))]
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,9 @@ class Problem:
         True
 
     Attributes:
-        sample_map, reward, regularizer, watch, iterations, preview: as `optimize` takes them.
+        sample_map, reward, watch, iterations, preview: as `optimize` takes them.
+        regularizer: of the noise, or None.
+        picture: the term of a regulariser of the picture in this search, or None.
         best: the best of everything evaluated here.
         limits: what ends the run.
         iteration: number of updates made so far; the loop counts.
@@ -182,6 +194,7 @@ class Problem:
     warnings: list = field(default_factory=list)
     latest: Evaluation | None = None
     finishing: bool = False
+    picture: PictureTerm | None = None
 
     @property
     def share_of_iterations(self):
@@ -213,21 +226,29 @@ class Problem:
         scores, gradient, penalty = self._on_noise(estimate.scores, noise), estimate.gradient, None
         norm = gradient.norm()
         # A picture that is at fault is named before its gradient, which is not finite either.
-        values = {THE_REWARD: scores, "the gradient of the reward by the noise": norm}
+        values, picture_term = {THE_REWARD: scores}, estimate.picture_term
+        if picture_term is not None:
+            values[THE_TERM] = picture_term = self._on_noise(picture_term, noise)
+        values["the gradient of the reward by the noise"] = norm
         if self.regularizer:
             penalty, extra = self.regularizer.gradient(self.sample_map, noise, self.iteration)
             values["the gradient of the regulariser"] = extra.norm()
             gradient = Noise(gradient.initial + extra.initial, gradient.injected + extra.injected)
         self.end_where_not_finite(values, estimate.images)
         gradient = self._of_those_that_go_on(gradient)
-        return self._recorded(noise, estimate.latent, estimate.images, scores, norm, penalty), gradient
+        sampled = noise, estimate.latent, estimate.images, scores, norm, penalty
+        return self._recorded(*sampled, picture_term=picture_term), gradient
+
+    def by_latent(self, latent):
+        """Return the picture's term (B,) and its gradient by the latent (B, ..), or None twice without one."""
+        return (None, None) if self.picture is None else self.picture.gradient(latent)
 
     @contextlib.contextmanager
     def trial(self, noise, estimator=None):
         """Sample and score `noise`, ready for a gradient that is paid for only where it is asked for.
 
         A solver that rejects what it tried leaves the context without asking, and so without any backward pass. The
-        regulariser's term is not in it.
+        term of the regulariser of the noise is not in it, that of the picture is.
 
         Example:
             >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -242,13 +263,14 @@ class Problem:
             estimator: Exact(), Hybrid1(..) or Hybrid2(..); default Exact().
 
         Yields:
-            the Evaluation of `noise`, and a function that returns the Noise of gradients of its scores, 0 for pictures
-            that have ended; it may be called once.
+            the Evaluation of `noise`, and a function that returns the Noise of gradients of its objective, 0 for
+            pictures that have ended; it may be called once.
         """
         images, vjp = self.sample_map.pullback(noise)
 
         def gradient():
-            found = vjp((estimator or Exact()).by_images(self, noise, images)[1])
+            d_images = (estimator or Exact()).by_images(self, noise, images)[1]
+            found = vjp(d_images, self.by_latent(vjp.latent)[1])
             self.end_where_not_finite({"the gradient of the reward by the noise": found.norm()})
             return self._of_those_that_go_on(found)
 
@@ -376,7 +398,7 @@ class Problem:
         ahead = torch.where((flat * random).sum(dim=1, keepdim=True) < 0, -random, random)
         direction = ahead + flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)
         ends = [alone.evaluate(noise.with_flat(noise.flat() + sign * step * direction)) for sign in (1, -1)]
-        values = [end.scores + (end.penalty if end.penalty is not None else 0) for end in ends]
+        values = [end.objective + (end.penalty if end.penalty is not None else 0) for end in ends]
         expected = (values[0] - values[1]) / (2 * step)
         found = (flat * direction).sum(dim=1)
         return (found - expected).abs() / expected.abs().clamp(min=1e-12)
@@ -388,26 +410,33 @@ class Problem:
             noise .. penalty: see `Evaluation`.
             watched: likewise, where it is known already.
         """
-        self.end_where_not_finite({THE_REWARD: scores}, images)
-        return self._recorded(noise, latent, images, scores, gradient_norm, penalty, watched)
+        values, picture_term = {THE_REWARD: scores}, None
+        if self.picture is not None:
+            values[THE_TERM] = picture_term = self._on_noise(self.picture.value(latent), noise)
+        self.end_where_not_finite(values, images)
+        return self._recorded(noise, latent, images, scores, gradient_norm, penalty, watched, picture_term)
 
-    def _recorded(self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None):
+    def _recorded(
+        self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None, picture_term=None
+    ):
         log_p, log_p_initial = self.log_probabilities(noise)
-        watched = self.watched(latent, images) if watched is None else watched
-        self.best.offer(noise, latent, images, scores, torch.minimum(log_p, log_p_initial), self.iteration, watched)
-        self.latest = Evaluation(
+        found = Evaluation(
             noise=noise,
             latent=latent,
             images=images,
             scores=scores,
-            watched=watched,
+            watched=self.watched(latent, images) if watched is None else watched,
             log_p=log_p,
             log_p_initial=log_p_initial,
             gradient_norm=gradient_norm,
             penalty=penalty,
+            picture_term=picture_term,
             iteration=self.iteration,
             seconds=time.perf_counter() - self.started,
         )
+        least = torch.minimum(log_p, log_p_initial)
+        self.best.offer(noise, latent, images, scores, least, self.iteration, found.watched, found.objective)
+        self.latest = found
         return self.latest
 
     def watched(self, latent, images):

@@ -221,8 +221,7 @@ class SampleMap:
         """Return B flat vectors, each picture's entries of z that are optimised, x_T's first: a list, or (B, n)."""
         if self.optimises_everything:
             return noise.flat()
-        _, places = self._entries(noise)
-        return [z.index_select(0, place) for z, place in zip(noise.flat(), places, strict=True)]
+        return [z.index_select(0, place) for z, place in zip(noise.flat(), self._places(noise), strict=True)]
 
     def active_initial(self, noise):
         """Return B flat vectors, each picture's optimised entries of x_T alone, as `active`."""
@@ -239,7 +238,7 @@ class SampleMap:
         if self.optimises_everything:
             return noise.with_flat(torch.stack(vectors).to(noise.initial))
         flat = torch.zeros_like(noise.flat())
-        for row, place, vector in zip(flat, self._entries(noise)[1], vectors, strict=True):
+        for row, place, vector in zip(flat, self._places(noise), vectors, strict=True):
             row.index_add_(0, place, vector.to(row))
         return noise.with_flat(flat)
 
@@ -353,6 +352,10 @@ class SampleMap:
             return torch.ones((), dtype=torch.bool, device=noise.initial.device).expand(noise.batch, count)
         return self._entries(noise)[0].repeat(noise.batch // self.shape[0], 1)
 
+    def _places(self, noise):
+        """Return the places of the optimised entries of each picture of `noise`, candidates among them."""
+        return self._entries(noise)[1] * (noise.batch // self.shape[0])
+
     def _entries(self, noise):
         """Return (B, n) booleans, which entries are optimised, and B vectors of the places where; made once."""
         key = noise.initial.device, len(noise.injected), self.part, id(self.mask)
@@ -423,31 +426,27 @@ class Pullback:
         """Return run(), what runs beside the graphs that are kept: once more without them where memory runs out."""
         return self._plan.retried(run, self._graphs.clear, stage)
 
-    def __call__(self, d_images):
+    def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
 
         Args:
             d_images: the shape of `images`, the gradient of the scores by them.
+            d_latent: the shape of `latent`, a gradient by it whose <d_latent, latent> is added; or None.
         """
         x = self._stored()[-1].detach().requires_grad_()
         by_decoder = partial(self._decoder_vjp, x, d_images)
 
         def gradient():
             self._map.report("backward", 0, self._map.stages)
-            return self.spared(partial(self._map.in_place.differentiate, "decoder", by_decoder), DECODER)
+            found = self.spared(partial(self._map.in_place.differentiate, "decoder", by_decoder), DECODER)
+            return found if d_latent is None else found + self._latent_vjp(x, d_latent)
 
         return self._back(gradient)
 
     def from_latent(self, d_latent):
         """Return d/dz of <d_latent, latent>, for a gradient by the latent where `__call__` takes one by the images."""
         x = self._stored()[-1].detach().requires_grad_()
-
-        def gradient():
-            with torch.enable_grad():
-                latent = self._map.to_latent(x)
-            return vjp(latent, x, d_latent) if latent is not x else d_latent
-
-        return self._back(gradient)
+        return self._back(partial(self._latent_vjp, x, d_latent))
 
     def _back(self, gradient):
         """Return the Noise of gradients for gradient(), that by the last x; again where blocks must be left whole."""
@@ -476,6 +475,11 @@ class Pullback:
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         return vjp(images, x, d_images)
+
+    def _latent_vjp(self, x, d_latent):
+        with torch.enable_grad():
+            latent = self._map.to_latent(x)
+        return vjp(latent, x, d_latent) if latent is not x else d_latent
 
     def _through_steps(self, gradient):
         sample_map, schedule = self._map, self._map.schedule

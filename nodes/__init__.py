@@ -27,7 +27,7 @@ from . import requirements
 from .embedded_model import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise, DNOVariations
 from .page import offer_to_stop
-from .regularizers import DNONormRegularizer, DNOProbabilityRegularizer
+from .regularizers import DNONormRegularizer, DNOPictureRegularizer, DNOProbabilityRegularizer
 from .report import DNODiagnostics, DNOReport, DNOTrajectory
 from .rewards import REWARDS
 from .sampler import DNOSampler, DNOSamplerAdvanced
@@ -57,6 +57,7 @@ NODES = [
     DNOSolverLGD,
     DNOProbabilityRegularizer,
     DNONormRegularizer,
+    DNOPictureRegularizer,
     *REWARDS,
     DNOReport,
     DNOTrajectory,

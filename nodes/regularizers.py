@@ -1,4 +1,4 @@
-"""Regulariser nodes: what keeps the noise like the noise that the model was trained on."""
+"""Regulariser nodes: what keeps the noise like that which the model was trained on, or the picture like its own."""
 
 from comfy_api.latest import io
 
@@ -65,6 +65,48 @@ class DNONormRegularizer(io.ComfyNode):
     @classmethod
     def execute(cls, weight) -> io.NodeOutput:
         return io.NodeOutput(core.NormRegularizer(weight=weight))
+
+
+class DNOPictureRegularizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOPictureRegularizer",
+            display_name="DNO Picture Regularizer",
+            category=sockets.SOLVERS,
+            **sockets.aliases("belief", "denoising loss", "reward hacking", "MIRA"),
+            description=(
+                "Holds the picture back where the model that is searched would not make it, at some cost of reward: it"
+                " asks the model itself, where the other regularizers look at the noise alone."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "kind", options=list(core.PICTURE_KINDS), default="belief",
+                    tooltip="belief: how much the prompt explains of the picture, 1 in ordinary ones. loss: how hard"
+                    " the model finds it, beside ordinary ones. start: how far it is from the picture of your seed.",
+                ),
+                io.Float.Input(
+                    "gamma", default=0.3, min=0.0, max=1000.0, step=0.1, round=0.0001,
+                    tooltip="Weight against the reward. 0.3 suits brightness, whose gains are about 1; larger rewards"
+                    " take more.",
+                ),
+                io.Int.Input(
+                    "noises", default=2, min=1, max=64,
+                    tooltip="How many noises are tried on it, at each of two levels: each costs two calls of"
+                    " the model with cfg an iteration, there and back.",
+                ),
+                sockets.Regularizer.Input(
+                    "beside", optional=True,
+                    tooltip="A regularizer of the noise that counts beside this: DNO Probability Regularizer or DNO"
+                    " Norm Regularizer.",
+                ),
+            ],
+            outputs=[regularizer_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, kind, gamma, noises, beside=None) -> io.NodeOutput:
+        return io.NodeOutput(core.PictureRegularizer(kind, gamma, beside, noises=noises))
 
 
 def regularizer_output():

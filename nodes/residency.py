@@ -74,7 +74,14 @@ class Residency:
         self._load_together(self._patchers, memory_required)
 
     def beside(self, tower, memory_required):
-        """Load a reward's network beside the models of the search; where it does not fit, in their place."""
+        """Load a reward's network beside the models of the search; where it does not fit, in their place.
+
+        A search that has not begun, since it differentiates none of its models, loads each of them before it runs.
+        """
+        if not self._patchers:
+            load([tower], memory_required, force_full_load=True)
+            _rewrap([tower])
+            return
         if self.together:
             self._load_together([tower, *self._patchers], memory_required)
         self._enter([tower], memory_required, force_full_load=True)
@@ -97,10 +104,12 @@ class Residency:
         if self.together:
             _rewrap(patchers)
         else:
-            log.info("the models of this search do not fit into memory together: each is loaded when it runs")
+            log.info("the models of this search are not in memory together: each is loaded when it runs")
 
     def _fit(self, patchers, memory_required):
         """Whether models fit into memory together once others have been moved out."""
+        if mm.vram_state in (mm.VRAMState.HIGH_VRAM, mm.VRAMState.SHARED):
+            return True  # there is no other memory to move models to
         missing = {}
         for patcher in patchers:
             missing[patcher.load_device] = missing.get(patcher.load_device, 0) + _missing(patcher)
@@ -112,7 +121,7 @@ class Residency:
         )
 
     def _enter(self, patchers, memory_required, **how):
-        if self.together or self._latest == (patchers, memory_required):
+        if self.together or (self._latest == (patchers, memory_required) and all(map(_is_loaded, patchers))):
             return
         begun = time.monotonic()
         load(patchers, memory_required, **how)
@@ -145,4 +154,9 @@ def _is_whole(patcher):
     """Whether all of a model's weights are in memory, and stay while they are in use."""
     if getattr(patcher, "is_dynamic", bool)() or getattr(patcher.model, "model_lowvram", False):
         return False
+    return _is_loaded(patcher)
+
+
+def _is_loaded(patcher):
+    """Whether a model is in memory, maybe in part."""
     return any(loaded.model is patcher for loaded in mm.current_loaded_models)

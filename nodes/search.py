@@ -15,6 +15,7 @@ import torch
 
 from .. import core
 from ..core.memory import STEP
+from ..core.picture_regularizer import refuse_without_gradient
 from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
 from . import gradients, hooks, page, patches, recast, residency, weights
@@ -174,12 +175,12 @@ def memory_of_a_graph(run):
 
 
 def told(resident):
-    """Return what a user should know of models that did not fit into memory together, sentences."""
+    """Return what a user should know of models that took turns in memory, sentences."""
     if resident.together or not resident.loads:
         return []
     return [
-        f"model, VAE and reward did not fit into memory together: they were loaded in turn, {resident.loads} times,"
-        f" which took {resident.seconds:.1f} s in all. Free memory, or use a smaller picture, model or reward"
+        "model, VAE and reward were not in memory together, so each was loaded when it ran,"
+        f" {resident.loads} times, {resident.seconds:.1f} s in all. Free memory, or take a smaller picture or model"
     ]
 
 
@@ -241,7 +242,8 @@ class Optimization:
         memory: what of the graphs is kept, as `core.SampleMap.memory`.
 
     Raises:
-        ValueError: the solver needs a gradient that the reward has not: here, before a model is loaded.
+        ValueError: the solver needs a gradient that the reward has not, or takes none that a regularizer of the picture
+            could add to: here, before a model is loaded.
     """
 
     reward: object
@@ -264,6 +266,8 @@ class Optimization:
     def __post_init__(self):
         if self.iterations > 0 and getattr(self.solver or core.default_solver(), "needs_gradient", False):
             require_differentiable(self.reward)
+        if self.iterations > 0:
+            refuse_without_gradient(self.solver or core.default_solver(), self.regularizer)
 
     @property
     def searches(self):
@@ -335,6 +339,8 @@ class Optimization:
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
         extra += sum(belief.stages(sample_map) for belief in self._beliefs)
+        if isinstance(self.regularizer, core.PictureRegularizer):
+            extra += self.regularizer.stages(sample_map)
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
         # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.

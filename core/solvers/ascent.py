@@ -87,6 +87,10 @@ class GradientAscent(Solver):
     def differentiates(self):
         return self.estimator.differentiates
 
+    @property
+    def regularizes_pictures(self):
+        return self.differentiates
+
     def fresh(self, checkpoint=None):
         solver = replace(self)
         if checkpoint is not None and checkpoint.memory:

@@ -25,6 +25,7 @@ class Solver:
 
     Attributes:
         regularized: whether it climbs the regulariser's term too.
+        regularizes_pictures: whether it climbs that of a PictureRegularizer.
         differentiates: what must be differentiable: True the whole sample map, "decoder" its decoder alone, False
             neither.
         needs_gradient: whether it asks for the reward's own gradient, so that a reward without one is refused before
@@ -32,6 +33,7 @@ class Solver:
     """
 
     regularized = False
+    regularizes_pictures = False
     differentiates = True
 
     @property

@@ -16,7 +16,8 @@ injected noise, turns on its own sphere |z_j| = const by one angle, so that no p
 ln P is the smaller of ln P(z) and ln P(x_T); fft, tangent and unit are of each part alone. Everything is a direction or
 a comparison: the reward's scale makes no difference. white_p keeps a step from spending itself on the few frequencies
 that the reward hears best. A floor on P that only rejects would bring the angle to 0 at the floor: the soft push, which
-begins before it, is what lets the climb go on along it.
+begins before it, is what lets the climb go on along it. A regulariser of the picture adds its term to r, and there the
+reward's scale counts.
 """
 
 import math
@@ -47,7 +48,8 @@ class TrustAscent(SamplesItself):
     """Climb by trial steps that grow while they succeed: no learning rate, no gamma, whatever the reward's units.
 
     An iteration tries one noise: a sampling run, and a backward pass where it is accepted. The solver keeps the noise
-    probable by itself; of `optimize`'s regulariser it takes the direction of the push, and no weight.
+    probable by itself; of `optimize`'s regulariser of the noise it takes the direction of the push, and no weight. The
+    term of a PictureRegularizer is added to the reward, with its weight.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -73,7 +75,7 @@ class TrustAscent(SamplesItself):
     tilt: float = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
 
-    regularized = True
+    regularized = regularizes_pictures = True
 
     def __post_init__(self):
         if not 0 <= self.whitening <= 1:
@@ -128,7 +130,7 @@ class TrustAscent(SamplesItself):
         zero = noise.map(torch.zeros_like)
         angle = torch.full_like(evaluation.scores, START)
         passed = _passed(problem, evaluation)
-        self._held = Held(noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
+        self._held = Held(noise, zero, zero, evaluation.objective, _least(evaluation), passed, angle)
         self._leader = self._tilter(problem.sample_map).run(problem, noise)
         return noise.with_flat(self._leader.flat), evaluation
 
@@ -141,7 +143,7 @@ class TrustAscent(SamplesItself):
             return torch.ones_like(evaluation.scores, dtype=torch.bool)
         log_p = _least(evaluation)
         probable = (log_p >= PROBABLE_ENOUGH) | (log_p > self._held.log_p)
-        better = (evaluation.scores > self._held.scores) & probable & (passed >= self._held.passed)
+        better = (evaluation.objective > self._held.scores) & probable & (passed >= self._held.passed)
         itself = (evaluation.noise.flat() == self._held.noise.flat()).all(dim=1)
         return better | itself
 
@@ -151,7 +153,7 @@ class TrustAscent(SamplesItself):
         if held is None:
             angle = torch.full_like(evaluation.scores, START)
             zero = evaluation.noise.map(torch.zeros_like)
-            held = Held(evaluation.noise, zero, zero, evaluation.scores, _least(evaluation), passed, angle)
+            held = Held(evaluation.noise, zero, zero, evaluation.objective, _least(evaluation), passed, angle)
         else:
             by_a_step = held.direction.flat().any(dim=1)
             angle = torch.where(by_a_step, torch.where(accepted, GROW, SHRINK) * held.angle, held.angle)
@@ -162,7 +164,7 @@ class TrustAscent(SamplesItself):
         sphere = Sphere.of(problem.sample_map, noise)
         kept = MOMENTUM * accepted.to(sphere.z).view(-1, *[1] * (sphere.z.ndim - 2))
         velocity = sphere.unit(sphere.tangent(_parts(direction) + kept * _parts(held.velocity)))
-        scores = torch.where(accepted, evaluation.scores, held.scores)
+        scores = torch.where(accepted, evaluation.objective, held.scores)
         log_p = torch.where(accepted, _least(evaluation), held.log_p)
         passed = torch.where(accepted, passed, held.passed)
         return Held(noise, direction, _noise(velocity), scores, log_p, passed, angle.clamp(max=MOST))
@@ -192,7 +194,8 @@ class Held:
         noise: the Noise that was accepted last.
         direction: u there, a Noise.
         velocity: v of the next trial, a Noise.
-        scores, log_p: (B,), of the noise; ln P is the smaller of that of z and of x_T.
+        scores, log_p: (B,), of the noise: the score with a picture's term, where there is one, and ln P, the smaller of
+            that of z and of x_T.
         passed: (B,), of the noise, how many floors on watched rewards it passes.
         angle: (B,), of the next trial, radians.
     """

@@ -1,11 +1,17 @@
 """How much of a pullback's graphs is kept: what fits, what is counted, and what happens where memory runs out."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.core.memory import DECODER, GIB, SHARE, STEP, Plan, Saved, Size, check_memory
 from tiny_models import SIGMAS, decode
 
+ROOT = Path(__file__).parents[2]
 STEPS = len(SIGMAS["vp"]) - 1
 ROWS, WIDTH, HIDDEN = 2, 36, 48
 BLOCK = ROWS * HIDDEN * 4
@@ -209,3 +215,47 @@ def test_a_plan_that_is_lowered_stays_so_until_another_setting():
     assert (plan.kept, plan.by_blocks) == (0, {STEP})
     plan.follow("step")
     assert (plan.kept, plan.by_blocks) == (0, set())
+
+
+RESIDENT = """
+import sys, torch
+from functools import partial
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import memory as benchmark
+from comfyui_dno import core
+from comfyui_dno.core.memory import Plan, Saved
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+torch.manual_seed(0)
+unet = benchmark.stable_diffusion().requires_grad_(False)
+x, text = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768)
+blocks = core.Blocks([unet])
+def call(x):
+    return unet(x, torch.tensor([500.0]), text, return_dict=False)[0]
+call(x)
+with Saved(blocks) as saved, blocks.counted(saved):
+    call(x.requires_grad_())
+for memory, counted in (("step", saved.size.whole), ("low", saved.size.inputs)):
+    plan = Plan(blocks)
+    plan.follow(memory)
+    before = resident()
+    with plan.graph("step"):
+        y = call(x)
+    print((resident() - before) / counted)
+    del y
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_counted_is_what_a_full_size_stable_diffusion_holds():
+    """Resident bytes of a call's graph on the CPU, where every large tensor is mapped and given back by itself."""
+    paths = [str(ROOT.parent), str(ROOT / "tests" / "benchmarks")]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    script = [sys.executable, "-c", RESIDENT.format(paths=paths)]
+    told = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
+    whole, by_blocks = map(float, told.split())
+    assert abs(whole - 1) < 0.15 and abs(by_blocks - 1) < 0.15, told

@@ -17,7 +17,8 @@ from comfyui_on_the_device import (  # first: it makes the device
     use,
 )
 
-import torch  # isort: skip
+import comfy.model_patcher  # isort: skip
+import torch
 from comfyui_dno.nodes import search
 
 # What a stage needs beside weights, so that the budgets below say which weights fit.
@@ -81,23 +82,35 @@ def measured(given, *device):
     return solver.found, solver.outside, before, sampled(given), history.warnings
 
 
+def small_graph():
+    """Return what `searched` takes: the embedded model with a LoRA."""
+    model, *others, settings = inputs()
+    settings["vae"].memory_used_decode = lambda *args: BESIDE
+    return with_lora(model), *others, settings
+
+
 def main():
-    """Measure devices of several sizes; print the differences from a large one."""
+    """Measure devices of several sizes, and dynamic video memory; print the differences from a large device."""
     use(PRETEND, PRETEND)
     search.memory_of_a_call = lambda *args: BESIDE
     overwrite_what_was_cast()
-    model, *others, settings = inputs()
-    settings["vae"].memory_used_decode = lambda *args: BESIDE
-    given, report = (with_lora(model), *others, settings), {}
-    weights, beside = model.model_size(), search.memory_of_a_graph(BESIDE)
+    given, large = small_graph(), (1e12,)
+    weights, beside = given[0].model_size(), search.memory_of_a_graph(BESIDE)
     devices = {
-        "half of the model fits": (weights / 2 + beside,), "one at a time fits": (1.1 * weights + beside,),
-        "no weight stays": (1e12, "NO_VRAM"),
+        "half of the model fits": (given, weights / 2 + beside), "one at a time fits": (given, 1.1 * weights + beside),
+        "no weight stays": (given, 1e12, "NO_VRAM"),
     }  # fmt: skip
-    gradient, outside, stock_latent, _, warnings = measured(given, 1e12)
+    gradient, outside, stock_latent, _, warnings = measured(given, *large)
     assert outside == 0 and not warnings, (outside, warnings)
+    if hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+        import dynamic_memory
+
+        mm.unload_all_models()
+        dynamic_memory.use()
+        devices["dynamic video memory"] = small_graph(), *large
+    report = {}
     for name, device in devices.items():
-        found, outside, before, after, warnings = measured(given, *device)
+        found, outside, before, after, warnings = measured(*device)
         report[name] = {
             "gradient": ((found - gradient).norm() / gradient.norm()).item(), "outside": outside,
             "stock": ((before - stock_latent).norm() / stock_latent.norm()).item(),
