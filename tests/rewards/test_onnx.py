@@ -230,7 +230,7 @@ def test_settings_that_the_file_contradicts_are_refused(scorer, changes, message
         ({"mean": (1, 2)}, "mean has 2 numbers; expected 1, or 3 for RGB pixels"),
         ({"std": (0,)}, "expected other numbers than 0"),
         ({"mean": (float("nan"),)}, "expected finite numbers"),
-    ({"mean": (float("nan"),)}, "expected finite numbers"),
+        ({"mean": (float("nan"),)}, "expected finite numbers"),
         ({"channels": "CMYK"}, "channels is 'CMYK'; expected one of RGB, BGR, gray"),
         ({"fit": "pad"}, "fit is 'pad'; expected one of stretch, crop"),
     ],
