@@ -12,6 +12,7 @@ and may use the names of their own module as they are.
 """
 
 from .belief import Belief
+from .blocks import Blocks
 from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
@@ -37,6 +38,7 @@ __all__ = [
     "PICTURE_KINDS",
     "P_SUSPICIOUS",
     "Belief",
+    "Blocks",
     "CannotBeSearchedError",
     "Checkpoint",
     "CoarseMap",

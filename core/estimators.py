@@ -60,8 +60,8 @@ class ImageGradient:
         """Return the Estimate at `noise`."""
         images, vjp = problem.sample_map.pullback(noise)
         try:
-            scores, d_images = self.by_images(problem, noise, images)
-            picture_term, d_latent = problem.by_latent(vjp.latent)
+            scores, d_images = vjp.spared(lambda: self.by_images(problem, noise, images))
+            picture_term, d_latent = vjp.spared(lambda: problem.by_latent(vjp.latent))
             gradient = vjp(d_images, d_latent)
         finally:
             vjp.release()

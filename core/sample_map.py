@@ -9,7 +9,7 @@ One tensor's way through this file:
 
 The backward pass is not one autograd graph. Every stage is re-run with grad from what the forward pass stored (one
 x per step), differentiated, and freed, so that the peak memory is one network call's graph whatever the number of
-steps. `keep_graphs` keeps the steps' graphs of the forward pass instead: faster, and memory grows with the steps.
+steps. `memory` says what is done instead where there is more of it, or less: see `memory.py`.
 """
 
 import math
@@ -20,8 +20,10 @@ from functools import partial
 
 import torch
 
+from .blocks import Blocks
 from .checks import check_finite, check_whole
 from .in_place import InPlace
+from .memory import DECODER, STEP, Plan, check_memory, free_bytes
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
@@ -63,9 +65,7 @@ class SampleMap:
         part: which noises are optimised: "all", "initial" (x_T alone), "injected" (all but x_T), "first K" or "last K"
             of the injected noises.
         most_rows: most pictures sampled in one call when candidates are evaluated; None: all at once.
-        keep_graphs: keep the steps' graphs between forward and backward instead of re-running each step; a model that
-            keeps a state between calls is not noticed then. Steps of a model that changes in place what its gradient
-            needs are re-run all the same (`InPlace`).
+        keep_graphs: True is memory "fast", False "step", where `memory` is None.
         on_step: called as on_step(phase, index, total) before each stage, phase "forward", "decode" or "backward";
             raise from it to interrupt.
         rerun_tolerance: largest relative difference (root mean square) between a step and its re-run.
@@ -74,6 +74,13 @@ class SampleMap:
             denoised and not the last x, which has noise left in it and is to be had from `noisy_latent`.
         unguided: (x, sigma) -> the two that guidance is made of: denoised with the prompt, and without it, which is
             None where the model has no such thing. Any sigma may be asked for. None: there is but `denoise`.
+        memory: what of the graphs is kept: "fast", all steps' from forward to backward, where a model that keeps a
+            state between calls is not noticed; "step", none, each step is run again; "low", again and block by block;
+            "auto", the fastest of these that fits into the memory that is free; or the number of GiB that graphs may
+            take. Steps of a model that changes in place what its gradient needs are run again all the same (`InPlace`).
+        blocks: the `Blocks` of the networks that `denoise` calls; without, nothing goes block by block.
+        decoder_blocks: of those that `decode` calls.
+        free_memory: () -> bytes that are free beside the weights, None where it is not known; default: of `device`.
     """
 
     denoise: Callable
@@ -94,8 +101,13 @@ class SampleMap:
     device: torch.device | str | None = None
     judge_denoised: bool = False
     unguided: Callable | None = None
+    memory: str | float | None = None
+    blocks: Blocks | None = None
+    decoder_blocks: Blocks | None = None
+    free_memory: Callable | None = None
 
     def __post_init__(self):
+        check_memory(self.memory)
         self.shape, self.eta = tuple(self.shape), check_eta(self.eta)
         check_finite(rerun_tolerance=self.rerun_tolerance)
         if self.most_rows is not None:
@@ -106,10 +118,18 @@ class SampleMap:
         self.finish = self.finish or _same
         self.in_place = InPlace()
         self._kept_entries = {}  # of `_entries`
+        free = self.free_memory or partial(free_bytes, "cpu" if self.device is None else self.device)
+        self._plan = Plan(self.blocks, self.decoder_blocks, free)
         optimised_injected(self.part, self.injected)  # raises for an unknown part
         self.decode = self.decode or _same
         if self.prompts is not None and len(self.prompts) != self.shape[0]:
             raise ValueError(f"{len(self.prompts)} prompts for a batch of {self.shape[0]}; expected one per picture")
+
+    @property
+    def plan(self):
+        """The `Plan` of its pullbacks, which follows `memory`, or else `keep_graphs`."""
+        self._plan.follow(self.memory or ("fast" if self.keep_graphs else "step"))
+        return self._plan
 
     @property
     def injected(self):
@@ -201,8 +221,7 @@ class SampleMap:
         """Return B flat vectors, each picture's entries of z that are optimised, x_T's first: a list, or (B, n)."""
         if self.optimises_everything:
             return noise.flat()
-        _, places = self._entries(noise)
-        return [z.index_select(0, place) for z, place in zip(noise.flat(), places, strict=True)]
+        return [z.index_select(0, place) for z, place in zip(noise.flat(), self._places(noise), strict=True)]
 
     def active_initial(self, noise):
         """Return B flat vectors, each picture's optimised entries of x_T alone, as `active`."""
@@ -219,7 +238,7 @@ class SampleMap:
         if self.optimises_everything:
             return noise.with_flat(torch.stack(vectors).to(noise.initial))
         flat = torch.zeros_like(noise.flat())
-        for row, place, vector in zip(flat, self._entries(noise)[1], vectors, strict=True):
+        for row, place, vector in zip(flat, self._places(noise), vectors, strict=True):
             row.index_add_(0, place, vector.to(row))
         return noise.with_flat(flat)
 
@@ -261,19 +280,15 @@ class SampleMap:
         """Return `noise` on this map's device: one that was loaded from a file is on the CPU."""
         return noise if self.device is None else noise.to(self.device)
 
-    def _walk(self, noise, kept=None):
-        """Yield the T + 1 samples x_t of one run; `kept` collects each step's (x, denoised) with its graph."""
+    def _walk(self, noise, denoise=None):
+        """Yield the T + 1 samples x_t of one run, each denoised by denoise(x, index)."""
+        denoise = denoise or self._denoise
         self.check(noise)
         x = self.start(noise.initial)
         yield x
         for index in range(self.schedule.steps):
             self.report("forward", index)
-            if kept is None:
-                denoised = self._denoise(x, index)
-            else:
-                kept.append(self.denoise_with_graph(x, index))
-                denoised = kept[-1][1].detach()
-            x = self.step(x, denoised, index, noise)
+            x = self.step(x, denoise(x, index), index, noise)
             yield x
 
     def step(self, x, denoised, index, noise):
@@ -301,11 +316,25 @@ class SampleMap:
     def denoise_with_graph(self, x, index):
         """Return x (B, ..) as a leaf of autograd's graph and the denoised of step `index` that depends on it."""
         x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.plan.graph(STEP):
             denoised = self._denoise(x, index)
         if not denoised.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage=f"model (step {index + 1} of {self.schedule.steps})"))
         return x, denoised
+
+    def decode_with_graph(self, latent):
+        """Return the pictures of a latent (B, C, H, W) that may have a graph, and theirs."""
+        with torch.enable_grad(), self.plan.graph(DECODER):
+            return self.decode(latent)
+
+    def differentiate(self, stage, gradient):
+        """Return gradient(), which makes graphs by the methods `.._with_graph` and goes back through them.
+
+        It is called again where the first call shows that it must be done otherwise: see `InPlace`, `Plan` and
+        `Blocks`.
+        """
+        found = self.plan.retried(lambda: self.in_place.differentiate(stage, gradient), lambda: None, STEP)
+        return self.differentiate(stage, gradient) if self.plan.unlike() else found
 
     def report(self, phase, index, total=None):
         """Tell `on_step`, where there is one, that a stage begins."""
@@ -322,6 +351,10 @@ class SampleMap:
             count = (1 + len(noise.injected)) * noise.initial[0].numel()
             return torch.ones((), dtype=torch.bool, device=noise.initial.device).expand(noise.batch, count)
         return self._entries(noise)[0].repeat(noise.batch // self.shape[0], 1)
+
+    def _places(self, noise):
+        """Return the places of the optimised entries of each picture of `noise`, candidates among them."""
+        return self._entries(noise)[1] * (noise.batch // self.shape[0])
 
     def _entries(self, noise):
         """Return (B, n) booleans, which entries are optimised, and B vectors of the places where; made once."""
@@ -360,17 +393,38 @@ class Pullback:
     def __init__(self, sample_map, noise):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
-        self._map, self._noise = sample_map, noise
-        self._graphs = [] if sample_map.keep_graphs and "model" not in sample_map.in_place.found else None
+        self._map, self._noise, self._plan = sample_map, noise, sample_map.plan
+        self._graphs = {}  # number of a call -> its x and denoised, with the graph
         self._reruns = []  # (index, difference and what is allowed) of each step that was run again
         with torch.no_grad():
-            self._samples = self._forward()
+            self._samples = self.spared(self._forward)
             self.latent = sample_map.to_latent(self._samples[-1])
-            self.images = sample_map.images(self.latent)
+            self.images = self.spared(self._decoded)
 
     def _forward(self):
         """Return the samples that the backward pass needs, the last x at the end."""
-        return list(self._map._walk(self._noise, self._graphs))
+        return list(self._map._walk(self._noise, self._denoised))
+
+    def _denoised(self, x, index, *sigma):
+        """Return denoised without a graph, which is kept, or counted, where the plan says so."""
+        sample_map, plan = self._map, self._plan
+        if plan.counts(STEP):
+            return plan.counted(STEP, lambda: sample_map.denoise_with_graph(x, index, *sigma)[1].detach())
+        if index < sample_map.network_calls - plan.kept or "model" in sample_map.in_place.found:
+            return sample_map.denoise(x, *sigma) if sigma else sample_map._denoise(x, index)
+        self._graphs[index] = sample_map.denoise_with_graph(x, index, *sigma)
+        return self._graphs[index][1].detach()
+
+    def _decoded(self):
+        self._map.report("decode", 0, 1)
+        if not self._plan.counts(DECODER):
+            return self._map.decode(self.latent)
+        latent = self.latent.detach().requires_grad_()
+        return self._plan.counted(DECODER, lambda: self._map.decode_with_graph(latent).detach())
+
+    def spared(self, run, stage=None):
+        """Return run(), what runs beside the graphs that are kept: once more without them where memory runs out."""
+        return self._plan.retried(run, self._graphs.clear, stage)
 
     def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
@@ -380,22 +434,31 @@ class Pullback:
             d_latent: the shape of `latent`, a gradient by it whose <d_latent, latent> is added; or None.
         """
         x = self._stored()[-1].detach().requires_grad_()
-        try:
+        by_decoder = partial(self._decoder_vjp, x, d_images)
+
+        def gradient():
             self._map.report("backward", 0, self._map.stages)
-            gradient = self._map.in_place.differentiate("decoder", lambda: self._decoder_vjp(x, d_images))
-            if d_latent is not None:
-                gradient = gradient + self._latent_vjp(x, d_latent)
-            return self._through_steps(gradient)
-        finally:
-            self.release()
+            found = self.spared(partial(self._map.in_place.differentiate, "decoder", by_decoder), DECODER)
+            return found if d_latent is None else found + self._latent_vjp(x, d_latent)
+
+        return self._back(gradient)
 
     def from_latent(self, d_latent):
         """Return d/dz of <d_latent, latent>, for a gradient by the latent where `__call__` takes one by the images."""
         x = self._stored()[-1].detach().requires_grad_()
+        return self._back(partial(self._latent_vjp, x, d_latent))
+
+    def _back(self, gradient):
+        """Return the Noise of gradients for gradient(), that by the last x; again where blocks must be left whole."""
         try:
-            return self._through_steps(self._latent_vjp(x, d_latent))
+            found = self._through_steps(gradient())
+            while self._plan.unlike():
+                self._graphs.clear()
+                found = self._through_steps(gradient())
         finally:
             self.release()
+        self._plan.settle()
+        return found
 
     def release(self):
         """Free every graph and stored sample; calling the pullback afterwards is an error."""
@@ -408,7 +471,7 @@ class Pullback:
 
     def _decoder_vjp(self, x, d_images):
         with torch.enable_grad():
-            images = self._map.decode(self._map.to_latent(x))
+            images = self._map.decode_with_graph(self._map.to_latent(x))
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         return vjp(images, x, d_images)
@@ -427,7 +490,8 @@ class Pullback:
             if index < len(injected):
                 injected[index] = c_noise * gradient
             by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
-            gradient = c_x * gradient + sample_map.in_place.differentiate("model", by_denoised)
+            differentiated = partial(sample_map.in_place.differentiate, "model", by_denoised)
+            gradient = c_x * gradient + self.spared(differentiated, STEP)
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
@@ -438,9 +502,9 @@ class Pullback:
     def _step_graph(self, index):
         """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
         if "model" in self._map.in_place.found:
-            self._graphs = None  # kept without copies of what the model has changed since
-        if self._graphs is not None:
-            return self._graphs.pop()
+            self._graphs.clear()  # kept without copies of what the model has changed since
+        if index in self._graphs:
+            return self._graphs.pop(index)
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
         again = self._map.step(self._samples[index], denoised.detach(), index, self._noise)
         _, c_denoised, _ = self._map.coefficients(index)

@@ -26,6 +26,7 @@ from functools import partial
 import torch
 from torch.autograd.function import once_differentiable
 
+from .memory import STEP
 from .noise import Noise
 from .sample_map import LOST_GRADIENT, Pullback, SampleMap, _size, vjp
 
@@ -184,7 +185,7 @@ class SamplerMap(SampleMap):
                 " solver, or take the sampler away (the DNO Sampler then takes its own steps)"
             )
         x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.plan.graph(STEP):
             denoised = self.denoise(x, sigma)
         if not denoised.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage=f"model (call {index + 1} of {self.network_calls})"))
@@ -228,11 +229,7 @@ class SamplerPullback(Pullback):
         """Run the network; return the number of the call and denoised, detached."""
         index = len(self._calls)
         self._map.report("forward", index)
-        if self._graphs is None:
-            denoised = self._map.denoise(x, sigma)
-        else:
-            self._graphs.append(self._map.denoise_with_graph(x.clone(), index, sigma))
-            denoised = self._graphs[-1][1].detach()
+        denoised = self._denoised(x.clone(), index, sigma)
         # Copied: a sampler may go on in place.
         self._calls.append((x.clone(), sigma, denoised.clone()))
         return index, denoised
@@ -240,7 +237,8 @@ class SamplerPullback(Pullback):
     def _through_call(self, index, gradient):
         """Return the gradient by a call's x for that by its denoised."""
         self._map.report("backward", len(self._calls) - index, self._map.stages)
-        return self._map.in_place.differentiate("model", partial(self._call_vjp, index, gradient))
+        by_denoised = partial(self._call_vjp, index, gradient)
+        return self.spared(partial(self._map.in_place.differentiate, "model", by_denoised), STEP)
 
     def _call_vjp(self, index, gradient):
         x, denoised = self._call_graph(index)
@@ -248,10 +246,9 @@ class SamplerPullback(Pullback):
 
     def _call_graph(self, index):
         if "model" in self._map.in_place.found:
-            self._graphs = None  # kept without copies of what the model has changed since
-        if self._graphs is not None:
-            graph, self._graphs[index] = self._graphs[index], None
-            return graph
+            self._graphs.clear()  # kept without copies of what the model has changed since
+        if index in self._graphs:
+            return self._graphs.pop(index)
         x, sigma, first = self._calls[index]
         x, denoised = self._map.denoise_with_graph(x, index, sigma)
         allowed = self._map.rerun_tolerance * _size(first)
@@ -263,9 +260,11 @@ class SamplerPullback(Pullback):
         return self._map.denoise(x, sigma)
 
     def _through_steps(self, gradient):
+        # Kept, for the case that it must be gone through again (`Pullback._back`).
         gradients = torch.autograd.grad(
-            self._last, self._leaves, gradient.to(self._last), allow_unused=True, materialize_grads=True
-        )
+            self._last, self._leaves, gradient.to(self._last), retain_graph=True, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
         self._check_reruns()
         return self._map.masked(Noise(*gradients, self._noise.settings))
 

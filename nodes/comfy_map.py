@@ -58,6 +58,7 @@ class ComfyRun:
         renewal: runs the guider where it is differentiated.
         stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
         load_again: called before each call, where a reward is asked between calls and may have moved the models out.
+        decoder_blocks: the `core.Blocks` of the VAE, or None.
     """
 
     guider: object
@@ -74,6 +75,7 @@ class ComfyRun:
     renewal: Renewal = field(default_factory=Renewal)
     stock: StockSampler | None = None
     load_again: object = staticmethod(stays)
+    decoder_blocks: core.Blocks | None = None
 
     @property
     def model_sampling(self):
@@ -155,8 +157,16 @@ class ComfyRun:
     def finish(self, x):
         return self.model_sampling.inverse_noise_scaling(self.sigmas[-1], x)
 
+    @property
+    def networks(self):
+        """What a call runs: the model, and what its prompts bring along, such as ControlNets."""
+        patchers = [self.guider.model_patcher, *getattr(self.guider, "loaded_models", ())]
+        return [patcher.model for patcher in patchers]
+
     def sample_map(self, eta, decode=None, **settings):
         settings |= {
+            "blocks": core.Blocks(self.networks, self.renewal), "decoder_blocks": self.decoder_blocks,
+            "free_memory": partial(comfy.model_management.get_free_memory, self.guider.model_patcher.load_device),
             "start": self.start, "decode": decode, "mask": self.denoise_mask,
             "model": core.fingerprint(self.guider.inner_model.diffusion_model),
             # What is left noisy is not for the reward's eyes.

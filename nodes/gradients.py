@@ -1,7 +1,7 @@
 """Gradients inside a running ComfyUI: what a search switches off or on while it runs, and puts back.
 
-Tensors that autograd accepts are made in `weights.py`. Which ComfyUI versions and settings stand in the way all the
-same, and what to do about each, is said by `refuse_undifferentiable` and `explained`.
+Tensors that autograd accepts are made in `weights.py`, models are loaded by `residency.py`. Which ComfyUI versions and
+settings stand in the way all the same, and what to do about each, is said by `refuse_undifferentiable` and `explained`.
 """
 
 import contextlib
@@ -11,11 +11,6 @@ import comfy.model_management as mm
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-
-from .weights import rewrap
-
-_searching = []
-"""The models that the search now running differentiates: they stay in memory whole until its last backward pass."""
 
 NO_FORMULA = (
     "no autograd formula", "derivative for", "does not have a grad_fn", "inference tensors cannot be saved",
@@ -40,7 +35,6 @@ def gradients_enabled(of_models=True):
                 mm.in_training = True
             yield
         finally:
-            _searching.clear()
             if training is not None:
                 mm.in_training = training
 
@@ -80,66 +74,6 @@ def explained():
         ) from error
 
 
-def load_together(patchers, memory_required):
-    """Load the models of a search fully and at once, and make their weights fit for autograd.
-
-    The tensors of a model that was loaded otherwise stay as they are. Those of a search stay fit for autograd when it
-    is over: they are the same storage, and in inference mode as good as before.
-
-    Args:
-        patchers: ComfyUI's, of all models of the search.
-        memory_required: bytes, beside the weights.
-
-    Raises:
-        RuntimeError: a model's weights do not stay in memory whole, so that saved ones could be overwritten.
-    """
-    _searching[:] = patchers
-    _load_whole(patchers, memory_required)
-    for patcher in patchers:
-        for each in (patcher, *patcher.model_patches_models()):  # which ComfyUI loads with it
-            rewrap(each.model)
-
-
-def load_decoder_whole(models, decoder, memory_required):
-    """Load a decoder that is differentiated whole, and beside it models that are only run, as KSampler does: in part.
-
-    Args:
-        models: ComfyUI's patchers.
-        decoder: the VAE's patcher.
-        memory_required: bytes, beside the weights.
-
-    Raises:
-        RuntimeError: the decoder's weights do not stay in memory whole.
-    """
-    _searching[:] = [decoder]
-    _load_whole([decoder], memory_required)
-    load([decoder, *models], memory_required)
-    rewrap(decoder.model)
-
-
-def load_beside(patcher, memory_required):
-    """Load one more model, which may move out others but none that is differentiated; raise as `load_together` does."""
-    _load_whole([patcher, *_searching], memory_required)
-    rewrap(patcher.model)
-
-
-@torch.inference_mode()
-def load(patchers, memory_required, **how):
-    """Load models as ComfyUI's own nodes do: in inference mode, since moving its tensors outside of it breaks them."""
-    mm.load_models_gpu(patchers, memory_required=memory_required, **how)
-
-
-def _load_whole(patchers, memory_required):
-    load(patchers, memory_required, force_full_load=True)
-    for patcher in patchers:
-        if getattr(patcher.model, "model_lowvram", False):
-            raise RuntimeError(
-                f"{type(patcher.model).__name__} is only partly in GPU memory; expected all of it, since offloaded"
-                " weights are overwritten before the backward pass reads them. Start ComfyUI without --lowvram or"
-                " --novram, free memory, use a smaller model, or a solver that differentiates none (ZeNO, Search)"
-            )
-
-
 def with_plain_attention(model_options):
     """Set PyTorch's own attention: others have no backward pass or, worse, detach without a word."""
     override = {"optimized_attention_override": lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)}
@@ -147,30 +81,17 @@ def with_plain_attention(model_options):
     return {**model_options, "transformer_options": options}
 
 
-def with_resident_weights(patcher):
-    """Return a patcher whose weights stay in memory: ComfyUI's dynamic ones may be overwritten while in use.
+def without_dynamic_memory(patcher):
+    """Return a patcher of the same model that ComfyUI's dynamic video memory does not manage, where its loader has one.
 
-    Raises:
-        RuntimeError: the loader of this model knows no other way.
+    Weights that stay between calls need not be made again in each backward pass.
     """
     if not getattr(patcher, "is_dynamic", bool)():
         return patcher
     try:
         return patcher.clone(disable_dynamic=True)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"{type(patcher.model).__name__} keeps its weights in dynamic video memory; expected weights that stay."
-            " Start ComfyUI with --disable-dynamic-vram"
-        ) from error
-
-
-def refuse_dynamic_weights(patcher):
-    """Raise RuntimeError where the weights of a model that is loaded already may be overwritten while in use."""
-    if getattr(patcher, "is_dynamic", bool)():
-        raise RuntimeError(
-            f"{type(patcher.model).__name__} keeps its weights in dynamic video memory; expected weights that stay. Use"
-            " a DNO Sampler node, which asks for that, or start ComfyUI with --disable-dynamic-vram"
-        )
+    except RuntimeError:  # this loader has none
+        return patcher
 
 
 def refuse_undifferentiable(patcher):

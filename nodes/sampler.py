@@ -14,6 +14,11 @@ from . import gradients, page, sockets
 from .comfy_map import seen_by
 from .rewards.belief import watched_apart
 from .search import Optimization, OptimizedSampler
+from .solvers import known
+
+MEMORY = {name: name for name in ("auto", "fast", "step", "low")}
+MEMORY |= {f"{size} GiB": float(size) for size in (2, 4, 8, 16, 32)}
+"""What the memory input offers -> `core.SampleMap.memory`."""
 
 
 class DNOSampler(io.ComfyNode):
@@ -70,7 +75,7 @@ class DNOSampler(io.ComfyNode):
         iterations, start_noise=None, add_noise="enable", start_at_step=0, end_at_step=10000,
         return_with_leftover_noise="disable", **search,
     ) -> io.NodeOutput:  # fmt: skip
-        model = gradients.with_resident_weights(model)
+        model = gradients.without_dynamic_memory(model)
         latent = checked_latent(model, vae, latent_image)
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", scheduler, denoise).sigmas
         if len(sigmas) < 2:
@@ -123,7 +128,7 @@ class DNOSamplerAdvanced(io.ComfyNode):
         cls, noise, guider, sigmas, latent_image, vae, reward, eta, iterations, start_noise=None, **search
     ) -> io.NodeOutput:
         guider = copy.copy(guider)
-        guider.model_patcher = gradients.with_resident_weights(guider.model_patcher)
+        guider.model_patcher = gradients.without_dynamic_memory(guider.model_patcher)
         latent = checked_latent(guider.model_patcher, vae, latent_image)
         if len(sigmas) < 2:
             raise ValueError(f"there are {len(sigmas)} sigmas, so no step; expected two or more")
@@ -183,8 +188,7 @@ def optional_of_a_search():
         ),
         io.Boolean.Input(
             "keep_graphs", default=False, optional=True,
-            tooltip="Keep every step's graph for the backward pass instead of running the step again: a third"
-            " faster, and the memory grows with the steps.",
+            tooltip="Of workflows older than memory: on is its 'fast', where that is left at auto.",
         ),
         sockets.Noise.Input(
             "start_noise", optional=True,
@@ -224,6 +228,12 @@ def limits_of_a_search():
         io.String.Input(
             "target", default="", optional=True,
             tooltip="Stop once every picture's best reward has reached this number. Empty goes on.",
+        ),
+        io.Combo.Input(
+            "memory", options=list(MEMORY), default="auto", optional=True,
+            tooltip="What the way back keeps: auto, as much as fits into the free memory; fast, every step's graph;"
+            " step, one at a time, each step run again; low, block by block, which takes least and a third longer; or"
+            " so many GiB for graphs, beside the weights.",
         ),
     ]  # fmt: skip
 
@@ -295,11 +305,12 @@ def outputs_of_a_search():
 def optimization(
     reward, eta, iterations, start_noise, seed, settings, solver=None, regularizer=None, watch=None, seconds=0.0,
     keep_graphs=False, part="all", part_count=1, diagnose=False, judge_every=1, sampler=None, floors="", target="",
+    memory="auto",
 ):  # fmt: skip
     """Return the `Optimization` that a DNO Sampler's inputs describe; `settings` are recorded with the noise."""
     watched = () if watch is None else watched_apart(watch)
     return Optimization(
-        reward, eta, iterations, solver, regularizer, seconds or None, keep_graphs,
+        reward, eta, iterations, solver, regularizer, seconds or None,
         watch=watched,
         settings=settings if start_noise is not None else {"seed": seed, **settings},
         start=start_noise,
@@ -309,6 +320,7 @@ def optimization(
         sampler=sampler,
         floors=core.floors_of(floors, core.watched_names(reward, watched)),
         target=target_of(target),
+        memory="fast" if keep_graphs and memory == "auto" else known(memory, MEMORY, "memory"),
     )  # fmt: skip
 
 

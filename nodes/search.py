@@ -14,17 +14,18 @@ import comfy.samplers
 import torch
 
 from .. import core
+from ..core.memory import STEP
 from ..core.picture_regularizer import refuse_without_gradient
 from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
-from . import gradients, hooks, page, patches, recast, weights
+from . import gradients, hooks, page, patches, recast, residency, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 from .stock_samplers import StockSampler
 
 log = logging.getLogger(__name__)
 
-# ComfyUI estimates the memory of a call without autograd; a call's graph holds several times as much.
+# How many times the memory of a call without autograd its graph holds.
 GRAPH_FACTOR = 4
 
 # Of the free memory, the part that one call's candidates may take; and the most pictures worth one call.
@@ -52,9 +53,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
         if self.optimization.searches:
             patches.refuse_clips(model_wrap.inner_model, extra_args["model_options"], noise.shape)
         patcher = model_wrap.model_patcher
-        vae_patcher = gradients.with_resident_weights(self.vae.patcher)
+        vae_patcher = gradients.without_dynamic_memory(self.vae.patcher)
         guide = self._guide()
-        guide_patcher = vae_patcher if guide is None else gradients.with_resident_weights(guide.patcher)
+        guide_patcher = vae_patcher if guide is None else gradients.without_dynamic_memory(guide.patcher)
         model_options, differentiates = extra_args["model_options"], self.optimization.differentiates
         if self.optimization.differentiates_decoder:
             gradients.refuse_undifferentiable(guide_patcher)
@@ -63,13 +64,14 @@ class OptimizedSampler(comfy.samplers.Sampler):
             model_options = weights.thaw(gradients.with_plain_attention(model_options))
             gradients.refuse_undifferentiable(patcher)
         watched = gradients.watched_for_gradients(model_wrap.inner_model)
-        with gradients.gradients_enabled(of_models=differentiates), watched as expect_gradient:
+        enabled = gradients.gradients_enabled(of_models=differentiates)
+        with enabled, watched as expect_gradient, residency.of_a_search() as resident:
             models = [patcher, *getattr(model_wrap, "loaded_models", ())]
             sigmas, noise, latent_image, denoise_mask = weights.thaw((sigmas, noise, latent_image, denoise_mask))
             seed = extra_args.get("seed") or 0
             stock = self._stock(model_wrap, model_options, seed, sigmas)
-            most_rows, load_models, load_vae = self._loaders(
-                model_wrap, models, vae_patcher, (guide or self.vae, guide_patcher), noise.shape,
+            most_rows, load_models, load_vae, load_guide = self._loaders(
+                resident, model_wrap, models, vae_patcher, (guide or self.vae, guide_patcher), noise.shape,
                 calls=stock.traits.calls if stock else len(sigmas) - 1,
                 one_at_a_time=patches.has_cache(model_options),
             )  # fmt: skip
@@ -79,7 +81,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 model_wrap, sigmas, noise, latent_image, denoise_mask, model_options, seed, expect_gradient,
                 load_models, keyframes.go_to, self.optimization.searches, stock=stock,
             )  # fmt: skip
-            if self.optimization.differentiates_decoder and not differentiates:
+            if self.optimization.differentiates_decoder:
                 run.load_again = load_models
 
             def decoder(vae, patcher, load):
@@ -87,14 +89,22 @@ class OptimizedSampler(comfy.samplers.Sampler):
                 return partial(weights.Renewal(), decode_raw, vae, patcher.model, *settings)
 
             decode = decoder(self.vae, vae_patcher, load_vae)
-            guide_decode = None if guide is None else decoder(guide, guide_patcher, stays)
+            run.decoder_blocks = core.Blocks([vae_patcher.model], decode.func)
+            guide_decode = None if guide is None else decoder(guide, guide_patcher, load_guide)
+            options = self.optimization.guided_by(guide_decode)
+            if not resident.together:
+                # Kept graphs would hold the model in the memory that the VAE needs.
+                options = replace(options, memory="step" if options.memory in ("fast", "step") else "low")
+                log.info("memory is %s, since model and VAE are loaded in turn", options.memory)
             with contextlib.ExitStack() as kept:
                 kept.callback(keyframes.close)
                 if differentiates:
                     kept.enter_context(hooks.weights_kept(patcher))
                 if self.optimization.differentiates_decoder:
-                    kept.enter_context(recast.casting_again())
-                self.result, latent = self.optimization.guided_by(guide_decode).search(run, decode, most_rows)
+                    hooked = bool(getattr(patcher, "hook_patches", None))
+                    kept.enter_context(recast.casting_again([*models, vae_patcher, guide_patcher], hooked))
+                self.result, latent = options.search(run, decode, most_rows)
+            self.result.history.warnings += told(resident)
         return latent
 
     def _guide(self):
@@ -119,44 +129,59 @@ class OptimizedSampler(comfy.samplers.Sampler):
             stock.refuse_a_wrong_gradient()
         return stock
 
-    def _loaders(self, model_wrap, models, vae_patcher, guide, shape, calls, one_at_a_time):
-        """Return how many pictures are worth one call, and what loads the models and the VAE before each of their runs.
+    def _loaders(self, resident, model_wrap, models, vae_patcher, guide, shape, calls, one_at_a_time):
+        """Return how many pictures are worth one call, and what loads models, VAE and guide before each of their runs.
 
         Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. A call's worth
         is one candidate where `one_at_a_time`, as a step cache needs, which goes by all rows of a call.
 
-        What is differentiated is loaded here, whole, and stays: autograd holds its weights. Else each stage loads what
-        it runs, as ComfyUI's own nodes do, which may move out the others where memory is short. Where the decoder alone
-        is differentiated, it stays, and the model, which a reward may move out between calls, comes back before each.
+        Where something is differentiated, the `Residency` keeps all in memory together or loads each in its turn. Else
+        each stage loads what it runs, as ComfyUI's own nodes do, which may move out the others where memory is short.
         `guide` is the VAE that is differentiated, and its patcher.
         """
         guide, guide_patcher = guide
         call = memory_of_a_call(model_wrap, models, shape)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
-        frames = seen[2] if len(seen) == 5 else 1
+        graphs = call
         if self.optimization.differentiates:
-            graphs = self.optimization.graphs(calls)
-            # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
-            decode = max(GRAPH_FACTOR * guided * frames, decode)
-            # The guider has loaded its models; asked for again, in one call, they and the VAE stay in memory together.
             hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
-            memory = GRAPH_FACTOR * graphs * call + decode + graphs * hooked
-            gradients.load_together(list(dict.fromkeys([*models, vae_patcher, guide_patcher])), memory)
-        elif self.optimization.differentiates_decoder:
-            memory = call + max(GRAPH_FACTOR * guided * frames, decode)
-            loaded = partial(gradients.load_decoder_whole, models, guide_patcher, memory)
-            loaded()
-            of_pictures = stays if guide is self.vae else partial(gradients.load, [vae_patcher], decode)
-            return shape[0], loaded, of_pictures
+            graphs = self.optimization.graphs(calls) * (memory_of_a_graph(call) + hooked)
+        if self.optimization.differentiates_decoder:
+            # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
+            guided = max(memory_of_a_graph(guided) * (seen[2] if len(seen) == 5 else 1), decode)
+            resident.begin([*models, vae_patcher, guide_patcher], graphs + guided)
+        alone = self.optimization.differentiates_decoder and not self.optimization.differentiates
+        one_at_a_time = one_at_a_time or alone or not resident.together
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
-        batches = int(CANDIDATES_SHARE * free / max(call, decode, 1))
+        batches = int(CANDIDATES_SHARE * free / max(call, decode, guided, 1))
         most = 1 if one_at_a_time else min(MOST_PICTURES // shape[0], self.optimization.candidates)
         batches = max(min(batches, most), 1)
-        if self.optimization.differentiates:
-            return shape[0] * batches, stays, stays
-        load_models = partial(gradients.load, models, batches * call)
-        return shape[0] * batches, load_models, partial(gradients.load, [vae_patcher], batches * decode)
+        if not self.optimization.differentiates_decoder:
+            load_vae = partial(residency.load, [vae_patcher], batches * decode)
+            return shape[0] * batches, partial(residency.load, models, batches * call), load_vae, load_vae
+        load_guide = resident.stage([guide_patcher], guided, whole=getattr(guide, "disable_offload", False))
+        load_vae = resident.stage([vae_patcher], decode, whole=getattr(self.vae, "disable_offload", False))
+        load_vae = load_guide if guide is self.vae else load_vae
+        return shape[0] * batches, resident.stage(models, graphs), load_vae, load_guide
+
+
+def memory_of_a_graph(run):
+    """Return the bytes that autograd keeps of a stage, of the bytes that ComfyUI estimates for running it without.
+
+    The one place where that number comes from: ComfyUI knows nothing of graphs.
+    """
+    return GRAPH_FACTOR * run
+
+
+def told(resident):
+    """Return what a user should know of models that took turns in memory, sentences."""
+    if resident.together or not resident.loads:
+        return []
+    return [
+        "model, VAE and reward were not in memory together, so each was loaded when it ran,"
+        f" {resident.loads} times, {resident.seconds:.1f} s in all. Free memory, or take a smaller picture or model"
+    ]
 
 
 def memory_of_a_call(guider, models, shape):
@@ -205,7 +230,6 @@ class Optimization:
         iterations: updates of the noise; 0 only samples.
         solver, regularizer: of `core`, or None for the default and for none.
         seconds: time budget, or None.
-        keep_graphs: keep the steps' graphs for the backward pass instead of running the steps again.
         watch: rewards that are recorded, not optimised.
         settings: what else made the noise, kept with it and with the history.
         start: the noise to start from, of an earlier search; None draws that of the seed.
@@ -215,6 +239,7 @@ class Optimization:
         sampler: a SAMPLER of ComfyUI's to sample with, instead of by `core.sde_step` with `eta`; or None.
         floors: watched reward's name -> the least score of a picture that may become the best, as `core.optimize`.
         target: of every picture's best score, at which the search stops; or None.
+        memory: what of the graphs is kept, as `core.SampleMap.memory`.
 
     Raises:
         ValueError: the solver needs a gradient that the reward has not, or takes none that a regularizer of the picture
@@ -227,7 +252,6 @@ class Optimization:
     solver: object = None
     regularizer: object = None
     seconds: float | None = None
-    keep_graphs: bool = False
     watch: tuple = ()
     settings: dict = field(default_factory=dict)
     start: core.Noise | None = None
@@ -237,6 +261,7 @@ class Optimization:
     sampler: object = None
     floors: dict = field(default_factory=dict)
     target: float | None = None
+    memory: str | float = "auto"
 
     def __post_init__(self):
         if self.iterations > 0 and getattr(self.solver or core.default_solver(), "needs_gradient", False):
@@ -265,8 +290,8 @@ class Optimization:
         return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
     def graphs(self, calls):
-        """Return how many graphs of calls are in memory together, of a run of so many calls."""
-        if not self.keep_graphs:
+        """Return how many graphs of calls must fit into memory together, of a run of so many calls."""
+        if self.memory != "fast":
             return 1
         graphs = getattr(self.solver, "graphs", None)  # a solver need not know
         return graphs(calls, self.iterations) if graphs else calls
@@ -296,8 +321,8 @@ class Optimization:
     def _search(self, run, decode, most_rows, progress):
         solver = self.solver or core.default_solver()
         sample_map = run.sample_map(
-            self.eta, decode, part=self.part, most_rows=most_rows, keep_graphs=self.keep_graphs,
-            on_step=progress.on_step,
+            self.eta, decode, part=self.part, most_rows=most_rows,
+            memory=self.memory, on_step=progress.on_step,
         )  # fmt: skip
         if self.start is None:
             noise = run.first_noise(sample_map.injected, self.settings)
@@ -310,9 +335,7 @@ class Optimization:
         if self.searches:
             self._probe(run, sample_map)
         if self.differentiates:
-            x, sigma = run.halfway()
-            network = run.guider.inner_model.diffusion_model
-            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
+            sample_map.plan.retried(partial(self._check_gradient, run, sample_map), stays, STEP)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
         extra += sum(belief.stages(sample_map) for belief in self._beliefs)
@@ -333,6 +356,13 @@ class Optimization:
         progress.end()
         result.history.settings |= result.noise.settings
         return result, latent
+
+    @staticmethod
+    def _check_gradient(run, sample_map):
+        x, sigma = run.halfway()
+        network = run.guider.inner_model.diffusion_model
+        with sample_map.plan.graph(STEP):
+            refuse_a_wrong_gradient(sample_map.denoise, network, x, sigma.expand(len(x)), sample_map.in_place)
 
     def _probe(self, run, sample_map):
         """Find out by a few calls what patches of any pack do, and set how many pictures may be in a call.

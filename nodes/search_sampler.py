@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from . import gradients, page, sockets
+from . import page, sockets
 from .sampler import (
     check_fit,
     gain,
@@ -50,8 +50,6 @@ class SearchSampler(OptimizedSampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        if self.optimization.differentiates:
-            gradients.refuse_dynamic_weights(model_wrap.model_patcher)
         check_fit(model_wrap.model_patcher, self.vae, noise)
         # A copy: one SAMPLER may serve several nodes, and ComfyUI keeps it, so nothing of a search may stay on it.
         search = OptimizedSampler(self.vae, replace(self.optimization, settings=self._settings(model_wrap, extra_args)))

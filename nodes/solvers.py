@@ -363,11 +363,11 @@ def numbers_of(text):
         raise ValueError(f"the strengths are {text!r}; expected numbers such as 0.2, 0.3, 0.4") from error
 
 
-def known(method, methods):
-    """Return methods[method]; ComfyUI 0.3.75 lets any word through to V3 nodes that a workflow gives."""
-    if method not in methods:
-        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(methods)}")
-    return methods[method]
+def known(word, words, what="method"):
+    """Return words[word]; ComfyUI 0.3.75 lets any word through to V3 nodes that a workflow gives."""
+    if word not in words:
+        raise ValueError(f"unknown {what} {word!r}; expected one of {', '.join(words)}")
+    return words[word]
 
 
 def learning_rate_input(advice):

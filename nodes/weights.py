@@ -22,9 +22,14 @@ def rewrap(module):
     """Replace a module's inference tensors by normal ones over the same storage: no copy, no gradient of their own.
 
     Replaced are parameters, buffers, tensors in other attributes of its parts, and those of a model's latent format.
+    Two kinds stay, since `recast` keeps them from autograd. Quantised weights that are normal tensors cannot be moved
+    in inference mode, so that ComfyUI could never free their memory. What layers in ComfyUI's dynamic video memory hold
+    is a part of its bookkeeping.
     """
     known = {}
     for part in module.modules():
+        if hasattr(part, "_v"):  # in dynamic video memory
+            continue
         for tensors in (part._parameters, part._buffers):
             tensors.update({name: _once(tensor, known) for name, tensor in tensors.items()})
         _rewrap_attributes(part, known)
@@ -40,9 +45,14 @@ def _rewrap_attributes(thing, known):
 
 def _once(tensor, known):
     """Return a tensor renewed where it needs it; the same for the same one, since parts of a model share weights."""
-    if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
+    if tensor is None or is_quantised(tensor) or not (tensor.is_inference() or tensor.requires_grad):
         return tensor
     return known.setdefault(id(tensor), renewed(tensor))
+
+
+def is_quantised(tensor):
+    """Whether a tensor wraps others that its numbers are made of."""
+    return hasattr(tensor, "__tensor_flatten__")
 
 
 @torch.inference_mode(False)
@@ -51,7 +61,7 @@ def renewed(tensor):
 
     Quantised tensors are made anew of the tensors that they wrap, or as what they are of their own bytes.
     """
-    if hasattr(tensor, "__tensor_flatten__"):
+    if is_quantised(tensor):
         names, context = tensor.__tensor_flatten__()
         inner = {name: renewed(getattr(tensor, name)) for name in names}
         plain = type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())

@@ -20,6 +20,7 @@ One picture's way to its score, and back to the gradient by the picture:
         Jittered.image_gradient     crop by crop
           TowerReward.__call__      Preprocess -> ClipTower.image_embeds -> a cosine          (HPS, PickScore, ..)
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
+          ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
             networks.run            out of and into float32, whatever the network's dtype
 """
 
@@ -32,12 +33,15 @@ from .consistency import Consistency
 from .image_reward import CycleReward, ImageReward
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
+from .onnx import ONNX, OnnxPixels
+from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
 from .towers import load_tower
 
 __all__ = [
     "HPS",
     "JPEG",
+    "ONNX",
     "Aesthetic",
     "BlipTower",
     "Brightness",
@@ -52,6 +56,8 @@ __all__ = [
     "ImageReward",
     "JPEGProxy",
     "Jittered",
+    "OnnxPixels",
+    "OnnxTower",
     "PickScore",
     "Saturation",
     "Sharpness",

@@ -50,6 +50,9 @@ def likeness(path, name, source):
         LIKELY: it is of that kind and its name says so. POSSIBLE: it is of that kind and its name says nothing, as
         model.safetensors. OTHER: it is of another kind, or its name says so.
     """
+    is_onnx = Path(path).suffix.lower() == ".onnx"  # a format that nothing else here is in
+    if is_onnx or source == "ONNX":
+        return LIKELY if is_onnx and source == "ONNX" else OTHER
     if not _is_of_the_kind(tensors_of(path), source):
         return OTHER
     said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]

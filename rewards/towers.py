@@ -1,6 +1,7 @@
 """One tower for one file: rewards that use the same weights share them, and what was embedded with them.
 
-    path --weights.read--> state dict --kind_of--> ClipTower or BlipTower
+    path --weights.read---> state dict --kind_of--> ClipTower or BlipTower
+         --onnx_file.read-> Graph -----------------> OnnxTower
 """
 
 import threading
@@ -12,6 +13,7 @@ import torch
 from . import weights
 from .blip_tower import BlipTower, find_vocabulary
 from .clip_tower import ClipTower
+from .onnx_tower import OnnxTower
 
 _towers, _loading = weakref.WeakValueDictionary(), threading.Lock()
 
@@ -21,7 +23,7 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
 
     Args:
         path: a CLIP file of either layout (HPS, PickScore, CLIP itself, or an image tower alone), ImageReward's or
-            CycleReward's.
+            CycleReward's, or one that ends in .onnx.
         device: where the networks are put at first.
         dtype: of the networks; what goes in and out is float32 or wider.
         activation: of a CLIP whose own is not what `clip_tower.activation` expects.
@@ -39,10 +41,16 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
     with _loading:
         tower = _towers.get(key)
         if tower is None:
-            state = weights.read_as(path, *weights.CLIP_KINDS, "ImageReward")
-            if weights.kind_of(state) == "ImageReward":
-                tower = BlipTower(state, find_vocabulary([beside, *folders]), path.name, device, dtype)
-            else:
-                tower = ClipTower(state, path.name, device, dtype, activation)
+            tower = _made(path, device, dtype, activation, [beside, *folders])
             _towers[key] = tower
     return tower
+
+
+def _made(path, device, dtype, activation, folders):
+    """Return a new tower of a file."""
+    if path.suffix.lower() == ".onnx":
+        return OnnxTower(path, device, dtype)
+    state = weights.read_as(path, *weights.CLIP_KINDS, "ImageReward")
+    if weights.kind_of(state) == "ImageReward":
+        return BlipTower(state, find_vocabulary(folders), path.name, device, dtype)
+    return ClipTower(state, path.name, device, dtype, activation)

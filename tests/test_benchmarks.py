@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sde_ode
 import study
+import terrain
 import torch
 import zeno
 from comfyui_dno import core
@@ -302,3 +303,36 @@ def test_a_search_of_the_study_of_the_belief_measures_the_start_and_the_end():
     (samples,) = belief.ordinary((("red owl", 100),), plan, steps=2)
     assert len(rows) == 2 and rows[1]["score"] > rows[0]["score"]
     assert all(np.shape(each["loss"]) == np.shape(each["gap"]) == (1, belief.NOISES) for each in (*rows, *samples))
+
+
+def half(x, sigma, difficulty):
+    """A network in place of the terrains': half of x without its noise level, near the heights of terrains."""
+    return [x / (2 * sigma.view(-1, 1, 1, 1)) - 0.4]
+
+
+@pytest.mark.parametrize("steps", terrain.SIGMAS)
+def test_terrains_are_sampled_as_consistency_models_are(monkeypatch, steps):
+    monkeypatch.setattr(terrain, "network", lambda: half)
+    sample_map = terrain.terrains(steps)
+    noise = sample_map.randn(seed=1)
+    fresh = iter(noise.injected)
+    x = 80 * noise.initial
+    for sigma, sigma_next in sample_map.schedule.intervals:
+        (x,) = half(x, torch.tensor([sigma]), None)
+        x = x + sigma_next * next(fresh) if sigma_next else x
+    torch.testing.assert_close(sample_map.sample(noise), ((x + 1) / 2).expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("arm", terrain.arms("ramp"))
+def test_searches_for_terrains_have_equal_evaluations(monkeypatch, tmp_path, arm):
+    monkeypatch.setattr(terrain, "network", lambda: half)
+    found = terrain.run("ramp", arm, 2, 1, tmp_path / "terrain.json")
+    assert len(found["scores"]) == 17 and found["best"] >= found["scores"][0]
+
+
+def test_rewards_of_terrains_judge_their_heights():
+    ramp = torch.linspace(0.15, 0.45, 8).repeat_interleave(16).expand(1, 3, 128, 128)
+    step = torch.zeros(1, 3, 128, 128)
+    step[..., 60:] = 0.1  # a cliff through 16 of the 256 tiles
+    assert terrain.Ramp()(ramp).abs() < 1e-4 and abs(terrain.Ramp()(ramp + 0.1) + 10) < 1e-4
+    assert terrain.Passable()(torch.cat([step, torch.zeros_like(step)])).tolist() == [240, 256]

@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import tiny_onnx
 import tiny_pipelines
 import tiny_rewards
 
@@ -15,7 +16,7 @@ CHEAPER = {
 }  # fmt: skip
 KNOWN = {
     "search": "core.optimize(\n    sample_map,\n", "resume": "Noise.load", "pipeline": "load_pipeline",
-    "tower": "load_tower", "own reward": "NODE_CLASS_MAPPINGS",
+    "tower": "HPS_v2.1_compressed.pt", "onnx": "OnnxPixels", "own reward": "NODE_CLASS_MAPPINGS",
 }  # fmt: skip
 
 
@@ -63,6 +64,12 @@ def test_the_documented_reward_models_score(run, tmp_path):
     tiny_rewards.write("hps", tmp_path)
     tiny_rewards.write("pickscore", tmp_path).rename(tmp_path / "model.safetensors")
     run(block("tower") + "assert reward(torch.rand(2, 3, 64, 64), ['a cat', 'a dog']).shape == (2,)")
+
+
+def test_the_documented_onnx_file_scores(run, tmp_path):
+    tiny_onnx.write_nsfw(tmp_path / tiny_onnx.NSFW)
+    code = f"import torch\nfrom comfyui_dno import rewards\n{block('onnx')}"
+    run(code + "assert safe(torch.rand(2, 3, 64, 64)).shape == (2,)")
 
 
 def test_the_documented_reward_of_ones_own_is_a_reward(run):

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 
+from ..blocks import Blocks
 from ..sample_map import SampleMap
 from ..schedule import Schedule
 from .denoiser import DiscreteDenoiser, Guided
@@ -160,10 +161,12 @@ def from_pipeline(
     rows = torch.arange(2 * batch, device=family.network.device)
     denoise = Guided(sampling.denoiser(family.predict), *rows.chunk(2), family.cfg if family.guided else 1)
     anywhere = Guided(sampling.denoiser_anywhere(family.predict), *rows.chunk(2), 1)
+    vae = _decoding(pipeline.vae, family.upcasts_vae)
     return SampleMap(
         denoise, sampling.schedule, shape, eta, start=sampling.start, finish=sampling.finish,
-        decode=_decoder(pipeline.vae, family.upcasts_vae), prompts=prompts, model=fingerprint(family.network),
-        device=family.network.device, unguided=anywhere.unguided if family.guided else _alone(anywhere), **settings,
+        decode=_decoder(vae), prompts=prompts, model=fingerprint(family.network),
+        device=family.network.device, unguided=anywhere.unguided if family.guided else _alone(anywhere),
+        blocks=Blocks([family.network]), decoder_blocks=Blocks([vae.decoder]), **settings,
     )  # fmt: skip
 
 
@@ -318,12 +321,17 @@ def _freeze(pipeline):
             part.eval().requires_grad_(False)
 
 
-def _decoder(vae, upcasts):
+def _decoding(vae, upcasts):
+    """Return the VAE to decode with: in float32 where its half precision overflows."""
+    if upcasts and vae.dtype == torch.float16 and vae.config.force_upcast:
+        # A copy, so that the pipeline itself stays as it was.
+        return copy.deepcopy(vae).float()
+    return vae
+
+
+def _decoder(vae):
     """Return latent (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1], not clamped, in the latent's dtype."""
     config = vae.config
-    if upcasts and vae.dtype == torch.float16 and config.force_upcast:
-        # A copy, so that the pipeline itself stays as it was.
-        vae = copy.deepcopy(vae).float()
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     shift, scale = getattr(config, "shift_factor", None) or 0.0, 1.0
     if mean is not None and std is not None:

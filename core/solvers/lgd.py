@@ -82,7 +82,7 @@ class LGD(Solver):
             c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family, s_noise)
             alpha, level = signal_level(sigma, family), s_noise * sigma
             guidance = partial(self._guidance, problem, x, index, level / math.hypot(alpha, level))
-            denoised, gradient = sample_map.in_place.differentiate("guided step", guidance)
+            denoised, gradient = sample_map.differentiate("guided step", guidance)
             norms[f"the guidance of step {index + 1}"] = gradient.flatten(1).norm(dim=1)
             gradient = torch.where(gradient.isfinite(), gradient, 0.0)
             if c_noise > 0 and alpha > 0:
@@ -98,7 +98,7 @@ class LGD(Solver):
         xi = spread * torch.stack([problem.draw(sample, x, (self.seed, index)) for sample in range(self.samples)])
         x, denoised = sample_map.denoise_with_graph(x, index)
         with torch.enable_grad():
-            images = sample_map.decode(sample_map.to_latent((denoised + xi).flatten(0, 1)))
+            images = sample_map.decode_with_graph(sample_map.to_latent((denoised + xi).flatten(0, 1)))
         prompts = sample_map.prompts and list(sample_map.prompts) * self.samples
         scores, d_images = exact(problem.reward, images, prompts)
         d_images = self.scale * d_images.unflatten(0, (self.samples, -1))

@@ -175,8 +175,7 @@ class Tilt(SamplesItself):
         if self.through == "model":
             sample_map.report("backward", index)
         asked = partial(self._differentiated, problem, noise, x, index)
-        denoised, gradient = sample_map.in_place.differentiate("guided step", asked)
-        return denoised, gradient
+        return sample_map.differentiate("guided step", asked)
 
     def _differentiated(self, problem, noise, x, index):
         """Return what `_guidance` does, as it came."""
@@ -187,7 +186,7 @@ class Tilt(SamplesItself):
             denoised = sample_map.denoise(x, x.new_full((len(x),), sample_map.schedule.sigmas[index]))
         guess = denoised.detach().requires_grad_()
         with torch.enable_grad():
-            images = (self.guide_decode or sample_map.decode)(sample_map.to_latent(guess))
+            images = (self.guide_decode or sample_map.decode_with_graph)(sample_map.to_latent(guess))
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
         _, d_images = self._estimator(index).by_images(problem, noise, images.detach())

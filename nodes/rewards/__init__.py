@@ -4,6 +4,7 @@
     consistency   knows the embedded model's pictures
     belief        asks the model that is searched; to watch
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
+    onnx          likewise, any network in an ONNX file
     combine       several as one
     score         what a reward thinks of pictures that are there already; `gate` parts them
 """
@@ -22,6 +23,7 @@ from .networks import (
     DNOImageSimilarityReward,
     DNOPickScoreReward,
 )
+from .onnx import DNOONNXReward
 from .pixels import (
     DNOBrightnessReward,
     DNOColorReward,
@@ -44,6 +46,7 @@ REWARDS = [
     DNOAestheticReward,
     DNOImageSimilarityReward,
     DNODirectionReward,
+    DNOONNXReward,
     DNOContrastReward,
     DNOSaturationReward,
     DNOSharpnessReward,

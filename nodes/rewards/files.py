@@ -18,7 +18,7 @@ import torch
 
 from ... import rewards
 from ...rewards import blip_tower, recognise, weights
-from .. import gradients
+from .. import residency
 from ..names import listed
 
 KEY = "reward_models"
@@ -38,7 +38,7 @@ def register_folders():
     own, aesthetic = (os.path.join(folder_paths.models_dir, name) for name in (KEY, "aesthetic"))
     given, others, stock = (known[key][0] if key in known else [] for key in (KEY, "aesthetic", "clip_vision"))
     folders = dict.fromkeys([own, *given, aesthetic, *others, *stock])
-    known[KEY] = (list(folders), folder_paths.supported_pt_extensions)
+    known[KEY] = (list(folders), {*folder_paths.supported_pt_extensions, ".onnx"})
     with contextlib.suppress(OSError):
         os.makedirs(own, exist_ok=True)
 
@@ -114,7 +114,7 @@ def managed(tower):
         patcher = comfy.model_patcher.ModelPatcher(
             tower.module, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
         )
-        tower.on_use = partial(gradients.load_beside, patcher)
+        tower.on_use = partial(residency.load_tower, patcher)
     return tower
 
 

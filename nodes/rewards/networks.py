@@ -79,7 +79,7 @@ class PromptReward(FileReward):
             raise ValueError(
                 "the prompt is empty; expected the text to judge pictures by, as a rule the positive prompt's"
             )
-        return output(cls.reward_class(cls.tower(file, dtype), prompt), crops)
+        return of_crops(cls.reward_class(cls.tower(file, dtype), prompt), crops)
 
 
 class DNOHPSReward(PromptReward):
@@ -160,7 +160,7 @@ class DNOAestheticReward(FileReward):
             tower = files.tower(clip_file, cls.clip_source, dtype)
         else:
             tower = files.clip_vision_tower(clip_vision, dtype)
-        return output(rewards.Aesthetic(tower, files.path_of(file, cls.source)), crops)
+        return of_crops(rewards.Aesthetic(tower, files.path_of(file, cls.source)), crops)
 
 
 class DNOImageSimilarityReward(FileReward):
@@ -178,7 +178,7 @@ class DNOImageSimilarityReward(FileReward):
     @classmethod
     def execute(cls, file, reference, dtype, crops) -> io.NodeOutput:
         tower = cls.tower(file, dtype)
-        return output(rewards.Similarity(tower, pictures_of(reference, "the reference's pictures")), crops)
+        return of_crops(rewards.Similarity(tower, pictures_of(reference, "the reference's pictures")), crops)
 
 
 class DNODirectionReward(FileReward):
@@ -197,7 +197,7 @@ class DNODirectionReward(FileReward):
 
     @classmethod
     def execute(cls, file, more, less, dtype, crops) -> io.NodeOutput:
-        return output(rewards.Directions(cls.tower(file, dtype), more, less), crops)
+        return of_crops(rewards.Directions(cls.tower(file, dtype), more, less), crops)
 
 
 def file_input(name, source):
@@ -216,14 +216,18 @@ def settings_of_a_network():
             tooltip="Of the network's weights: bfloat16 and float16 take half the memory and are less exact; scores and"
             " the gradient by the picture are float32.",
         ),
-        io.Int.Input(
-            "crops", default=0, min=0, max=16,
-            tooltip="Judge by the mean over so many random crops, always the same ones, which is harder to fool; each"
-            " takes as long as a picture. 0 judges the whole picture.",
-        ),
+        crops_input(),
     ]  # fmt: skip
 
 
-def output(reward, crops):
+def crops_input():
+    return io.Int.Input(
+        "crops", default=0, min=0, max=16,
+        tooltip="Judge by the mean over so many random crops, always the same ones, which is harder to fool; each"
+        " takes as long as a picture. 0 judges the whole picture.",
+    )  # fmt: skip
+
+
+def of_crops(reward, crops):
     """Return a node's output: the reward of the whole picture, or its mean over crops."""
     return io.NodeOutput(rewards.Jittered(reward, crops) if crops else reward)

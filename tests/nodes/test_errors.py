@@ -65,7 +65,6 @@ def test_without_a_step_there_is_nothing_to_optimise(comfy):
         ("weakly stateful", ["another result the second time", "TeaCache"]),
         ("fast fp8", ["fast float8", "fp8_e4m3fn instead of"]),
         ("multigpu", ["several GPUs", "Remove the multi-GPU node"]),
-        ("lowvram", ["only partly in GPU memory", "--lowvram"]),
     ],
 )
 def test_a_model_without_gradients_is_refused_with_what_to_do(comfy, obstacle, words):

@@ -186,6 +186,24 @@ def test_a_search_climbs_with_quantised_weights_and_the_stock_sampler_runs_as_be
     assert torch.equal(*stock)
 
 
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "scaled"])
+def test_comfyui_can_move_a_quantised_model_that_was_searched(comfy, kind):
+    """To free its memory, which is done in inference mode, where a quantised weight made for autograd cannot move."""
+    stock = []
+    for turn in range(2):
+        graph = quantised(comfy, kind)
+        if turn:
+            graph.model = graph.node("DNOTestObstacle", model=graph.model, kind="loaded twice")[0]
+        inputs = graph.sampling(cfg=8.0 + turn * 1e-12)
+        graph.keep("stock", graph.node("KSampler", **inputs, sampler_name="euler")[0])
+        stock.append(comfy.run(graph).kept["stock"]["samples"])
+        if not turn:
+            graph = quantised(comfy, kind)
+            graph.keep("searched", graph.dno(iterations=1)[0])
+            comfy.run(graph)
+    assert torch.equal(*stock)
+
+
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "scaled"])
 def test_a_graph_holds_quantised_weights_as_they_are_stored(comfy, kind):
     """The cast ones of the attention are four times as many bytes."""

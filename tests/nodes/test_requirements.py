@@ -8,7 +8,7 @@ import sys
 import pytest
 from comfy_server import ComfyServer, find_comfyui
 from comfy_server.server import PACK
-from reward_nodes import REWARDS, reward_node
+from reward_nodes import NEED_TRANSFORMERS, reward_node
 from workflows import Workflow
 
 # By its path: its package imports ComfyUI.
@@ -72,7 +72,7 @@ def test_a_node_that_draws_is_refused_before_the_search(bare, name, output):
     assert "the package matplotlib is not installed" in refusal(bare, graph)
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", NEED_TRANSFORMERS)
 def test_a_reward_that_is_a_network_is_refused_before_the_search(bare, name):
     graph = Workflow()
     graph.reward = reward_node(graph, name)[0]

@@ -22,12 +22,23 @@ def test_a_few_iterations_raise_the_reward_of_every_picture(comfy, family, dtype
     assert history["settings"]["seed"] == 3
 
 
-def test_kept_graphs_give_the_same_picture(comfy):
+def test_whatever_memory_keeps_the_picture_is_the_same(comfy):
     graph = Workflow()
-    for key, keep_graphs in (("re-run", False), ("kept", True)):
-        graph.keep(key, graph.dno(iterations=2, keep_graphs=keep_graphs)[0])
+    memories = "auto", "fast", "step", "low", "2 GiB"
+    for memory in memories:
+        graph.keep(memory, graph.dno(iterations=2, memory=memory)[0])
+    graph.keep("an older workflow's", graph.dno(iterations=2, keep_graphs=True)[0])
     kept = comfy.run(graph).kept
-    assert error(kept["kept"]["samples"], kept["re-run"]["samples"]) < 1e-4
+    for name in kept:
+        assert error(kept[name]["samples"], kept["step"]["samples"]) < 1e-4, name
+    assert len(kept) == len(memories) + 1
+
+
+def test_an_unknown_memory_is_said_before_sampling(comfy):
+    graph = Workflow()
+    graph.keep("latent", graph.dno(iterations=2, memory="much")[0])
+    run = comfy.run(graph, may_fail=True)
+    assert "much" in str(run.error) and not run.of_type("progress")
 
 
 def test_inpainting_changes_only_the_masked_part_of_noise_and_picture(comfy):

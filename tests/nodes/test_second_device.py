@@ -1,27 +1,14 @@
 """The nodes on a second device, in a real ComfyUI in a process of its own: they find what they find on the CPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from comfy_server import find_comfyui
+from comfy_server import report_of
 
 PLACES = ["all on the device", "VAE on the CPU"]
-SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
 def report(pretend):
-    command = [sys.executable, str(SUPPORT / "second_device_in_comfyui.py"), "--cpu"]
-    # The pack as this process has it: installed, or by a path.
-    paths = filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, cwd=find_comfyui(), capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return report_of("second_device_in_comfyui.py")
 
 
 @pytest.mark.parametrize("place", PLACES)

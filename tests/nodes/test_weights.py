@@ -68,6 +68,13 @@ def test_rewrap_finds_parameters_buffers_attributes_and_the_latent_formats_stati
     assert network.latent_format.mean is network[1].mean, "what was one tensor stays one"
 
 
+def test_rewrap_leaves_quantised_weights_and_layers_in_dynamic_video_memory_as_they_are():
+    network = torch.nn.Sequential(torch.nn.Module(), born(lambda: torch.nn.Linear(2, 2)))
+    network[0].weight, network[1]._v = born(KINDS["wrapper"]), "a place in ComfyUI's bookkeeping"
+    weights.rewrap(network)
+    assert network[0].weight.is_inference() and network[1].weight.is_inference()
+
+
 def test_what_holds_nothing_to_thaw_is_returned_itself():
     options = {"patches": [torch.ones(1), {"blocks": (1, "a")}]}
     assert weights.thaw(options) is options

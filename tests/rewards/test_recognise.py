@@ -34,6 +34,13 @@ def test_of_files_with_the_same_tensors_the_names_decide(all_files, name, source
     assert likeness(all_files["hps"], name, source) == expected
 
 
+@pytest.mark.parametrize("file, source, expected", [
+    ("a/scorer.ONNX", "ONNX", LIKELY), ("hps.onnx", "HPS", OTHER), ("model.safetensors", "ONNX", OTHER),
+])
+def test_an_onnx_file_is_told_by_its_ending_alone(file, source, expected):
+    assert likeness(file, file, source) == expected
+
+
 def test_a_name_does_not_make_another_kind_of_file_the_one_that_is_wanted(all_files):
     assert likeness(all_files["aesthetic"], "HPS_v2.1_compressed.pt", "HPS") == OTHER
 

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+import tiny_onnx
 import tiny_rewards
 import torch
 from comfyui_dno import rewards
@@ -96,3 +97,29 @@ def test_a_combination_is_calibrated_by_scores_on_the_device(device):
         found = combined.calibrate(combined.part_scores(pictures(device)))
     expected = combined.calibrate(combined.part_scores(pictures()))
     torch.testing.assert_close(torch.tensor(found.priors), torch.tensor(expected.priors), rtol=1e-4, atol=1e-6)
+
+
+def test_an_onnx_network_scores_as_on_the_cpu_with_shapes_and_tables_of_its_own(device, tmp_path):
+    nodes = [
+        tiny_onnx.node("Shape", ["image"], ["shape"]),
+        tiny_onnx.node("Slice", ["shape", "zero", "two"], ["front"]),
+        tiny_onnx.node("Concat", ["front", "sizes"], ["whole"], axis=0),
+        tiny_onnx.node("Resize", ["image", "", "", "whole"], ["large"], mode="linear", antialias=1),
+        tiny_onnx.node("Gather", ["large", "table"], ["picked"], axis=2),
+        tiny_onnx.node("Cast", ["table"], ["numbers"], to=1),
+        tiny_onnx.node("Unsqueeze", ["numbers", "axes"], ["column"]),
+        tiny_onnx.node("Mul", ["picked", "column"], ["weighted"]),
+        tiny_onnx.node("GlobalAveragePool", ["weighted"], ["pool"]),
+        tiny_onnx.node("Flatten", ["pool"], ["logits"]),
+    ]
+    weights = {"zero": [0], "two": [2], "sizes": [20, 24], "table": [3, 1, 4, 1, 5], "axes": [1]}
+    path = tiny_onnx.save(
+        tmp_path / "tables.onnx", nodes, {name: torch.tensor(value) for name, value in weights.items()},
+        [tiny_onnx.value("image", "batch", 3, 32, 32)], [tiny_onnx.value("logits", "batch", 3)], opset=18,
+    )  # fmt: skip
+    assert_scores_as_on_the_cpu(lambda place: rewards.ONNX(load_tower(path, place)), device)
+
+
+def test_an_onnx_network_of_layers_scores_as_on_the_cpu(device, tmp_path):
+    path = tiny_onnx.write_scorer(tmp_path / "scorer.onnx")
+    assert_scores_as_on_the_cpu(lambda place: rewards.ONNX(load_tower(path, place)), device)

@@ -25,7 +25,7 @@ FITS = {
     "DNOHPSReward": "HPS_v2.1_compressed.pt", "DNOPickScoreReward": "PickScore_v1.safetensors",
     "DNOImageReward": "ImageReward.pt", "DNOCycleReward": "CycleReward-Combo.safetensors",
     "DNOCLIPScoreReward": "CLIP-ViT-H-14.safetensors", "DNODirectionReward": "CLIP-ViT-H-14.safetensors",
-    "DNOImageSimilarityReward": "CLIP-ViT-H-14.safetensors",
+    "DNOImageSimilarityReward": "CLIP-ViT-H-14.safetensors", "DNOONNXReward": "scorer.onnx",
 }  # fmt: skip
 """The file that a reward's node wants as a rule; now and then it gets another."""
 MOST = {

@@ -5,6 +5,7 @@ import json
 import tiny_rewards
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from safetensors.torch import save_file
+from tiny_onnx import SCORER
 
 HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
     "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
@@ -20,7 +21,15 @@ REWARDS = {
     "DNOAestheticReward": {"file": AESTHETIC, "clip_file": CLIP_L},
     "DNOImageSimilarityReward": {"file": CLIP_L},
     "DNODirectionReward": {"file": CLIP_L, "more": "a cat", "less": "a dog"},
+    "DNOONNXReward": {
+        "file": SCORER, "size": 0, "fit": "stretch", "kept": 1.0, "range": "0 to 1", "mean": "0.485, 0.456, 0.406",
+        "std": "0.229, 0.224, 0.225", "channels": "RGB", "layout": "auto", "output": "0", "class_index": 0,
+        "activation": "none", "negative": False,
+    },
 }
+
+
+NEED_TRANSFORMERS = [name for name in REWARDS if name != "DNOONNXReward"]
 
 
 def reward_node(graph, name, **changes):

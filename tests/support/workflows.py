@@ -48,14 +48,14 @@ class Workflow(Graph):
     def dno(
         self, eta=1.0, iterations=0, solver=None, regularizer=None, watch=None, seconds=None, keep_graphs=None,
         start_noise=None, part=None, part_count=None, diagnose=None, judge_every=None, floors=None, target=None,
-        **sampling,
+        memory=None, **sampling,
     ):  # fmt: skip
         """A DNO Sampler node."""
         return self.node(
             "DNOSampler", **self.sampling(**sampling), vae=self.vae, reward=self.reward, eta=eta,
             iterations=iterations, solver=solver, regularizer=regularizer, watch=watch, seconds=seconds,
             keep_graphs=keep_graphs, start_noise=start_noise, part=part, part_count=part_count, diagnose=diagnose,
-            judge_every=judge_every, floors=floors, target=target,
+            judge_every=judge_every, floors=floors, target=target, memory=memory,
         )  # fmt: skip
 
     def witnessed(self, checks, differentiates=True, **settings):

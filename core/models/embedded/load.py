@@ -2,6 +2,7 @@
 
 import torch
 
+from ...blocks import Blocks
 from ...sample_map import SampleMap
 from ...schedule import Schedule, scaled_linear_alphas_cumprod
 from ..denoiser import DiscreteDenoiser, Guided
@@ -50,5 +51,5 @@ def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu",
     model = fingerprint(unet)
     return SampleMap(
         denoise, schedule, shape, eta, decode=decode, prompts=prompts, model=model, device=device,
-        unguided=denoise.unguided, **settings,
+        unguided=denoise.unguided, blocks=Blocks([unet]), decoder_blocks=Blocks([vae.decoder]), **settings,
     )  # fmt: skip

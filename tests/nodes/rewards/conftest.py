@@ -4,6 +4,7 @@ import pytest
 import tiny_rewards
 from comfy_server.make_tiny_rewards import CYCLE_REWARD, WRITERS
 from reward_nodes import IMAGE_REWARD
+from tiny_onnx import SCORER
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def files(comfy):
     own, aesthetic, clip_vision = folders
     for kind, folder in (("hps", own), ("pickscore", own), ("aesthetic", aesthetic), ("clip_l", clip_vision)):
         tiny_rewards.write(kind, folder)
-    for name in (IMAGE_REWARD, CYCLE_REWARD, "vocab.txt"):
+    for name in (IMAGE_REWARD, CYCLE_REWARD, "vocab.txt", SCORER):
         WRITERS[name](own)
     (own / "page.safetensors").write_text("<!doctype html>")
     return comfy

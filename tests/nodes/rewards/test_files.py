@@ -57,7 +57,8 @@ def test_the_nodes_stay_on_the_page_while_the_folder_is_gone(files):
 def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
     graph = Workflow()
     graph.node("DNOTestTower", reward=reward_node(graph, name, file=file)[0])
-    with pytest.raises(ValueError, match=r"there is no file .*reward_models.* from (huggingface|github)") as refusal:
+    sources = "(huggingface|github|pypi)"
+    with pytest.raises(ValueError, match=rf"there is no file .*reward_models.* from {sources}") as refusal:
         files.run(graph)
     assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")
     message = re.search("there is no file .*? from [^ ]*", str(refusal.value))[0]
@@ -182,3 +183,39 @@ def test_a_search_without_gradients_loads_each_network_before_it_runs(files):
     assert all(loaded for _, loaded in short["runs"])
     assert max(short["resident"]) <= 1.3 * max(short["sizes"]) < max(ample["resident"])
     assert [row["score"] for row in rows] == [row["score"] for row in expected]
+
+
+# Of the tower's size, which is nearly all of the three: less than the three together.
+SHARE = 1.03
+
+# Of tilt, a step's graph is alive while the VAE and the tower run.
+SOLVERS = {
+    "gradient": ("DNOSolverGradient", {"lr": 0.05, "optimizer": "adam", "momentum": 0.9, "clip": 0.0}),
+    "tilt": ("DNOSolverTilt", {
+        "strength": 0.4, "start": 0.0, "stop": 1.0, "every": 1, "strengths": "", "q": 0, "seed": 0, "through": "model",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_search_with_gradients_loads_each_network_before_it_runs_where_not_all_fit(files, solver):
+    """There is room for the largest network alone; the search finds what it finds where there is room for all."""
+    found, node, settings = {}, *SOLVERS[solver]
+    for share in (SHARE, 1e3):
+        graph = Workflow(model_seed=8)
+        graph.reward = reward_node(graph, "DNOHPSReward")[0]
+        small = graph.node("DNOTestSmallDevice", reward=graph.reward, model=graph.model, vae=graph.vae, share=share)
+        graph.model = small[0]
+        ours = graph.dno(iterations=2, steps=3, cfg=3.0, solver=graph.node(node, **settings)[0])
+        graph.keep("best", ours[0])
+        shown = [graph.node("DNOTestShow", notes=small[1], after=ours[0]).id]
+        shown.append(graph.node("DNOTestHistory", history=ours[3]).id)
+        run = files.run(graph)
+        notes, history = run.outputs[shown[0]]["notes"][0], run.outputs[shown[1]]["history"][0]
+        found[share] = notes, history["rows"], run.kept["best"]["samples"]
+    (short, rows, best), (ample, expected, same) = found.values()
+    assert {name for name, _ in short["runs"]} == {"model", "vae", "tower"}
+    assert all(loaded for _, loaded in short["runs"])
+    assert max(short["resident"]) <= SHARE * max(short["sizes"]) < max(ample["resident"])
+    assert len(ample["resident"]) < len(short["resident"]), "where all fit, nothing is swapped"
+    assert [row["score"] for row in rows] == [row["score"] for row in expected] and best.equal(same)

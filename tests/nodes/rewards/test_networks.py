@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
+from comfyui_dno import rewards
 from reward_nodes import AESTHETIC, CLIP_L, HPS, IMAGE_REWARD, REWARDS, reward_node, stock_clip_vision
+from scoring import Scoring
+from tiny_onnx import SCORER
 from workflows import Workflow
 
 GRADIENT = {"lr": 0.03, "optimizer": "adam", "momentum": 0.9, "clip": 0.0}
@@ -47,6 +50,26 @@ def test_the_readmes_own_reward_is_climbed(comfy):
     assert all(last > first for first, last in zip(rows[0]["score"], rows[-1]["score"], strict=True))
 
 
+def test_settings_of_the_onnx_node_reach_its_reward(files):
+    graph = Scoring(files)
+    changes = {"class_index": 1, "activation": "softmax", "negative": True, "range": "0 to 255", "channels": "BGR",
+               "mean": "104, 117, 123", "std": "50", "fit": "crop", "kept": 0.875, "output": "logits"}  # fmt: skip
+    picture = graph.node("EmptyImage", width=50, height=40, batch_size=1, color=0x30A040)[0]
+    (score,), _, _ = graph.scored(picture, reward_node(graph, "DNOONNXReward", **changes)[0])
+    tower = rewards.load_tower(files.folder / "models" / "reward_models" / SCORER)
+    pixels = rewards.OnnxPixels(None, "crop", 0.875, (104, 117, 123), (50,), 255, "BGR")
+    reward = rewards.ONNX(tower, pixels, "logits", 1, "softmax", negative=True)
+    expected = reward(torch.tensor([0x30, 0xA0, 0x40]).view(1, 3, 1, 1).expand(1, 3, 40, 50) / 255).item()
+    assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_means_that_are_no_numbers_are_refused_before_anything_runs(files):
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, "DNOONNXReward", mean="0.5, half, 0.5")[0])
+    with pytest.raises(ValueError, match="mean is '0.5, half, 0.5'; expected numbers such as 0.485, 0.456, 0.406"):
+        files.run(graph)
+
+
 def test_crops_and_half_precision_can_be_chosen(files):
     graph = Workflow()
     graph.reward = reward_node(graph, "DNOHPSReward", crops=2, dtype="bfloat16")[0]
@@ -80,6 +103,11 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
         ("DNOAestheticReward", {"clip_file": HPS}, ["768 wide, found 1024"]),
         ("DNOPickScoreReward", {"file": "page.safetensors"}, ["no weights file", "web page"]),
         ("DNOCLIPScoreReward", {"prompt": " "}, ["prompt is empty"]),
+        ("DNOONNXReward", {"file": HPS}, ["needs a tower of kind ONNX", "of kind CLIP"]),
+        ("DNOONNXReward", {"class_index": 2}, ["class_index is 2; expected 0 to 1"]),
+        ("DNOONNXReward", {"output": "score"}, ["output is 'score'; expected 0 to 0, or one of logits"]),
+        ("DNOONNXReward", {"mean": "0.5, 0.5"}, ["mean has 2 numbers; expected 1, or 3 for RGB pixels"]),
+        ("DNOCLIPScoreReward", {"file": SCORER}, ["of kind CLIP", "found scorer.onnx, of kind ONNX"]),
     ],
 )
 def test_a_wrong_file_or_prompt_is_explained(files, name, changes, words):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import tiny_onnx  # noqa: E402
 import tiny_rewards  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
@@ -31,6 +32,8 @@ WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for ki
     "ImageReward.pt": partial(write_blip, "ImageReward.pt"),
     CYCLE_REWARD: partial(write_blip, CYCLE_REWARD, head=(0, 2, 4, 6, 8)),
     "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
+    tiny_onnx.SCORER: lambda folder: tiny_onnx.write_scorer(folder / tiny_onnx.SCORER),
+    tiny_onnx.NSFW: lambda folder: tiny_onnx.write_nsfw(folder / tiny_onnx.NSFW),
 }
 """One file for each reward node: name -> write it into a folder."""
 

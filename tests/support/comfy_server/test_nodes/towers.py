@@ -6,6 +6,7 @@ from pathlib import Path
 
 import comfy.clip_vision
 import comfy.model_management as mm
+import comfy.patcher_extension
 import folder_paths
 import torch
 from comfy.utils import load_torch_file
@@ -77,6 +78,10 @@ class ShortMemory:
 
     To ComfyUI "cpu:0" is a device with memory of its own, from which models are moved out to "cpu".
 
+    Args:
+        room: in bytes.
+        patchers: of models that are to run there; others do from when they are loaded.
+
     Attributes:
         resident: bytes of weights that lay there after each load.
         asked: bytes beside weights that each load was for.
@@ -84,11 +89,13 @@ class ShortMemory:
 
     DEVICE = torch.device("cpu:0")
 
-    def __init__(self, room):
+    def __init__(self, room, patchers=()):
         self.room, self.resident, self.asked, self.moved = room + mm.minimum_inference_memory(), [], [], {}
+        self.patchers = patchers
 
     def __enter__(self):
         mm.unload_all_models()
+        self.move(self.patchers)
         self.stock = {name: getattr(mm, name) for name in ("get_free_memory", "load_models_gpu")}
         for name in self.stock:
             setattr(mm, name, getattr(self, name))
@@ -102,16 +109,20 @@ class ShortMemory:
             patcher.load_device = device
 
     def used(self):
-        return sum(loaded.model.loaded_size() for loaded in mm.current_loaded_models if loaded.device == self.DEVICE)
+        # By model, since patchers may share one; not by ComfyUI's list, off which it takes a model while it loads it.
+        return sum({id(patcher.model): patcher.loaded_size() for patcher in self.moved}.values())
 
     def get_free_memory(self, dev=None, torch_free_too=False):
         free = self.room - self.used()
         return (free, 0) if torch_free_too else free
 
-    def load_models_gpu(self, patchers, memory_required=0, **settings):
+    def move(self, patchers):
         for patcher in patchers:
             self.moved.setdefault(patcher, patcher.load_device)
             patcher.load_device = self.DEVICE
+
+    def load_models_gpu(self, patchers, memory_required=0, **settings):
+        self.move(patchers)
         self.stock["load_models_gpu"](patchers, memory_required=memory_required, **settings)
         self.resident.append(self.used())
         self.asked.append(memory_required)
@@ -199,6 +210,52 @@ class DNOTestSolverInShortMemory:
         return InShortMemory(solver, networks, share, notes), notes
 
 
+class SmallDevice:
+    """A wrapper of a guider's sampling, which runs in `ShortMemory`, with notes on every network that runs."""
+
+    def __init__(self, networks, patchers, room, notes):
+        self.networks, self.patchers, self.room, self.notes = networks, patchers, room, notes
+
+    def __call__(self, executor, *args, **kwargs):
+        hooks = [each.register_forward_pre_hook(partial(self.note, name)) for name, each in self.networks.items()]
+        try:
+            with ShortMemory(self.room, self.patchers) as memory:
+                found = executor(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.notes["resident"] += memory.resident
+        return found
+
+    def note(self, name, module, _):
+        self.notes["runs"].append([name, is_loaded(module)])
+
+
+class DNOTestSmallDevice:
+    """The model, sampled on a device with `share` of the size of the largest of model, VAE and tower."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = {"reward": ("DNO_REWARD",), "model": ("MODEL",), "vae": ("VAE",), "share": ("FLOAT", {"max": 1e9})}
+        return {"required": inputs}
+
+    RETURN_TYPES = ("MODEL", "DNO_TOWER_NOTES")
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, reward, model, vae, share):
+        model, tower = model.clone(), tower_of(reward)
+        networks = {
+            "model": model.model.diffusion_model, "vae": vae.first_stage_model.decoder, "tower": tower.module["image"],
+        }  # fmt: skip
+        patchers = [model, vae.patcher, tower.on_use.args[0]]
+        sizes = [patcher.model_size() for patcher in patchers]
+        notes = {"runs": [], "resident": [], "sizes": sizes}
+        device = SmallDevice(networks, patchers, int(share * max(sizes)), notes)
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, device)
+        return model, notes
+
+
 class DNOTestShow:
     """Notes, after any output of the sampler."""
 
@@ -237,5 +294,6 @@ class DNOTestClipVision:
 
 
 NODES = (
-    DNOTestWatchedTower, DNOTestTower, DNOTestShortMemory, DNOTestSolverInShortMemory, DNOTestShow, DNOTestClipVision,
+    DNOTestWatchedTower, DNOTestTower, DNOTestShortMemory, DNOTestSolverInShortMemory, DNOTestSmallDevice, DNOTestShow,
+    DNOTestClipVision,
 )  # fmt: skip

@@ -1,0 +1,261 @@
+"""How much of a pullback's graphs is kept: what fits, what is counted, and what happens where memory runs out."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_dno import core, rewards
+from comfyui_dno.core.memory import DECODER, GIB, SHARE, STEP, Plan, Saved, Size, check_memory
+from tiny_models import SIGMAS, decode
+
+ROOT = Path(__file__).parents[2]
+STEPS = len(SIGMAS["vp"]) - 1
+ROWS, WIDTH, HIDDEN = 2, 36, 48
+BLOCK = ROWS * HIDDEN * 4
+"""Bytes that autograd keeps of one block: tanh(..)."""
+NOISE_LEVELS = ROWS * 4
+"""Bytes that it keeps of a step beside its blocks: what x is divided by."""
+
+
+class Residual(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(WIDTH, HIDDEN), torch.nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x):
+        return x + self.outer(torch.tanh(self.inner(x)))
+
+
+def network(blocks=3):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*(Residual() for _ in range(blocks))).requires_grad_(False)
+
+
+def map_of(net=None, watch=lambda: None, **settings):
+    """A map of three blocks a step, (2, 1, 6, 6), float32; `watch` is called in each call of the network."""
+    net = net or network()
+
+    def denoise(x, sigma):
+        watch()
+        return net(x.flatten(1) / (1 + sigma[:, None])).view_as(x)
+
+    return core.SampleMap(
+        denoise, core.Schedule(SIGMAS["vp"]), (ROWS, 1, 6, 6), decode=lambda x: decode(x).expand(-1, 3, -1, -1),
+        blocks=core.Blocks([net]), **settings,
+    )  # fmt: skip
+
+
+def gradient(noise_map, seed=0):
+    images, vjp = noise_map.pullback(noise_map.randn(seed))
+    return vjp(torch.linspace(-1, 1, images.numel()).view_as(images)).flat()
+
+
+def calls_of(memory, pullbacks=1, **settings):
+    """Return how often each of so many pullbacks calls the network, and the map."""
+    calls = []
+    noise_map = map_of(watch=lambda: calls.append(1), memory=memory, **settings)
+    counts = []
+    for _ in range(pullbacks):
+        calls.clear()
+        gradient(noise_map)
+        counts.append(len(calls))
+    return counts, noise_map
+
+
+@pytest.mark.parametrize("memory", ["fast", "step", "low", "auto", 1, 1e-9, 0.5])
+def test_the_gradient_is_the_same_at_every_setting(memory):
+    noise_map, expected = map_of(memory=memory, free_memory=lambda: 10 * BLOCK), gradient(map_of())
+    for _ in range(3):
+        torch.testing.assert_close(gradient(noise_map), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_keep_graphs_means_what_it_meant_where_no_memory_is_set():
+    for keep_graphs, memory in ((True, "fast"), (False, "step")):
+        noise_map = map_of(keep_graphs=keep_graphs)
+        assert noise_map.plan.memory == memory
+    noise_map.keep_graphs = True
+    assert noise_map.plan.memory == "fast"
+    assert map_of(keep_graphs=True, memory="low").plan.memory == "low"
+
+
+@pytest.mark.parametrize("memory", ["slow", 0, -1, float("nan"), float("inf"), True, ""])
+def test_other_settings_are_refused(memory):
+    with pytest.raises(ValueError, match="expected one of fast, step, low, auto, or a number of GiB above 0"):
+        map_of(memory=memory)
+    check_memory(None)
+
+
+def test_what_autograd_would_keep_is_counted_by_storage_without_weights():
+    net = network().requires_grad_(True)
+    x = torch.ones(ROWS, WIDTH, requires_grad=True)
+    blocks = core.Blocks([net])
+    with Saved(blocks) as saved, blocks.counted(saved):
+        y = (net(x).view(2, -1) * 2).exp()
+    kept = 3 * BLOCK + 3 * x.nbytes + y.nbytes  # weights that have gradients need their inputs: x, and tanh's result
+    assert saved.size == Size(kept, 3 * x.nbytes + y.nbytes, BLOCK)
+    with pytest.raises(RuntimeError, match="this graph was made to count"):
+        y.sum().backward()
+
+
+def test_auto_keeps_what_fits_from_the_second_iteration_on():
+    """In the first it counts, and runs each step again."""
+    _, noise_map = calls_of("auto", free_memory=lambda: None)
+    step, decoder = noise_map.plan.sizes[STEP].whole, noise_map.plan.sizes[DECODER].whole
+    assert step == 3 * BLOCK + NOISE_LEVELS
+    for fits in (0, 1, 2, STEPS):
+        free = (decoder + (fits + 0.5) * step) / SHARE
+        counts, noise_map = calls_of("auto", 3, free_memory=lambda free=free: free)
+        assert noise_map.plan.kept == fits and not noise_map.plan.by_blocks
+        assert counts == [2 * STEPS, 2 * STEPS - fits, 2 * STEPS - fits]
+
+
+def test_auto_goes_block_by_block_where_one_step_does_not_fit():
+    counts, noise_map = calls_of("auto", 2, free_memory=lambda: 2.9 * BLOCK / SHARE)
+    assert STEP in noise_map.plan.by_blocks and noise_map.plan.kept == 0
+    assert counts == [2 * STEPS, 2 * STEPS]
+    assert all(block.copied is not None for block in noise_map.blocks.all)
+
+
+def test_auto_keeps_graphs_of_blocks_where_whole_ones_do_not_fit():
+    net = network(blocks=20)
+    step, inputs = 20 * BLOCK + NOISE_LEVELS, 20 * ROWS * WIDTH * 4 + NOISE_LEVELS
+    noise_map = map_of(net, memory="auto", free_memory=lambda: 0.99 * step / SHARE)
+    for _ in range(2):
+        gradient(noise_map)
+    assert noise_map.plan.sizes[STEP] == Size(step, inputs, BLOCK)
+    beside = noise_map.plan.sizes[DECODER].whole
+    assert noise_map.plan.by_blocks == {STEP} and noise_map.plan.kept == (0.99 * step - beside) // inputs == 1
+
+
+def test_a_number_of_gib_is_what_graphs_may_take():
+    _, noise_map = calls_of("auto", free_memory=lambda: None)
+    sizes = noise_map.plan.sizes
+    gib = (sizes[DECODER].whole + 2.5 * sizes[STEP].whole) / GIB
+    _, noise_map = calls_of(gib, 2)
+    assert noise_map.plan.kept == 2
+
+
+def test_where_free_memory_is_not_known_auto_runs_each_step_again():
+    counts, noise_map = calls_of("auto", 2)
+    assert counts == [2 * STEPS, 2 * STEPS] and not noise_map.plan.by_blocks
+
+
+def out_of_memory():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_where_kept_graphs_do_not_fit_after_all_the_steps_are_run_again():
+    with_graph = []
+
+    def watch():
+        with_graph.append(torch.is_grad_enabled())
+        if len(with_graph) == 3:
+            out_of_memory()
+
+    noise_map = map_of(watch=watch, memory="fast")
+    torch.testing.assert_close(gradient(noise_map), gradient(map_of()), rtol=1e-5, atol=1e-6)
+    assert with_graph == [True] * 3 + [False] * STEPS + [True] * STEPS and noise_map.plan.kept == 0
+
+
+@pytest.mark.parametrize("memory", ["fast", "step", "auto"])
+def test_a_step_that_does_not_fit_goes_block_by_block(memory):
+    """The step's network fails with a graph, unless its blocks are checkpointed."""
+    net = network()
+
+    def watch():
+        if torch.is_grad_enabled() and "forward" not in vars(net[0]):
+            out_of_memory()
+
+    noise_map = map_of(net, watch, memory=memory, free_memory=lambda: None)
+    torch.testing.assert_close(gradient(noise_map), gradient(map_of(net)), rtol=1e-5, atol=1e-6)
+    assert noise_map.plan.by_blocks == {STEP} and noise_map.plan.kept == 0
+
+
+def test_kept_graphs_make_room_for_a_reward_that_needs_it():
+    calls = []
+
+    def reward(images, prompts):
+        calls.append(1)
+        if len(calls) == 1:
+            out_of_memory()
+        return images.mean(dim=(1, 2, 3))
+
+    noise_map = map_of(memory="fast")
+    problem = core.Problem(noise_map, reward)
+    evaluation, _ = problem.gradient(noise_map.randn(0))
+    assert evaluation.scores.isfinite().all() and noise_map.plan.kept == 0
+
+
+def test_memory_that_no_setting_helps_is_raised_by_its_type():
+    noise_map = map_of(watch=lambda: torch.is_grad_enabled() and out_of_memory(), memory="fast")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        core.optimize(noise_map, rewards.Brightness(), noise_map.randn(0), iterations=1)
+
+
+@pytest.mark.parametrize("solver", [core.LGD(scale=2.0, samples=2), core.Tilt(0.3)], ids=["LGD", "Tilt"])
+def test_guided_runs_are_the_same_block_by_block(solver):
+    found = []
+    for memory in ("step", "low"):
+        noise_map = map_of(memory=memory)
+        result = core.optimize(noise_map, rewards.Brightness(), noise_map.randn(0), solver, iterations=1)
+        found.append(result.history.rows[-1]["score"])
+        assert not noise_map.blocks.reruns
+    torch.testing.assert_close(*map(torch.tensor, found), rtol=1e-5, atol=1e-6)
+    assert all(block.copied is not None for block in noise_map.blocks.all)
+
+
+def test_a_plan_that_is_lowered_stays_so_until_another_setting():
+    plan = Plan(core.Blocks([network()]))
+    plan.follow("fast")
+    assert [plan.lower(STEP) for _ in range(3)] == [True, True, False]
+    plan.follow("fast")
+    assert (plan.kept, plan.by_blocks) == (0, {STEP})
+    plan.follow("step")
+    assert (plan.kept, plan.by_blocks) == (0, set())
+
+
+RESIDENT = """
+import sys, torch
+from functools import partial
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import memory as benchmark
+from comfyui_dno import core
+from comfyui_dno.core.memory import Plan, Saved
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+torch.manual_seed(0)
+unet = benchmark.stable_diffusion().requires_grad_(False)
+x, text = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768)
+blocks = core.Blocks([unet])
+def call(x):
+    return unet(x, torch.tensor([500.0]), text, return_dict=False)[0]
+call(x)
+with Saved(blocks) as saved, blocks.counted(saved):
+    call(x.requires_grad_())
+for memory, counted in (("step", saved.size.whole), ("low", saved.size.inputs)):
+    plan = Plan(blocks)
+    plan.follow(memory)
+    before = resident()
+    with plan.graph("step"):
+        y = call(x)
+    print((resident() - before) / counted)
+    del y
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_counted_is_what_a_full_size_stable_diffusion_holds():
+    """Resident bytes of a call's graph on the CPU, where every large tensor is mapped and given back by itself."""
+    paths = [str(ROOT.parent), str(ROOT / "tests" / "benchmarks")]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    script = [sys.executable, "-c", RESIDENT.format(paths=paths)]
+    told = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
+    whole, by_blocks = map(float, told.split())
+    assert abs(whole - 1) < 0.15 and abs(by_blocks - 1) < 0.15, told
