@@ -53,7 +53,7 @@ class PictureRegularizer:
         >>> noise, solver = sample_map.randn(seed=0), core.GradientAscent(0.1)
         >>> kept, free = (
         ...     core.optimize(sample_map, rewards.Brightness(), noise, solver, PictureRegularizer("start", gamma), 9)
-        ...     for gamma in (100.0, 0.0)
+        ...     for gamma in (1000.0, 0.0)
         ... )
         >>> start = sample_map.sample(noise)
         >>> bool((kept.images - start).norm() < (free.images - start).norm() / 2)
