@@ -68,10 +68,16 @@ class Residency:
 
         Args:
             patchers: ComfyUI's, of all but the rewards.
-            memory_required: bytes, beside the weights.
+            memory_required: ways to search -> the bytes that each takes beside the weights, the dearest first.
+
+        Returns:
+            the first way for which all fit together, or the last.
         """
         self._patchers = list(dict.fromkeys(patchers))
-        self._load_together(self._patchers, memory_required)
+        fitting = (way for way, size in memory_required.items() if self._fit(self._patchers, size))
+        way = next(fitting, list(memory_required)[-1])
+        self._load_together(self._patchers, memory_required[way])
+        return way
 
     def beside(self, tower, memory_required):
         """Load a reward's network beside the models of the search; where it does not fit, in their place.

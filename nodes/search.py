@@ -14,19 +14,20 @@ import comfy.samplers
 import torch
 
 from .. import core
-from ..core.memory import STEP
+from ..core.memory import DECODER, STEP
 from ..core.picture_regularizer import refuse_without_gradient
 from ..core.scoring import require_differentiable
 from ..core.slopes import refuse_a_wrong_gradient
-from . import gradients, hooks, page, patches, recast, residency, weights
+from . import gradients, graph_sizes, hooks, page, patches, recast, residency, weights
 from .comfy_map import ComfyRun, decode_raw, seen_by, stays
 from .rewards.combine import calibrated, pictures_wanted
 from .stock_samplers import StockSampler
 
 log = logging.getLogger(__name__)
 
-# How many times the memory of a call without autograd its graph holds.
-GRAPH_FACTOR = 4
+WHOLE, BY_BLOCKS = 0, 1
+WAYS = {"fast": [WHOLE], "step": [WHOLE], "low": [BY_BLOCKS]}
+"""Memory -> how its graphs are made; for every other one whole where that fits, else by blocks."""
 
 # Of the free memory, the part that one call's candidates may take; and the most pictures worth one call.
 CANDIDATES_SHARE, MOST_PICTURES = 0.5, 64
@@ -105,6 +106,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
                     kept.enter_context(recast.casting_again([*models, vae_patcher, guide_patcher], hooked))
                 self.result, latent = options.search(run, decode, most_rows)
             self.result.history.warnings += told(resident)
+            for stage, size in run.sizes.items():
+                graph_sizes.remember(stage, *self._estimated[stage], size)
         return latent
 
     def _guide(self):
@@ -140,17 +143,27 @@ class OptimizedSampler(comfy.samplers.Sampler):
         `guide` is the VAE that is differentiated, and its patcher.
         """
         guide, guide_patcher = guide
+        network = model_wrap.inner_model
         call = memory_of_a_call(model_wrap, models, shape)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
-        graphs = call
+        self._estimated = {STEP: (network, call), DECODER: (vae_patcher.model, decode)}
+        # What graphs take, whole and by blocks.
+        steps, decodes = (call, call), (decode, decode)
         if self.optimization.differentiates:
             hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
-            graphs = self.optimization.graphs(calls) * (memory_of_a_graph(call) + hooked)
+            count = self.optimization.graphs(calls)
+            steps = [count * (each + hooked) for each in graph_sizes.of(STEP, network, call)]
         if self.optimization.differentiates_decoder:
             # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
-            guided = max(memory_of_a_graph(guided) * (seen[2] if len(seen) == 5 else 1), decode)
-            resident.begin([*models, vae_patcher, guide_patcher], graphs + guided)
+            frames = seen[2] if len(seen) == 5 else 1
+            decodes = [max(each * frames, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, guided)]
+            # One stage's graph is there at a time, unless the steps' are kept.
+            together = sum if self.optimization.memory == "fast" else max
+            ways = WAYS.get(self.optimization.memory, [WHOLE, BY_BLOCKS])
+            sizes = {way: together((steps[way], decodes[way])) for way in ways}
+            way = resident.begin([*models, vae_patcher, guide_patcher], sizes)
+            guided = decodes[way]
         alone = self.optimization.differentiates_decoder and not self.optimization.differentiates
         one_at_a_time = one_at_a_time or alone or not resident.together
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
@@ -163,15 +176,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         load_guide = resident.stage([guide_patcher], guided, whole=getattr(guide, "disable_offload", False))
         load_vae = resident.stage([vae_patcher], decode, whole=getattr(self.vae, "disable_offload", False))
         load_vae = load_guide if guide is self.vae else load_vae
-        return shape[0] * batches, resident.stage(models, graphs), load_vae, load_guide
-
-
-def memory_of_a_graph(run):
-    """Return the bytes that autograd keeps of a stage, of the bytes that ComfyUI estimates for running it without.
-
-    The one place where that number comes from: ComfyUI knows nothing of graphs.
-    """
-    return GRAPH_FACTOR * run
+        return shape[0] * batches, resident.stage(models, steps[way]), load_vae, load_guide
 
 
 def told(resident):
@@ -355,6 +360,7 @@ class Optimization:
         latent = sample_map.noisy_latent(result.noise) if sample_map.judge_denoised else result.latent
         progress.end()
         result.history.settings |= result.noise.settings
+        run.sizes = sample_map.plan.sizes
         return result, latent
 
     @staticmethod

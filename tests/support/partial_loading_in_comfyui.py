@@ -19,7 +19,7 @@ from comfyui_on_the_device import (  # first: it makes the device
 
 import comfy.model_patcher  # isort: skip
 import torch
-from comfyui_dno.nodes import search
+from comfyui_dno.nodes import graph_sizes, search
 
 # What a stage needs beside weights, so that the budgets below say which weights fit.
 BESIDE = 1e6
@@ -93,9 +93,10 @@ def main():
     """Measure devices of several sizes, and dynamic video memory; print the differences from a large device."""
     use(PRETEND, PRETEND)
     search.memory_of_a_call = lambda *args: BESIDE
+    graph_sizes.of = lambda *args: (BESIDE, BESIDE)
     overwrite_what_was_cast()
     given, large = small_graph(), (1e12,)
-    weights, beside = given[0].model_size(), search.memory_of_a_graph(BESIDE)
+    weights, beside = given[0].model_size(), BESIDE
     devices = {
         "half of the model fits": (given, weights / 2 + beside), "one at a time fits": (given, 1.1 * weights + beside),
         "no weight stays": (given, 1e12, "NO_VRAM"),

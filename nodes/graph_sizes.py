@@ -1,0 +1,36 @@
+"""How much memory the graphs of a search take, told to ComfyUI, which knows nothing of graphs.
+
+ComfyUI estimates what running a network takes. What autograd keeps of that network is in proportion to it, whatever the
+size of the picture: so much was counted in the latest search by a network of its class. Before there was one, the
+largest proportions count of SD 1.5, SDXL, SD3 and Flux at their sizes and of their VAEs (docs/costs.md).
+"""
+
+from ..core.memory import DECODER, STEP
+
+FIRST = {STEP: (20.0, 2.5), DECODER: (2.7, 1.25)}
+"""Stage -> what is kept whole, and by blocks, of each byte that ComfyUI estimates for running it."""
+
+_counted = {}
+
+
+def of(stage, network, running):
+    """Return the bytes that a graph of a stage takes, whole and made block by block.
+
+    Example:
+        >>> import torch
+        >>> of(STEP, torch.nn.Identity(), 100)
+        (2000.0, 250.0)
+
+    Args:
+        stage: STEP or DECODER.
+        network: the nn.Module that runs in it.
+        running: bytes that ComfyUI estimates for running it without a graph.
+    """
+    whole, by_blocks = _counted.get((stage, type(network)), FIRST[stage])
+    return whole * running, by_blocks * running
+
+
+def remember(stage, network, running, size):
+    """Take down the `core.memory.Size` that was counted of a stage for which ComfyUI estimates `running` bytes."""
+    if running > 0 and size.whole > 0:
+        _counted[stage, type(network)] = size.whole / running, size.by_blocks / running
