@@ -81,7 +81,7 @@ def main():
                 page.evaluate("app.queuePrompt(0)")
                 page.wait_for_function(MIDDLE, timeout=600_000)
                 take_nodes(page, "running", ["DNOSampler"], 0.8)
-                page.wait_for_function("document.body.innerText.includes('24 iterations done')", timeout=900_000)
+                page.wait_for_function("document.body.innerText.includes('8 iterations done')", timeout=900_000)
                 page.wait_for_function(SHOWN, timeout=60_000)
                 page.wait_for_timeout(1000)
                 take_nodes(page, "result", ["SaveImage", "PreviewImage", "DNOReport"])
