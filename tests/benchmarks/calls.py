@@ -13,10 +13,12 @@ runs alone, all of one pair before the next. The same command goes on after an i
 """
 
 import argparse
+import itertools
 import math
 import time
 from pathlib import Path
 
+import numpy as np
 import study
 import torch
 from comfyui_dno import core, rewards
@@ -38,6 +40,8 @@ BUDGETS = {4: (20, 50, 100, 200), 8: (20, 50, 100, 200), 20: (40, 60, 100, 200, 
 """Steps -> the numbers of calls that are told; the last ends a search. At 20 steps it is 8 updates by a gradient."""
 KEPT, LEAST = 0.05, round(math.log(core.P_SUSPICIOUS), 4)
 """The floors: how far the consistency may fall, and the least ln P."""
+LEAST_PAIRS = 4
+"""Fewer are no result: they are not told."""
 REWARDS = ("brightness", "consistency", "colour target", "jpeg proxy", "match", "random head")
 
 
@@ -68,7 +72,7 @@ def main():
     parser.add_argument("--steps", default=",".join(map(str, MAPS)), help="likewise, the numbers of steps")
     parser.add_argument("--pairs", default=f"0:{len(PAIRS)}", help="which of the pairs of prompt and seed, FIRST:END")
     parser.add_argument("--tuning", action="store_true", help="on the pairs for tuning")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; the gains are drawn beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pairs = TUNING if options.tuning else PAIRS[slice(*map(int, options.pairs.split(":")))]
@@ -81,6 +85,7 @@ def main():
                     if steps in ON.get(solver, MAPS):
                         name = f"{steps} steps | {reward} | {solver} | {pair[0]} {pair[1]}"
                         runs.once(name, run, *pair, steps, reward, solver)
+    plot(runs.done, options.out.with_suffix(".png"))
     runs.finish("calls.py", summaries(runs.done))
 
 
@@ -196,7 +201,7 @@ def summaries(runs):
             for solver in SOLVERS:
                 name = f"{steps} steps | {reward} | {solver} |"
                 chosen = [run for key, run in runs.items() if key.startswith(name)]
-                if len(chosen) > 1:
+                if len(chosen) >= LEAST_PAIRS:
                     found.setdefault(f"{steps} steps", {}).setdefault(reward, {})[solver] = summary(chosen, steps)
     return found
 
@@ -214,6 +219,36 @@ def summary(runs, steps):
             "lowest ln P of x_T": min(run["log_p_initial"][-1] for run in runs),
         },
     }
+
+
+def plot(runs, path):
+    """Draw the mean gain above the floors, by calls and by seconds of one core, for each number of steps and reward."""
+    from matplotlib.figure import Figure
+
+    known = [steps for steps in MAPS if f"{steps} steps" in summaries(runs)]
+    figure = Figure(figsize=(3 * len(REWARDS), 5.2 * len(known)), dpi=70, layout="constrained")
+    grid = figure.subplots(2 * len(known), len(REWARDS), squeeze=False)
+    for row, (steps, unit) in enumerate(itertools.product(known, ("calls", "seconds"))):
+        for axes, reward in zip(grid[row], REWARDS, strict=True):
+            for number, solver in enumerate(SOLVERS):
+                prefix = f"{steps} steps | {reward} | {solver} |"
+                curves = [above_floors(run, unit) for name, run in runs.items() if name.startswith(prefix)]
+                if len(curves) >= LEAST_PAIRS:
+                    spent = np.linspace(0, min(x[-1] for x, _ in curves), 60)
+                    # What a search had found by then, and not what lies between two finds.
+                    found = [y[np.searchsorted(x, spent, side="right") - 1] for x, y in curves]
+                    axes.plot(spent, np.mean(found, axis=0), color=f"C{number}", label=f"{solver} ({len(curves)})")
+            axes.set(xlabel=f"{unit}, {steps} steps", title=reward)
+            axes.grid(alpha=0.3)
+    for axes in grid[::2, 0]:
+        axes.legend(fontsize=7)
+    figure.savefig(path)
+
+
+def above_floors(run, unit):
+    """Return the calls or seconds of a run's evaluations, and the gain of the best above the floors by then."""
+    gains = [gain(run, calls) for calls in run["calls"]]
+    return np.array([0, *run[unit][1:]], float), np.array([0.0, *gains[1:]])
 
 
 if __name__ == "__main__":
