@@ -229,17 +229,12 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
             raise
         history.stopped, done = str(error), None
     except RuntimeError as error:
-        if not is_out_of_memory(error) or (not history.rows and _knows_the_start_alone(problem)):
+        if problem.latest is None or not is_out_of_memory(error):
             raise
         if not history.rows:
             history.record(problem.latest)
         history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
     return noise, done
-
-
-def _knows_the_start_alone(problem):
-    """Whether a search in its first iteration has found nothing better yet, so that there is nothing to lose."""
-    return problem.latest is None or torch.equal(problem.best.scores, problem.latest.scores)
 
 
 def _record(history, evaluation, problem, callback):

@@ -15,7 +15,7 @@ SOLVERS = {
     "zo-sgd": core.GradientAscent(lr=0.1, estimator=core.ZerothOrder()),
     "zeno": core.ZeNO(candidates=8),
     "search": core.Search(candidates=8),
-    "lgd": core.LGD(samples=2, scale=5.0),
+    "lgd": core.LGD(samples=2, scale=5.0, seed=1),
     "tilt": core.Tilt(),
     "trust": core.TrustAscent(),
 }

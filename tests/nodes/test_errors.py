@@ -93,7 +93,7 @@ def test_a_reward_that_breaks_its_contract_is_named(comfy, kind, words):
 def test_a_reward_that_turns_non_finite_ends_the_search_and_the_best_so_far_is_kept(comfy):
     graph = Workflow()
     graph.reward = graph.node("DNOTestReward", kind="nan later")[0]
-    ours = graph.dno(iterations=10)
+    ours = graph.dno(iterations=10, solver=graph.node("DNOSolverGradient", **SOLVERS["DNOSolverGradient"])[0])
     graph.keep("image", ours[1])
     history = graph.node("DNOTestHistory", history=ours[3])
     run = comfy.run(graph)

@@ -23,7 +23,7 @@ SOLVERS = {
     "fast": ("DNOSolverFast", FAST),
     "trust hybrid-2": ("DNOSolverTrust", {**TRUST, "gradient": "hybrid-2"}),
     # In 12,288 directions of pixel space an estimate is poor; this seed's are good enough in three iterations.
-    "hybrid-1": ("DNOSolverZerothOrder", {"method": "hybrid-1", **ZEROTH_ORDER, "q": 1024, "seed": 3}),
+    "hybrid-1": ("DNOSolverZerothOrder", {"method": "hybrid-1", **ZEROTH_ORDER, "q": 4096, "seed": 3}),
     "hybrid-2": ("DNOSolverZerothOrder", {"method": "hybrid-2", **ZEROTH_ORDER}),
     "hybrid-2 ou": ("DNOSolverZerothOrder", {"method": "hybrid-2", **ZEROTH_ORDER, "lr": 0.3, "optimizer": "ou"}),
     "zo-sgd": ("DNOSolverZerothOrder", {"method": "zo-sgd", **ZEROTH_ORDER}),
@@ -217,7 +217,7 @@ def test_zero_means_what_the_tooltip_says(comfy, kind, zero, same, other):
         ("hybrid-2 ou", {"momentum": 0.5}, {"lr": 0.2}),
         ("zeno softmax", {}, {"tau": 0.0001}),
         ("zeno sample", {"weights": "softmax"}, {"tau": 0.0001}),
-        ("zeno resample", {"weights": "softmax"}, {"tau": 0.0001}),
+        ("zeno resample", {"weights": "softmax"}, {"tau": 0.00001}),
         ("gradient", {"momentum": 0.5}, {"optimizer": "sgd"}),
         ("zo-sgd", {"momentum": 0.5}, {"optimizer": "sgd"}),
         ("lgd", {}, {"samples": 1, "scale": 1.0}),
