@@ -135,7 +135,7 @@ def test_the_largest_of_normal_numbers_has_its_known_mean(count, expected):
 
 
 def test_every_search_makes_the_evaluations_it_is_compared_at(tmp_path):
-    """N = 4, K = 12: 61 evaluations. Over 60 seeds two searches climb by 5.1 +- 0.7, by these draws and by PyTorch's."""
+    """N = 4, K = 12: 61 evaluations. Of 60 seeds two searches climb by 5.1 +- 0.7, by these draws and by PyTorch's."""
     runs = study.Runs(tmp_path / "zeno.json", {})
     table = zeno.run_part(runs, "linear", zeno.identity_map(), zeno.linear_reward(), [0, 1], 62, 4)
     assert {run["evaluations"] for runs in table.values() for run in runs} == {61}
