@@ -9,7 +9,8 @@ Per step of a run, in units of its network's call:
 "auto", or a number of GiB, takes the fastest of these that fits. In the first run it counts what autograd would keep of
 one step and of the decoder, by saving nothing but its size (`Saved`). After the first iteration, when all that a search
 needs is in memory, it looks at what is free, and keeps as many steps' graphs as fit: whole ones, or where not even one
-fits, those of blocks. Whatever the setting, memory that runs out moves it down by one row (`Plan.lower`).
+fits, those of blocks. Whatever the setting, memory that runs out moves it down by one row (`Plan.lower`). A decoder of
+which not even a block's graph fits goes back in tiles (`tiles.py`), whose gradient is not quite the whole one's.
 """
 
 import contextlib
@@ -32,6 +33,9 @@ SETTINGS = "fast", "step", "low", "auto"
 SHARE = 0.8
 
 STEP, DECODER = "step", "decoder"
+
+# Sides in latents, of 512 and 256 pixels of an 8-fold VAE.
+TILES = 64, 32
 
 
 def is_out_of_memory(error):
@@ -169,11 +173,14 @@ class Plan:
         kept: of how many of a run's last steps the graphs are kept.
         by_blocks: the stages, `STEP` and `DECODER`, that are differentiated block by block.
         sizes: stage -> `Size`, where it was counted.
+        tile: side of the tiles, in latents, that the decoder goes back in; None: whole.
+        tileable: whether it can, see `tiles.fits`.
     """
 
     def __init__(self, blocks=None, decoder_blocks=None, free=lambda: None):
         self._blocks, self._free = {STEP: blocks, DECODER: decoder_blocks}, free
         self.memory, self.kept, self.by_blocks, self.sizes, self._settled = None, 0, set(), {}, True
+        self.tile, self.tileable = None, False
 
     def follow(self, memory):
         """Begin anew with a setting, unless it is followed already."""
@@ -182,6 +189,7 @@ class Plan:
         self.memory, self.sizes, self._settled = memory, {}, memory in ("fast", "step", "low")
         self.kept = math.inf if memory == "fast" else 0
         self.by_blocks = {STEP, DECODER} if memory == "low" else set()
+        self.tile = None
 
     def counts(self, stage):
         """Whether the next graph of a stage shall be made by `counted`."""
@@ -200,6 +208,8 @@ class Plan:
         self.sizes[stage], room = size, self._room()
         if room is not None and size.whole > room:
             self.by_blocks.add(stage)
+        if room is not None and stage == DECODER and size.by_blocks > room:
+            self.tile = TILES[0]
 
     def graph(self, stage):
         """Return the context to make a graph of a stage in."""
@@ -222,7 +232,8 @@ class Plan:
         )  # fmt: skip
 
     def _in_words(self):
-        return f"{' and '.join(sorted(self.by_blocks))} block by block" if self.by_blocks else "each whole"
+        words = f"{' and '.join(sorted(self.by_blocks))} block by block" if self.by_blocks else "each whole"
+        return words if self.tile is None else f"{words}, the decoder in tiles of {self.tile} latents"
 
     def _room(self):
         """Return the bytes that graphs may take, or None where it is not known."""
@@ -238,6 +249,8 @@ class Plan:
             self.kept, self._settled = 0, True
         elif stage not in self.by_blocks and blocks is not None and blocks.all:
             self.by_blocks.add(stage)
+        elif stage == DECODER and self.tileable and self.tile != TILES[-1]:
+            self.tile = TILES[0] if self.tile is None else TILES[-1]
         else:
             return False
         log.warning("out of memory: from now on %d steps' graphs are kept, %s", self.kept, self._in_words())

@@ -27,6 +27,7 @@ from .memory import DECODER, STEP, Plan, check_memory, free_bytes
 from .noise import Noise
 from .precision import outside_autocast, wide
 from .schedule import Schedule, check_eta, sde_step, step_coefficients
+from .tiles import fits, gradient_by_tiles
 from .words import counted
 
 LOST_GRADIENT = (
@@ -358,8 +359,9 @@ class SampleMap:
 
     def _entries(self, noise):
         """Return (B, n) booleans, which entries are optimised, and B vectors of the places where; made once."""
-        key = noise.initial.device, len(noise.injected), self.part, id(self.mask)
-        if key not in self._kept_entries:
+        key = noise.initial.device, len(noise.injected), self.part
+        made_for, *_ = self._kept_entries.get(key, (None,))
+        if key not in self._kept_entries or made_for is not self.mask:
             mask = torch.ones(self.shape, dtype=torch.bool) if self.mask is None else self.mask
             one = (mask > 0).to(noise.initial.device).expand(self.shape)
             injected = torch.zeros((len(noise.injected), *self.shape), dtype=torch.bool, device=one.device)
@@ -367,8 +369,9 @@ class SampleMap:
                 injected[index] = one
             initial = one if self.part in ("all", "initial") else torch.zeros_like(one)
             entries = Noise(initial, injected).flat()
-            self._kept_entries[key] = entries, [row.nonzero().flatten().to(torch.int32) for row in entries]
-        return self._kept_entries[key]
+            places = [row.nonzero().flatten().to(torch.int32) for row in entries]
+            self._kept_entries[key] = self.mask, entries, places
+        return self._kept_entries[key][1:]
 
 
 class Pullback:
@@ -400,6 +403,7 @@ class Pullback:
             self._samples = self.spared(self._forward)
             self.latent = sample_map.to_latent(self._samples[-1])
             self.images = self.spared(self._decoded)
+        self._plan.tileable = fits(self.latent, self.images)
 
     def _forward(self):
         """Return the samples that the backward pass needs, the last x at the end."""
@@ -470,6 +474,9 @@ class Pullback:
         return self._samples
 
     def _decoder_vjp(self, x, d_images):
+        if self._plan.tile is not None and self._plan.tileable:
+            decode = self._map.decode_with_graph
+            return self._latent_vjp(x, gradient_by_tiles(decode, vjp, self.latent, d_images, self._plan.tile))
         with torch.enable_grad():
             images = self._map.decode_with_graph(self._map.to_latent(x))
         if not images.requires_grad:

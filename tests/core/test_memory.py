@@ -192,7 +192,7 @@ def test_kept_graphs_make_room_for_a_reward_that_needs_it():
 def test_memory_that_no_setting_helps_is_raised_by_its_type():
     noise_map = map_of(watch=lambda: torch.is_grad_enabled() and out_of_memory(), memory="fast")
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        core.optimize(noise_map, rewards.Brightness(), noise_map.randn(0), iterations=1)
+        core.optimize(noise_map, rewards.Brightness(), noise_map.randn(0), core.GradientAscent(), iterations=1)
 
 
 @pytest.mark.parametrize("solver", [core.LGD(scale=2.0, samples=2), core.Tilt(0.3)], ids=["LGD", "Tilt"])
