@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from .checks import check_positive, check_whole
+from .memory import STEP
 from .noise import Noise
 from .sample_map import of_items
 from .scoring import exact
@@ -61,7 +62,7 @@ class ImageGradient:
         images, vjp = problem.sample_map.pullback(noise)
         try:
             scores, d_images = vjp.spared(lambda: self.by_images(problem, noise, images))
-            picture_term, d_latent = vjp.spared(lambda: problem.by_latent(vjp.latent))
+            picture_term, d_latent = vjp.spared(lambda: problem.by_latent(vjp.latent), STEP)
             gradient = vjp(d_images, d_latent)
         finally:
             vjp.release()

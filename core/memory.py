@@ -174,13 +174,13 @@ class Plan:
         by_blocks: the stages, `STEP` and `DECODER`, that are differentiated block by block.
         sizes: stage -> `Size`, where it was counted.
         tile: side of the tiles, in latents, that the decoder goes back in; None: whole.
-        tileable: whether it can, see `tiles.fits`.
+        longest: side of the latent, in latents; 0 where the decoder cannot go back in tiles, see `tiles.fits`.
     """
 
     def __init__(self, blocks=None, decoder_blocks=None, free=lambda: None):
         self._blocks, self._free = {STEP: blocks, DECODER: decoder_blocks}, free
         self.memory, self.kept, self.by_blocks, self.sizes, self._settled = None, 0, set(), {}, True
-        self.tile, self.tileable = None, False
+        self.tile, self.longest = None, 0
 
     def follow(self, memory):
         """Begin anew with a setting, unless it is followed already."""
@@ -209,7 +209,7 @@ class Plan:
         if room is not None and size.whole > room:
             self.by_blocks.add(stage)
         if room is not None and stage == DECODER and size.by_blocks > room:
-            self.tile = TILES[0]
+            self.tile = self._smaller_tile()
 
     def graph(self, stage):
         """Return the context to make a graph of a stage in."""
@@ -249,20 +249,28 @@ class Plan:
             self.kept, self._settled = 0, True
         elif stage not in self.by_blocks and blocks is not None and blocks.all:
             self.by_blocks.add(stage)
-        elif stage == DECODER and self.tileable and self.tile != TILES[-1]:
-            self.tile = TILES[0] if self.tile is None else TILES[-1]
+        elif stage == DECODER and self._smaller_tile() != self.tile:
+            self.tile = self._smaller_tile()
         else:
             return False
         log.warning("out of memory: from now on %d steps' graphs are kept, %s", self.kept, self._in_words())
         return True
 
-    def retried(self, run, let_go, stage=None):
-        """Return run(); where memory runs out, of run() again after let_go(), for as long as there is less to take."""
+    def _smaller_tile(self):
+        """Return the largest side of a tile that is smaller than the latest, and than the latent; or the latest."""
+        longest = self.longest if self.tile is None else self.tile
+        return next((side for side in TILES if side < longest), self.tile)
+
+    def retried(self, run, let_go, *stages):
+        """Return run(); where memory runs out, of run() again after let_go(), for as long as there is less to take.
+
+        `stages` are those that it makes graphs of, if any.
+        """
         while True:
             try:
                 return run()
             except RuntimeError as error:
-                if not is_out_of_memory(error) or not self.lower(stage):
+                if not is_out_of_memory(error) or not any(self.lower(stage) for stage in stages or [None]):
                     raise
             let_go()  # out here, where the error no longer holds on to what it was made of
 

@@ -245,6 +245,11 @@ def _record(history, evaluation, problem, callback):
 
 def _conclude(problem, history, floor, diagnose):
     """Record the best, and what the user should know of the run that is over."""
+    if problem.sample_map.plan.tile is not None:
+        problem.warn(
+            f"the decoder's gradient was taken in tiles of {problem.sample_map.plan.tile} latents, for want of memory:"
+            " near the whole picture's, not the same. A smaller picture, or more memory, needs no tiles"
+        )
     best = problem.best
     if len(problem.ended) < len(best.scores):  # else it is why the run stopped
         for item, reason in problem.ended.items():

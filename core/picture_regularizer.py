@@ -31,6 +31,7 @@ import torch
 
 from .belief import LEAST_EVIDENCE, Belief, fixed_noises, levels_of, mean_error, searched_entries, unguided
 from .checks import check_finite
+from .memory import STEP
 from .precision import outside_autocast, wide
 from .sample_map import LOST_GRADIENT, vjp
 from .scoring import name_of
@@ -172,7 +173,7 @@ class PictureTerm:
     def _slope(self, call, latent, compared):
         """Return what `_told` does, and its gradient by the latents: directly, and back through the network."""
         x = call.noised(latent).requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.sample_map.plan.graph(STEP):
             denoised = self._denoised(call, x)
             if not denoised.requires_grad:
                 raise RuntimeError(LOST_GRADIENT.format(stage="model, asked about the picture,"))

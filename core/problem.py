@@ -20,7 +20,7 @@ from .estimators import Exact
 from .floors import Drop
 from .history import Evaluation
 from .limits import Limits
-from .memory import is_out_of_memory
+from .memory import STEP, is_out_of_memory
 from .noise import Noise
 from .picture_regularizer import PictureTerm
 from .precision import mixed_seed, normal
@@ -269,14 +269,15 @@ class Problem:
         images, vjp = self.sample_map.pullback(noise)
 
         def gradient():
-            d_images = (estimator or Exact()).by_images(self, noise, images)[1]
-            found = vjp(d_images, self.by_latent(vjp.latent)[1])
+            _, d_images = vjp.spared(lambda: (estimator or Exact()).by_images(self, noise, images))
+            _, d_latent = vjp.spared(lambda: self.by_latent(vjp.latent), STEP)
+            found = vjp(d_images, d_latent)
             self.end_where_not_finite({"the gradient of the reward by the noise": found.norm()})
             return self._of_those_that_go_on(found)
 
         try:
-            scores = self._on_noise(score(self.reward, images, self.sample_map.prompts), noise)
-            yield self.evaluation(noise, vjp.latent, images, scores), gradient
+            scores = vjp.spared(lambda: score(self.reward, images, self.sample_map.prompts))
+            yield self.evaluation(noise, vjp.latent, images, self._on_noise(scores, noise)), gradient
         finally:
             vjp.release()
 

@@ -334,7 +334,7 @@ class SampleMap:
         It is called again where the first call shows that it must be done otherwise: see `InPlace`, `Plan` and
         `Blocks`.
         """
-        found = self.plan.retried(lambda: self.in_place.differentiate(stage, gradient), lambda: None, STEP)
+        found = self.plan.retried(lambda: self.in_place.differentiate(stage, gradient), lambda: None, STEP, DECODER)
         return self.differentiate(stage, gradient) if self.plan.unlike() else found
 
     def report(self, phase, index, total=None):
@@ -402,8 +402,10 @@ class Pullback:
         with torch.no_grad():
             self._samples = self.spared(self._forward)
             self.latent = sample_map.to_latent(self._samples[-1])
+            self._plan.longest = max(self.latent.shape[2:], default=0)
             self.images = self.spared(self._decoded)
-        self._plan.tileable = fits(self.latent, self.images)
+        if not fits(self.latent, self.images):
+            self._plan.longest, self._plan.tile = 0, None
 
     def _forward(self):
         """Return the samples that the backward pass needs, the last x at the end."""
@@ -428,7 +430,7 @@ class Pullback:
 
     def spared(self, run, stage=None):
         """Return run(), what runs beside the graphs that are kept: once more without them where memory runs out."""
-        return self._plan.retried(run, self._graphs.clear, stage)
+        return self._plan.retried(run, self._graphs.clear, *([stage] if stage else []))
 
     def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
@@ -474,14 +476,18 @@ class Pullback:
         return self._samples
 
     def _decoder_vjp(self, x, d_images):
-        if self._plan.tile is not None and self._plan.tileable:
-            decode = self._map.decode_with_graph
-            return self._latent_vjp(x, gradient_by_tiles(decode, vjp, self.latent, d_images, self._plan.tile))
+        if self._plan.tile is not None:
+            d_latent = gradient_by_tiles(self._decoded_with_graph, vjp, self.latent, d_images, self._plan.tile)
+            return self._latent_vjp(x, d_latent)
         with torch.enable_grad():
-            images = self._map.decode_with_graph(self._map.to_latent(x))
+            latent = self._map.to_latent(x)
+        return vjp(self._decoded_with_graph(latent), x, d_images)
+
+    def _decoded_with_graph(self, latent):
+        images = self._map.decode_with_graph(latent)
         if not images.requires_grad:
             raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-        return vjp(images, x, d_images)
+        return images
 
     def _latent_vjp(self, x, d_latent):
         with torch.enable_grad():

@@ -59,6 +59,7 @@ class ComfyRun:
         stock: the sampler in place of the map's own steps, a `StockSampler`; None: `core.sde_step`.
         load_again: called before each call, where a reward is asked between calls and may have moved the models out.
         decoder_blocks: the `core.Blocks` of the VAE, or None.
+        resident: the `Residency` of its search, or None.
         sizes: stage -> the `core.memory.Size` that its search has counted.
     """
 
@@ -77,6 +78,7 @@ class ComfyRun:
     stock: StockSampler | None = None
     load_again: object = staticmethod(stays)
     decoder_blocks: core.Blocks | None = None
+    resident: object = None
     sizes: dict = field(default_factory=dict)
 
     @property

@@ -61,7 +61,13 @@ class Residency:
 
     def __init__(self):
         self.together, self.loads, self.seconds = True, 0, 0.0
-        self._patchers, self._latest = [], None
+        self._patchers, self._latest, self._in_turns = [], None, lambda: None
+
+    def when_in_turns(self, tell):
+        """Call tell() if the models take turns already, or else once they begin to."""
+        self._in_turns = tell
+        if not self.together:
+            tell()
 
     def begin(self, patchers, memory_required):
         """Load the models of a search if they fit together, else none yet.
@@ -111,6 +117,7 @@ class Residency:
             _rewrap(patchers)
         else:
             log.info("the models of this search are not in memory together: each is loaded when it runs")
+            self._in_turns()
 
     def _fit(self, patchers, memory_required):
         """Whether models fit into memory together once others have been moved out."""

@@ -93,10 +93,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             run.decoder_blocks = core.Blocks([vae_patcher.model], decode.func)
             guide_decode = None if guide is None else decoder(guide, guide_patcher, load_guide)
             options = self.optimization.guided_by(guide_decode)
-            if not resident.together:
-                # Kept graphs would hold the model in the memory that the VAE needs.
-                options = replace(options, memory="step" if options.memory in ("fast", "step") else "low")
-                log.info("memory is %s, since model and VAE are loaded in turn", options.memory)
+            run.resident = resident
             with contextlib.ExitStack() as kept:
                 kept.callback(keyframes.close)
                 if differentiates:
@@ -147,7 +144,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
         call = memory_of_a_call(model_wrap, models, shape)
         seen = seen_by(self.vae, torch.empty(shape, device="meta")).shape
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
-        self._estimated = {STEP: (network, call), DECODER: (vae_patcher.model, decode)}
+        # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
+        frames = seen[2] if len(seen) == 5 else 1
+        self._estimated = {STEP: (network, call), DECODER: (vae_patcher.model, decode * frames)}
         # What graphs take, whole and by blocks.
         steps, decodes = (call, call), (decode, decode)
         if self.optimization.differentiates:
@@ -155,9 +154,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             count = self.optimization.graphs(calls)
             steps = [count * (each + hooked) for each in graph_sizes.of(STEP, network, call)]
         if self.optimization.differentiates_decoder:
-            # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
-            frames = seen[2] if len(seen) == 5 else 1
-            decodes = [max(each * frames, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, guided)]
+            decodes = [max(each, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, guided * frames)]
             # One stage's graph is there at a time, unless the steps' are kept.
             together = sum if self.optimization.memory == "fast" else max
             ways = WAYS.get(self.optimization.memory, [WHOLE, BY_BLOCKS])
@@ -329,6 +326,7 @@ class Optimization:
             self.eta, decode, part=self.part, most_rows=most_rows,
             memory=self.memory, on_step=progress.on_step,
         )  # fmt: skip
+        run.resident.when_in_turns(partial(self._keep_nothing, sample_map))
         if self.start is None:
             noise = run.first_noise(sample_map.injected, self.settings)
         else:
@@ -362,6 +360,11 @@ class Optimization:
         result.history.settings |= result.noise.settings
         run.sizes = sample_map.plan.sizes
         return result, latent
+
+    def _keep_nothing(self, sample_map):
+        """Keep no step's graph from now on: it would hold the model in the memory that the VAE or a tower needs."""
+        sample_map.memory = "step" if self.memory in ("fast", "step") else "low"
+        log.info("memory is %s, since the models are loaded in turn", sample_map.memory)
 
     @staticmethod
     def _check_gradient(run, sample_map):
