@@ -158,7 +158,7 @@ def required_of_a_search():
         ),
         io.Int.Input(
             "iterations", default=20, min=0, max=100000,
-            tooltip="Updates of the noise. Each costs about three sampling runs, or as many as the solver tries"
+            tooltip="Updates of the noise. Each costs one to four sampling runs, or as many as the solver tries"
             " candidates. 10 show much, 50 are thorough, 0 only samples.",
         ),
     ]  # fmt: skip
