@@ -116,7 +116,7 @@ class CoarseMap(SampleMap):
         found = self.up(noise, own)
         free = own.with_flat(self.fine.active_entries(own)).injected
         wanted = _squares(found.injected * free).cumsum(dim=0)  # of the noises up to each
-        x = self.fine.start(found.initial)
+        x, spent = self.fine.start(found.initial), 0.0  # of the noises that have been taken
         for interval in self.intervals:
             held = None
             for index, gains in enumerate(interval.gains, interval.first):
@@ -125,10 +125,10 @@ class CoarseMap(SampleMap):
                 if held is not None:
                     for later, gain in enumerate(gains, index):
                         found.injected[later] += gain * (held - denoised) * free[later]
-                    left = wanted[interval.end - 1] - _squares(found.injected[:index] * free[:index]).sum(dim=0)
-                    self._keep_length(interval, index, found.injected, free, left)
+                    self._keep_length(interval, index, found.injected, free, wanted[interval.end - 1] - spent)
                 held = denoised
                 x = self.fine.step(x, denoised, index, found)
+                spent = spent + _squares(found.injected[index : index + 1] * free[index : index + 1]).sum(dim=0)
         return found, self.fine.to_latent(x)
 
     @staticmethod
@@ -142,15 +142,16 @@ class CoarseMap(SampleMap):
             free: of the same shape, booleans: which entries may change.
             wanted: (B,).
         """
+        if interval.end - index == 1:
+            return  # all of it moves the end
         weights = injected.new_tensor(interval.weights[index - interval.first :])
         weights = (weights / weights.norm()).view(-1, *[1] * (injected.ndim - 1))
         rest = injected[index : interval.end] * free[index : interval.end]
         along = weights * (weights * rest).sum(dim=0)
         across = rest - along
         spare = wanted - _squares(along).sum(dim=0)
-        if interval.end - index > 1:
-            factor = (spare / _squares(across).sum(dim=0)).clamp(min=LEAST_LEFT).nan_to_num(1.0, 1.0).sqrt()
-            injected[index : interval.end] += (of_items(factor, across[0]) - 1) * across
+        factor = (spare / _squares(across).sum(dim=0)).clamp(min=LEAST_LEFT).nan_to_num(1.0, 1.0).sqrt()
+        injected[index : interval.end] += (of_items(factor, across[0]) - 1) * across
 
     @staticmethod
     def _along(interval, injected):
