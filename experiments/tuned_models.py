@@ -59,7 +59,7 @@ TUNINGS = {
 CLIP, ADVANTAGE = 1e-4, 5.0
 """DDPO's: how far the importance weights count, and the largest advantage."""
 BETA, ROUNDS, CHOSEN_OF = 100.0, 2, 6
-"""SPIN's: beta of the loss; how often the opponent becomes the model; of how many samples a liked picture is the best."""
+"""SPIN's: beta of the loss; how often the opponent becomes the model; of how many samples a liked one is the best."""
 
 
 def tunable_unet():
