@@ -212,14 +212,17 @@ def _best_latents(unet, reward, prompt, eta, count=2):
 def _errors(new_map, old_map, latents):
     """Return e - e_old (2, B) of latents (2, B, C, H, W) at one noise level a column, the same for both rows."""
     sigmas = torch.tensor(new_map.schedule.sigmas[:-1])[torch.randint(STEPS, (latents.shape[1],))]
-    wide = sigmas.view(-1, 1, 1, 1)
     noise = torch.randn_like(latents[0])
-
-    def error(sample_map, latent):
-        denoised, _ = sample_map.unguided(latent + wide * noise, sigmas)
-        # v's error is denoised's, divided by sigma c_in.
-        return ((denoised - latent) * (1 + wide.square()).sqrt() / wide).square().flatten(1).mean(1)
-
     with torch.no_grad():
-        before = torch.stack([error(old_map, latent) for latent in latents])
-    return torch.stack([error(new_map, latent) for latent in latents]) - before
+        before = torch.stack([v_error(old_map, latent, noise, sigmas) for latent in latents])
+    return torch.stack([v_error(new_map, latent, noise, sigmas) for latent in latents]) - before
+
+
+def v_error(sample_map, latent, noise, sigmas):
+    """Return the mean square error (B,) of the predicted v, of a latent with noise at each picture's sigma.
+
+    It is that of denoised, divided by sigma c_in.
+    """
+    sigma = sigmas.view(-1, 1, 1, 1)
+    denoised, _ = sample_map.unguided(latent + sigma * noise, sigmas)
+    return ((denoised - latent) * (1 + sigma.square()).sqrt() / sigma).square().flatten(1).mean(1)
