@@ -61,7 +61,7 @@ class DNOLayoutReward(io.ComfyNode):
             ),
             io.Combo.Input(
                 "by", options=["edges", "light"], default="edges",
-                tooltip="edges: where edges are, whatever the colours; light: what is light and what is dark, coarsely.",
+                tooltip="edges: where edges are, whatever the colours; light: what is light and dark, coarsely.",
             ),
         )  # fmt: skip
 
