@@ -495,7 +495,8 @@ class Pullback:
                 injected[index] = c_noise * gradient
             by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
             differentiated = partial(sample_map.in_place.differentiate, "model", by_denoised)
-            gradient = c_x * gradient + self.spared(differentiated, STEP)
+            by_x = self.spared(differentiated, STEP)
+            gradient = by_x + c_x * gradient if c_x else by_x  # denoised alone may have another shape than x
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
