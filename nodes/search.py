@@ -303,7 +303,8 @@ class Optimization:
         if self.memory != "fast" or self.guesses:
             return 1
         graphs = getattr(self.solver, "graphs", None)  # a solver need not know
-        return graphs(calls, self.iterations) if graphs else calls
+        asked = self.regularizer.calls if isinstance(self.regularizer, core.PictureRegularizer) else 0
+        return (graphs(calls, self.iterations) if graphs else calls) + asked
 
     @property
     def candidates(self):
