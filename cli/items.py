@@ -93,6 +93,8 @@ def check_finished(items, settings):
         if item.finished:
             wanted = json.loads(to_json(settings | {"prompt": item.prompt, "seed": item.seed}))
             found = item.record()["settings"]
+            if "keep_graphs" in found:  # of a version before `--memory`
+                found["memory"] = "fast" if found["keep_graphs"] else "step"
             changed = [name for name, value in wanted.items() if found.get(name) != value]
             if changed:
                 name = changed[0]

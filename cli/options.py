@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.memory import SETTINGS, check_memory
 from .rewards import add_reward
 from .solvers import SOLVERS
 
@@ -18,13 +19,26 @@ def add_sampling(parser):
     parser.add_argument("--steps", type=at_least(1), help="denoising steps (default 20, or what --model has)")
     parser.add_argument("--cfg", type=number, help="guidance scale (default 3, or what --model has)")
     parser.add_argument("--eta", type=number, default=1.0, help="0 the ODE .. 1 the SDE (default %(default)s)")
-    parser.add_argument(
-        "--keep-graphs", action=argparse.BooleanOptionalAction,
-        help="keep every step's graph for the way back instead of re-running it: about a third faster, and memory grows"
-        " with the steps (default for the embedded model)",
-    )
+    add_memory(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks (default %(default)s)")
+
+
+def add_memory(parser):
+    """Add what the way back keeps, with the switch of older commands, which means two of its settings."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--memory", type=memory, metavar="|".join((*SETTINGS, "GiB")),
+        help="what the way back keeps: fast, every step's graph; step, one at a time, each step run again, which takes"
+        " half as long again; low, block by block, which takes least, and twice as long; auto, as much as fits into"
+        " the free memory; or into so many GiB, beside the weights (default auto, for the embedded model fast)",
+    )
+    either.add_argument(
+        "--keep-graphs", dest="memory", action="store_const", const="fast", help="of older commands: --memory fast"
+    )
+    either.add_argument(
+        "--no-keep-graphs", dest="memory", action="store_const", const="step", help="of older commands: --memory step"
+    )
 
 
 def add_model(parser):
@@ -91,6 +105,18 @@ def add_single(parser):
 def add_output(parser, folder):
     """Add where to write."""
     parser.add_argument("--out", type=Path, default=Path(folder), help="folder to write to (default %(default)s)")
+
+
+def memory(text):
+    """Return what of `SampleMap.memory` a text names; as an argument type."""
+    try:
+        found = text if text in SETTINGS else float(text)
+        check_memory(found)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(SETTINGS)}, or a number of GiB above 0, found {text}"
+        ) from None
+    return found
 
 
 def number(text):

@@ -14,10 +14,10 @@ from .output import say
 from .rewards import reward_of, watch_of
 from .solvers import check_reward, solver_of, solver_settings
 
-SAMPLING = ("negative", "steps", "cfg", "eta", "part", "keep_graphs", "most_rows", "height", "width")
-EMBEDDED = {"steps": 20, "cfg": 3.0, "keep_graphs": True, "most_rows": None}
-# A full-size model keeps one step's graph and samples one candidate at a time; None is its own default.
-PIPELINE = {"steps": None, "cfg": None, "keep_graphs": False, "most_rows": 1}
+SAMPLING = ("negative", "steps", "cfg", "eta", "part", "memory", "most_rows", "height", "width")
+EMBEDDED = {"steps": 20, "cfg": 3.0, "memory": "fast", "most_rows": None}
+# A full-size model keeps the graphs that fit and samples one candidate at a time; None is its own default.
+PIPELINE = {"steps": None, "cfg": None, "memory": "auto", "most_rows": 1}
 
 PICTURES = re.compile(r"(\d\d+_)?(before|after|trajectory)\.png")
 """Names of the pictures that `save` writes without a prefix: of a batch each begins with its number."""

@@ -102,6 +102,13 @@ def stops(stopped):
     return figure
 
 
+def scene(axes, reward, points, limit=1.5):
+    """Draw points (B, 2) over the ring and the shades of a reward."""
+    _background(axes, reward, limit)
+    _outline_ring(axes)
+    _scatter(axes, points, color="tab:red")
+
+
 def _panels(count, height=3.5):
     figure = Figure(figsize=(3.2 * count + 0.6, height), dpi=100, layout="constrained")
     return figure, list(figure.subplots(1, count, sharey=True))

@@ -33,6 +33,7 @@ from .consistency import Consistency
 from .image_reward import CycleReward, ImageReward
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
+from .layout import Layout, Palette, Symmetry
 from .onnx import ONNX, OnnxPixels
 from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
@@ -56,12 +57,15 @@ __all__ = [
     "ImageReward",
     "JPEGProxy",
     "Jittered",
+    "Layout",
     "OnnxPixels",
     "OnnxTower",
+    "Palette",
     "PickScore",
     "Saturation",
     "Sharpness",
     "Similarity",
+    "Symmetry",
     "in_parity",
     "load_tower",
     "typical",

@@ -1,6 +1,7 @@
 """Reward nodes: each gives one DNO_REWARD, a `reward(images, prompts) -> scores`.
 
     pixels        judge the pixels alone: brightness, contrast, colour, a JPEG's size ..
+    layout        judge where shapes stand, a palette, a symmetry
     consistency   knows the embedded model's pictures
     belief        asks the model that is searched; to watch
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
@@ -13,6 +14,7 @@ from .belief import DNOBelief
 from .combine import DNOCombineRewards
 from .consistency import DNOConsistencyReward
 from .gate import DNOGate
+from .layout import DNOLayoutReward, DNOPaletteReward, DNOSymmetryReward
 from .networks import (
     DNOAestheticReward,
     DNOCLIPScoreReward,
@@ -51,6 +53,9 @@ REWARDS = [
     DNOSaturationReward,
     DNOSharpnessReward,
     DNOColorReward,
+    DNOPaletteReward,
+    DNOSymmetryReward,
+    DNOLayoutReward,
     DNOBelief,
     DNOCombineRewards,
     DNOScoreImages,

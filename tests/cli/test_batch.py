@@ -137,6 +137,18 @@ def test_other_settings_do_not_mix_with_finished_items(alone, tmp_path, capsys):
     assert len(finished(alone)) == 6
 
 
+def test_items_of_a_version_that_knew_keep_graphs_alone_count_as_made_with_that_memory(tmp_path, capsys):
+    assert run_batch(tmp_path, prompts=["cat"]) == 0
+    (history,) = (tmp_path / "out").glob("*/history.json")
+    record = json.loads(history.read_text())
+    assert record["settings"].pop("memory") == "fast"
+    for keep_graphs, found in ((True, 0), (False, 2)):
+        record["settings"]["keep_graphs"] = keep_graphs
+        history.write_text(json.dumps(record))
+        assert run_batch(tmp_path, prompts=["cat"]) == found
+    assert "was made with memory 'step', not 'fast'" in capsys.readouterr().err
+
+
 def test_a_failed_item_is_listed_spares_the_others_and_is_tried_again(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setitem(named.OWN, "brightness", lambda device: Flawed(3, lambda scores: scores * torch.nan))

@@ -1,5 +1,6 @@
 """The `dno` command, as a user runs it."""
 
+import argparse
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import tiny_rewards
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
+from comfyui_dno.cli import run
 from comfyui_dno.cli.search import Setup
 from comfyui_dno.cli.solvers import SOLVERS, solver_of, solver_settings
 from comfyui_dno.core import plots
@@ -205,7 +207,7 @@ def test_a_diffusers_pipeline_takes_the_embedded_models_place(tmp_path):
     assert main([*arguments, "--steps", "2", "--iterations", "1", "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "history.json").read_text())
     assert record["best_row"].keys() == {"iteration", "score", "log_p", "log_p_initial", "norm"}
-    assert (record["settings"]["keep_graphs"], record["settings"]["most_rows"]) == (False, 1)
+    assert (record["settings"]["memory"], record["settings"]["most_rows"]) == ("auto", 1)
     assert re.fullmatch("[0-9a-f]{16}", record["settings"]["model"])
     assert Image.open(tmp_path / "out" / "before.png").size == (16, 24)
 
@@ -256,7 +258,32 @@ def test_a_prompt_that_the_embedded_model_cannot_draw_is_refused_before_anything
     assert all(word in line for word in (*vocabulary.ANIMALS, *vocabulary.COLOURS))
 
 
-@pytest.mark.parametrize("option", ["--steps 0", "--iterations -1", "--batch 0", "--reward beauty"])
+@pytest.mark.parametrize("asked, expected", [
+    ("", "fast"), ("--memory auto", "auto"), ("--memory step", "step"), ("--memory 0.5", 0.5),
+    ("--keep-graphs", "fast"), ("--no-keep-graphs", "step"),
+])
+def test_memory_is_what_the_maps_pullbacks_follow_and_the_older_switch_means_two_of_its_settings(asked, expected):
+    parser = argparse.ArgumentParser()
+    run.add_commands(parser.add_subparsers())
+    setup = Setup.of(parser.parse_args(["run", "--prompt", "cat", *asked.split()]))
+    assert setup.sample_map(["cat"]).plan.memory == setup.settings["memory"] == expected
+
+
+def test_a_search_finds_the_same_in_little_memory_as_with_every_graph_kept(tmp_path):
+    scores = []
+    for memory in ("fast", "low"):
+        arguments = ["run", "--prompt", "cat", "--steps", "2", "--iterations", "2", "--memory", memory]
+        assert main([*arguments, "--out", str(tmp_path / memory)]) == 0
+        record = json.loads((tmp_path / memory / "history.json").read_text())
+        scores.append([row["score"][0] for row in record["rows"]])
+        assert record["settings"]["memory"] == memory
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("option", [
+    "--steps 0", "--iterations -1", "--batch 0", "--reward beauty", "--memory slow", "--memory 0", "--memory nan",
+    "--memory low --keep-graphs",
+])
 def test_impossible_options_are_refused_by_the_parser(option, tmp_path):
     with pytest.raises(SystemExit) as exit:
         main(["run", "--prompt", "black cat", *option.split(), "--out", str(tmp_path)])

@@ -10,7 +10,9 @@ from ..fingerprint import fingerprint
 from . import configs
 
 
-def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu", dtype=torch.float32, **settings):
+def load_embedded(
+    prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu", dtype=torch.float32, unet=None, **settings
+):
     """Return the noise-to-sample map of the small text-to-image model that ships with the pack.
 
     Example:
@@ -25,6 +27,7 @@ def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu",
         cfg: guidance scale; 3 suits the model.
         eta: in [0, 1]; 1 is the paper's SDE.
         device, dtype: where and in what the networks run; noise and step arithmetic stay in the noise's own dtype.
+        unet: a U-Net in place of the pack's own, such as a tuned one; on `device`, in `dtype`.
         settings: further attributes of `SampleMap`, e.g. keep_graphs=True.
 
     Returns:
@@ -36,7 +39,7 @@ def load_embedded(prompt, negative="", steps=20, cfg=3.0, eta=1.0, device="cpu",
     text_encoder = build_text_encoder(device=device)
     condition = encode_prompts(prompts, text_encoder)
     unconditional = encode_prompts([negative], text_encoder).expand_as(condition)
-    unet, vae = build_unet(dtype, device), build_vae(dtype, device)
+    unet, vae = unet or build_unet(dtype, device), build_vae(dtype, device)
 
     def network(x, timesteps, condition):
         return unet(x.to(dtype), timesteps, encoder_hidden_states=condition.to(dtype)).sample.to(x.dtype)
