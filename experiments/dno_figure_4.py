@@ -1,6 +1,5 @@
 """Figures 4 and 13a: a reward that asks for what the model never draws, on the ring and on "black <animal>"."""
 
-
 import torch
 
 from .. import core, rewards
@@ -11,7 +10,7 @@ from .experiment import Claim, Experiment
 from .ring_models import distance_to_ring, on_ring, train
 from .ring_models import ring as draw_points
 
-POINTS, FAR, GAMMA = 40, 700, 10.0
+POINTS, FAR, POINT_LR, GAMMA = 40, 120, 0.05, 10.0
 STEPS, ITERATIONS, LR = 8, 36, 0.03
 MARGIN = 0.05
 """A point this near to the ring counts as on it."""
@@ -23,7 +22,7 @@ def run(seed, model):
 
 
 def on_the_ring(seed):
-    found = ring.out_of_distribution(train(draw_points, seed), FAR, POINTS, gamma=GAMMA, seed=seed)
+    found = ring.out_of_distribution(train(draw_points, seed), FAR, POINTS, POINT_LR, GAMMA, seed)
     return {
         "separation": ring.separation(found["before"].log_p, found["without"].log_p),
         **{
@@ -78,9 +77,10 @@ EXPERIMENT = Experiment(
     title="Figures 4 and 13a: out-of-distribution reward hacking",
     question="Does a search without the regulariser leave what the model draws, and does P(z) tell?",
     setting=(
-        f"Ring: as in Figure 2, {POINTS} points, reward -|x - 1.4|^2, Adam at 0.01, {FAR} iterations (paper: 1000),"
-        f' gamma {GAMMA:g} where regularised. Embedded model: "black <animal>", {STEPS} steps (paper: 50), cfg 3,'
-        f" eta 1, brightness, Adam at {LR} (paper: 0.01), {ITERATIONS} iterations (paper: 50), one picture a seed."
+        f"Ring: as in Figure 2, {POINTS} points, reward -|x - 1.4|^2, Adam at {POINT_LR} (paper: 0.01), {FAR}"
+        f" iterations (paper: 1000), gamma {GAMMA:g} where regularised. Embedded model: 'black <animal>', {STEPS} steps"
+        f" (paper: 50), cfg 3, eta 1, brightness, Adam at {LR} (paper: 0.01), {ITERATIONS} iterations (paper: 50), one"
+        " picture a seed."
     ),
     cases=lambda seeds: [{"seed": s, "model": m} for s in range(seeds) for m in ("ring", "embedded")],
     run=run,
