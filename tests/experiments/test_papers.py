@@ -72,9 +72,8 @@ def test_the_other_score_is_compared_by_what_it_gained():
         return {"other": [other], "reward": [reward], "log10_p": [[0.0, -1.0]]}
 
     with_it, without = searched([1.0, 0.9], [0.0, 1.0]), searched([1.0, 0.2], [0.0, 1.05])
-    results = [
-        {"case": {"seed": 0, "climbed": name}, "with": with_it, "without": without} for name in ("first", "second")
-    ]
+    cases = [{"seed": 0, "climbed": name} for name in dno_figure_7.CLIMBED]
+    results = [{"case": case, "with": with_it, "without": without} for case in cases]
     assert effect(dno_figure_7, results, "improves the test metric") == pytest.approx(0.7)
     assert effect(dno_figure_7, results, "does not fall") == pytest.approx(-0.1)
     assert effect(dno_figure_7, results, "no significant effect") == pytest.approx(0.105 - 0.05)
@@ -95,20 +94,15 @@ def test_the_usual_setting_is_run_once_and_compared_with_every_other():
     results = [
         {"case": case, "consistency": [0.9, 0.1 * index], "reward": [0, 1]} for index, case in enumerate(cases[:8])
     ]
-    usual, k = (
-        results[0],
-        next(found for found in results if found["case"]["value"] == 10 and found["case"]["name"] == "k"),
-    )
-    assert list(dno_figure_16.of_setting(results, "gamma", 1.0).values()) == [usual]
+    (k,) = [found for found in results if (found["case"]["name"], found["case"]["value"]) == ("k", 10)]
+    assert list(dno_figure_16.of_setting(results, "gamma", 1.0).values()) == [results[0]]
     assert dno_figure_16.difference(results, "k", 10, 2) == [pytest.approx(k["consistency"][-1])]
 
 
 def test_theorem_one_is_held_against_the_first_order():
     found = {"case": {"model": "ring"}, "step": 0.1, "means": [0.0, 0.8, 1.4], "squares": [10.0, 6.0]}
     assert effect(dno_theorem_1, [found], "every small step raises the mean reward; ring") == pytest.approx(0.6)
-    assert effect(
-        dno_theorem_1, [found], "E ||g||^2, at least half of l E ||g||^2 where l <= 1 / L; ring"
-    ) == pytest.approx(1.4 / 1.6 - 0.5)
+    assert effect(dno_theorem_1, [found], "l <= 1 / L; ring") == pytest.approx(1.4 / 1.6 - 0.5)
 
 
 def test_a_blurred_field_has_the_moments_of_true_noise_and_neighbours_that_agree():
