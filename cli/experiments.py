@@ -31,7 +31,9 @@ def experiments(options):
     """Run the papers' experiments, and write a report with a verdict for each claim."""
     running = room()
     chosen, commit = _chosen(options.names), running.commit()
-    jobs = {each.name: running.jobs_of(each, options.seeds, options.out, commit) for each in chosen}
+    jobs = {
+        each.name: [] if each.lacks else running.jobs_of(each, options.seeds, options.out, commit) for each in chosen
+    }
     every = [job for of_one in jobs.values() for job in of_one]
     for job in every:
         if job.finished:
@@ -48,6 +50,9 @@ def experiments(options):
 
     rows = experiments_report.write(chosen, jobs, options)
     say(table([["experiment", "verdict", "effect", "claim"], *rows]))
+    for each in chosen:
+        if each.lacks:
+            say(f"{each.name}: {each.lacks}")
     say(f"the report is {(options.out / experiments_report.PAGE).resolve()}")
     return 1 if failed else 0
 

@@ -52,8 +52,8 @@ class Found:
 
     @property
     def claimed(self):
-        """Pairs of each claim and its verdict."""
-        return zip(self.experiment.claims, self.verdicts, strict=True)
+        """Pairs of each claim and its verdict; none of an experiment that cannot be run here."""
+        return [] if self.experiment.lacks else list(zip(self.experiment.claims, self.verdicts, strict=True))
 
 
 def write(experiments, jobs, options):
@@ -108,6 +108,8 @@ def _section(found, out):
     experiment = found.experiment
     seconds = sum(result["seconds"] for result in found.results)
     blocks = [("h2", f"{experiment.title} ({experiment.name})"), ("p", experiment.question)]
+    if experiment.lacks:
+        return [*blocks, ("p", experiment.lacks)]
     blocks += [("p", f"{experiment.setting} {counted(len(found.results), 'case')}, {duration(seconds)} of one core.")]
     if found.missing:
         blocks += [("p", f"{counted(found.missing, 'case')} failed and are missing here.")]

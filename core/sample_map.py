@@ -328,15 +328,6 @@ class SampleMap:
         with torch.enable_grad(), self.plan.graph(DECODER):
             return self.decode(latent)
 
-    def differentiate(self, stage, gradient):
-        """Return gradient(), which makes graphs by the methods `.._with_graph` and goes back through them.
-
-        It is called again where the first call shows that it must be done otherwise: see `InPlace`, `Plan` and
-        `Blocks`.
-        """
-        found = self.plan.retried(lambda: self.in_place.differentiate(stage, gradient), lambda: None, STEP, DECODER)
-        return self.differentiate(stage, gradient) if self.plan.unlike() else found
-
     def report(self, phase, index, total=None):
         """Tell `on_step`, where there is one, that a stage begins."""
         if self.on_step is not None:
@@ -504,7 +495,8 @@ class Pullback:
                 injected[index] = c_noise * gradient
             by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
             differentiated = partial(sample_map.in_place.differentiate, "model", by_denoised)
-            gradient = c_x * gradient + self.spared(differentiated, STEP)
+            by_x = self.spared(differentiated, STEP)
+            gradient = by_x + c_x * gradient if c_x else by_x  # denoised alone may have another shape than x
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 

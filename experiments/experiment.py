@@ -18,7 +18,8 @@ module and listed in `all_experiments`.
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -55,6 +56,8 @@ class Experiment:
         claims: of the paper.
         draw: results -> a matplotlib Figure. A result is what `run` returned with "case", "seconds" and, by name, the
             paths of its "pictures".
+        needs: names of the modules that it imports and the pack does not require, each with the package that pip
+            installs it by; without them it is left out.
     """
 
     name: str
@@ -65,6 +68,15 @@ class Experiment:
     run: Callable[..., dict]
     claims: tuple[Claim, ...]
     draw: Callable
+    needs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lacks(self):
+        """Why it cannot be run here, a sentence; '' where it can."""
+        missing = [package for module, package in self.needs.items() if find_spec(module) is None]
+        if not missing:
+            return ""
+        return f"Left out: it needs {' and '.join(missing)}. To run it: pip install {' '.join(missing)}"
 
 
 @dataclass(frozen=True)

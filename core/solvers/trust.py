@@ -8,7 +8,8 @@ injected noise, turns on its own sphere |z_j| = const by one angle, so that no p
                then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.6 angle)
                else angle = 0.5 angle, and the rejected trial has cost no backward pass
     u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
-    push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)) and
+    push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)), and of ln p2 of
+               the worst pairing, which P sees too, and
                lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
     v          unit(tangent(u + 0.5 v)), without the old v after a rejection
     trial_j    cos(angle) z_j + sin(angle) |z_j| v_j
@@ -22,6 +23,7 @@ reward's scale counts.
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -71,7 +73,7 @@ class TrustAscent(SamplesItself):
 
     whitening: float = 0.5
     estimator: object = field(default_factory=Exact)
-    push: object = field(default_factory=ProbabilityRegularizer)
+    push: object = field(default_factory=partial(ProbabilityRegularizer, structured=True))
     tilt: float = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
 

@@ -49,6 +49,19 @@ def test_a_failed_case_is_said_and_the_rest_is_reported(tmp_path, capsys):
     assert "ZeroDivisionError: the second seed's flaw" in capsys.readouterr().err
 
 
+def test_an_experiment_whose_package_is_missing_is_left_out_and_says_which(tmp_path, monkeypatch, capsys):
+    needs = {"torch": "torch", "no_such_module": "no-such-package"}
+    lacking = replace(toy_experiments.TOY, name="lacking", needs=needs)
+    monkeypatch.setitem(all_experiments.ALL, "lacking", lacking)
+    assert command(tmp_path, "toy", "lacking", "--seeds", "2") == 0
+    reason = "Left out: it needs no-such-package. To run it: pip install no-such-package"
+    text = (tmp_path / "report.md").read_text()
+    assert reason in text and f"lacking: {reason}" in capsys.readouterr().out
+    assert not (tmp_path / "cases" / "lacking").exists()
+    rows = list(csv.DictReader((tmp_path / "verdicts.csv").open()))
+    assert {row["experiment"] for row in rows} == {"toy"}, "what was not run has no verdict"
+
+
 def test_an_interrupted_command_says_how_far_it_came(tmp_path, monkeypatch, capsys):
     def interrupted(seed, arm):
         if seed == 1:

@@ -39,7 +39,7 @@ def test_the_probability_regularizer_keeps_the_noise_probable_the_more_the_large
 
 
 def test_every_setting_of_the_probability_regularizer_counts(comfy):
-    changes = ({"gamma": 1.0}, {"gamma": 2.0}, {"k": 3}, {"permutations": 11}, {"apart": False})
+    changes = ({"gamma": 1.0}, {"gamma": 2.0}, {"k": 3}, {"permutations": 11}, {"apart": False}, {"structured": True})
     noises = [searched(comfy, **change)[0] for change in changes]
     assert len({noise.numpy().tobytes() for noise in noises}) == len(changes)
     assert torch.equal(searched(comfy, gamma=0.0)[0], searched(comfy)[0])
