@@ -38,11 +38,11 @@ def curves(history):
 
 
 def sheet(history, count, item=0):
-    """Return `count` pictures of the way, evenly spaced from first to last, by "iteration, reward, P"."""
+    """Return `count` pictures of the way, evenly spaced from first to last, by "iteration: reward" and P."""
     last, kept = len(history.rows) - 1, dict(zip(history.picture_rows, history.pictures, strict=True))
     found = {}
     for index in range(count):
         row = round(last * index / max(count - 1, 1))
         p = probability(history.column("log_p", item)[row])
-        found[f"{row}: {history.column('score', item)[row]:.2f}, P {p}"] = kept[row][item]
+        found[f"{row}: {history.column('score', item)[row]:.2f}\nP {p}"] = kept[row][item]
     return found
