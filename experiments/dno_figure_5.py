@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import core, rewards
 from .drawing import band, panels
-from .embedded import curves, prompts_of, search, sheet
+from .embedded import curves, prompts_of, search
 from .experiment import Claim, Experiment, by_seed
 
 STEPS, ITERATIONS, LR, GAMMA, ANIMALS = 8, 30, 0.03, 1.0, 2
@@ -20,14 +20,27 @@ def run(seed, reward):
     """Search the same noises without and with the regulariser."""
     prompts = prompts_of(COLOURS[reward], seed, ANIMALS)
     sample_map = core.load_embedded(prompts, steps=STEPS, keep_graphs=True)
-    found, pictures = {}, {}
+    histories = {}
     for arm in ARMS:
         regularizer = core.ProbabilityRegularizer(GAMMA) if arm == "with" else None
         judge = rewards.Brightness(negative=reward == "blackness")
-        history = search(sample_map, judge, seed, core.GradientAscent(LR), regularizer, ITERATIONS)
-        found[arm] = curves(history)
-        pictures |= {f"{arm}, {name}": picture for name, picture in sheet(history, 4).items()}
-    return found | {"pictures": pictures}
+        histories[arm] = search(sample_map, judge, seed, core.GradientAscent(LR), regularizer, ITERATIONS)
+    found = {arm: curves(history) for arm, history in histories.items()}
+    pictures = [figure_6(histories, found, item, prompt) for item, prompt in enumerate(prompts)]
+    return found | {"pictures": {name: picture for of_one in pictures for name, picture in of_one.items()}}
+
+
+def figure_6(histories, found, item, prompt):
+    """Return pictures of one animal: start, the regularised end, the plain search at the same reward and at its end."""
+    end = found["with"]["reward"][item][-1]
+    passed = (row for row, value in enumerate(found["without"]["reward"][item]) if value >= end)
+    places = {"start": ("with", 0), "with": ("with", -1), "same reward": ("without", next(passed, -1))}
+    pictures = {}
+    for name, (arm, row) in (places | {"without": ("without", -1)}).items():
+        reward, consistency = found[arm]["reward"][item][row], found[arm]["consistency"][item][row]
+        caption = f"{prompt}, {name}\n{reward:.2f}, CS {consistency:.2f}"
+        pictures[caption] = histories[arm].pictures[row][item]
+    return pictures
 
 
 def difference(results, name, part=slice(-1, None)):
