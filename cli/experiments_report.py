@@ -2,7 +2,7 @@
 
 report.md, report.html    the same twice; the pictures lie beside them
 verdicts.csv              a row a claim, with the effect of every seed
-<experiment>.csv          a row a case, with every number that is not a curve
+<experiment>.csv          a row a case, with its numbers, of each curve start and end
 <experiment>.png          its figure
 <experiment>_pictures.jpg its contact sheet, where it has pictures
 """
@@ -127,7 +127,7 @@ def _sheet(experiment):
 
 
 def _row(claim, verdict):
-    interval = f"{_signed(verdict.low)} .. {_signed(verdict.high)}"
+    interval = f"{_signed(verdict.low)} .. {_signed(verdict.high)}" if len(verdict.effects) > 1 else "unknown"
     size, seeds = _signed(verdict.size), str(len(verdict.effects))
     return [claim.text, claim.effect, verdict.word, _signed(verdict.mean), interval, size, seeds]
 
@@ -144,14 +144,22 @@ def _numbers(verdict):
 
 
 def _flat(result):
-    """Return the numbers and texts of a result in one row; curves are in the case's own file."""
-    row = {f"case {name}": value for name, value in result["case"].items()}
-    for name, value in result.items():
-        if isinstance(value, dict) and name not in ("case", "pictures"):
-            row |= {f"{name} {key}": entry for key, entry in value.items() if isinstance(entry, (int, float, str))}
-        elif isinstance(value, (int, float, str)):
-            row[name] = value
-    return row
+    """Return a case and its result as one row of numbers and texts: of a curve its start and its end."""
+    measured = {key: value for key, value in result.items() if key not in ("case", "pictures")}
+    return {f"case {name}": value for name, value in result["case"].items()} | _columns("", measured)
+
+
+def _columns(name, value):
+    """Return the columns of what is called `name`: a number, a curve, a dict or a list of few such things."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {name: value}
+    if isinstance(value, dict):
+        parts = {f"{name} {key}".strip(): part for key, part in value.items()}
+    elif all(isinstance(entry, (int, float)) for entry in value):
+        parts = {f"{name} start": value[0], f"{name} end": value[-1]} if value else {}
+    else:
+        parts = {f"{name} {index}": part for index, part in enumerate(value)} if len(value) <= ACROSS else {}
+    return {key: column for name, part in parts.items() for key, column in _columns(name, part).items()}
 
 
 def _write_csv(path, rows):

@@ -83,8 +83,8 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, turn=0):
         return first
     n = z.shape[-1]
     groups, size = _blocks(n, k)
-    shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
-    shuffled = _Shuffled.apply(z.roll(turn, dims=-1) if turn else z, shuffle)
+    *shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
+    shuffled = _Shuffled.apply(z.roll(turn, dims=-1) if turn else z, *shuffle)
     sums, gram = _Moments.apply(shuffled.unflatten(-1, (k * groups, size)))
     order = order.view(permutations, k, groups)
     m = groups * size
@@ -111,27 +111,31 @@ class _Moments(torch.autograd.Function):
 
 
 class _Shuffled(torch.autograd.Function):
-    """Each row of z (.., n), picked by the places in `shuffle`, none of them twice.
+    """Each row of z (.., n), picked by the places in `shuffle`, none of them twice; the arguments are of `_layouts`.
 
-    One row after another: along the last of two dimensions PyTorch's CPU kernels take up to 40 times longer.
+    The gradient is picked by the inverse: to add each number where it belongs takes a CPU twice as long.
     """
 
     @staticmethod
-    def forward(ctx, z, shuffle):
-        ctx.save_for_backward(shuffle)
-        ctx.shape = z.shape
-        found = z.new_empty(*z.shape[:-1], len(shuffle))
-        for row, place in zip(z.reshape(-1, z.shape[-1]), found.view(-1, len(shuffle)), strict=True):
-            torch.index_select(row, 0, shuffle, out=place)
-        return found
+    def forward(ctx, z, shuffle, inverse, dropped):
+        ctx.save_for_backward(inverse, dropped)
+        return _picked(z, shuffle)
 
     @staticmethod
     def backward(ctx, gradient):
-        (shuffle,) = ctx.saved_tensors
-        d_z = gradient.new_zeros(ctx.shape)
-        for row, place in zip(d_z.view(-1, ctx.shape[-1]), gradient.reshape(-1, len(shuffle)), strict=True):
-            row.index_add_(0, shuffle, place)
-        return d_z, None
+        inverse, dropped = ctx.saved_tensors
+        return _picked(gradient, inverse).index_fill_(-1, dropped, 0.0), None, None, None
+
+
+def _picked(rows, places):
+    """Return the numbers at `places` of each row of (.., n).
+
+    One row after another: along the last of two dimensions PyTorch's CPU kernels take up to 40 times longer.
+    """
+    found = rows.new_empty(*rows.shape[:-1], len(places))
+    for row, place in zip(rows.reshape(-1, rows.shape[-1]), found.view(-1, len(places)), strict=True):
+        torch.index_select(row, 0, places, out=place)
+    return found
 
 
 @torch.no_grad()
@@ -316,14 +320,22 @@ def _blocks(n, k):
 # Of z, x_T and the injected noises of one shape, and one more where a regulariser has as many permutations of its own.
 @functools.lru_cache(maxsize=4)
 def _layouts(n, count, size, permutations, seed, device):
-    """Return the shuffle of z that cuts it into blocks, (count * size,) int32, and the blocks' orders, (b, count).
+    """Return the shuffle of z that cuts it into blocks, its inverse, what it drops, and the blocks' orders.
 
     Drawn on the CPU, so that a seed means the same permutations everywhere, and kept on the device.
+
+    Returns:
+        shuffle: (count * size,) int32, places in z.
+        inverse: (n,) int32, the place of each number of z in the blocks; 0 of those that are in none.
+        dropped: int64, the places in z of those.
+        order: (permutations, count).
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
-    shuffle = torch.randperm(n, generator=generator, device="cpu")[: count * size].to(torch.int32)
+    shuffle, dropped = torch.randperm(n, generator=generator, device="cpu").tensor_split([count * size])
+    inverse = torch.zeros(n, dtype=torch.int32, device="cpu")
+    inverse[shuffle] = torch.arange(count * size, dtype=torch.int32, device="cpu")
     order = torch.rand((permutations, count), generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
-    return shuffle.to(device), order.to(device)
+    return shuffle.to(device, torch.int32), inverse.to(device), dropped.to(device), order.to(device)
 
 
 def _rows(n, k):

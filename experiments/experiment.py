@@ -120,6 +120,19 @@ def verdict(effects):
     return Verdict(word, effects, mean, low, high, size)
 
 
+def by_seed(results, effects):
+    """Return the mean of the effects of each seed's cases, one a seed, for experiments of several cases a seed.
+
+    Args:
+        results: whose "case" holds "seed".
+        effects: one a result.
+    """
+    seeds = {}
+    for result, effect in zip(results, effects, strict=True):
+        seeds.setdefault(result["case"]["seed"], []).append(effect)
+    return [statistics.fmean(values) for values in seeds.values()]
+
+
 def t_quantile(degrees, within=0.95):
     """Return t such that Student's variable of so many degrees of freedom lies within +- t with that probability.
 

@@ -39,7 +39,8 @@ def test_the_report_has_a_verdict_for_every_claim_and_the_pictures_beside_it(tmp
     assert [float(effect) for effect in rows[0]["effects"].split()] == pytest.approx([0.8, 0.8, 0.8])
     cases = list(csv.DictReader((tmp_path / "toy.csv").open()))
     assert [(case["case seed"], case["case arm"]) for case in cases][:2] == [("0", "low"), ("0", "high")]
-    assert float(cases[1]["level"]) == pytest.approx(0.9) and "curve" not in cases[0]
+    assert float(cases[1]["level"]) == pytest.approx(0.9)
+    assert [float(cases[1][f"curve {end}"]) for end in ("start", "end")] == pytest.approx([0, 0.9])
     assert re.search(r"toy +holds +\+0\.8 +Figure 0", capsys.readouterr().out)
 
 
