@@ -147,6 +147,9 @@ def test_chains_that_cross_clash():
     atoms = torch.zeros(1, 10, 4, 3)
     atoms[..., 0] = 3.8 * torch.arange(10).view(1, 10, 1)
     assert zeno_protein.clashes(atoms).item() == 0
+    bent = atoms.clone()
+    bent[0, 2] = bent[0, 0] + 1  # a sharp bend of three residues is none
+    assert zeno_protein.clashes(bent).item() == 0
     atoms[0, 9] = atoms[0, 2]
     # At the place of residue 2, which is 3.8 from its neighbours: one clash.
     assert zeno_protein.clashes(atoms).item() == 1
