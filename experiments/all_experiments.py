@@ -11,6 +11,7 @@ from . import (
     dno_figure_13,
     dno_figure_14,
     dno_figure_16,
+    dno_table_1,
     dno_theorem_1,
 )
 
@@ -25,6 +26,7 @@ MODULES = (
     dno_figure_13,
     dno_figure_14,
     dno_figure_16,
+    dno_table_1,
     dno_theorem_1,
 )
 ALL = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
