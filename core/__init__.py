@@ -11,6 +11,7 @@ The examples in docstrings are run by a test. They begin, each, after
 and may use the names of their own module as they are.
 """
 
+from .asking import Asked, Preference, ask
 from .belief import Belief
 from .blocks import Blocks
 from .coarse import CoarseMap
@@ -37,6 +38,7 @@ from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, Trust
 __all__ = [
     "PICTURE_KINDS",
     "P_SUSPICIOUS",
+    "Asked",
     "Belief",
     "Blocks",
     "CannotBeSearchedError",
@@ -58,6 +60,7 @@ __all__ = [
     "NormRegularizer",
     "NotFiniteError",
     "PictureRegularizer",
+    "Preference",
     "ProbabilityRegularizer",
     "Problem",
     "Pullback",
@@ -74,6 +77,7 @@ __all__ = [
     "TrustAscent",
     "ZeNO",
     "ZerothOrder",
+    "ask",
     "default_solver",
     "diagnose",
     "fast",
