@@ -11,7 +11,7 @@ The examples in docstrings are run by a test. They begin, each, after
 and may use the names of their own module as they are.
 """
 
-from .asking import Asked, Preference, ask
+from .asking import Asked, Preference, ask, picks_of
 from .belief import Belief
 from .blocks import Blocks
 from .coarse import CoarseMap
@@ -89,6 +89,7 @@ __all__ = [
     "log_probabilities",
     "noise_probability",
     "optimize",
+    "picks_of",
     "reno",
     "sde_step",
     "stages",

@@ -197,7 +197,13 @@ def ask(sample_map, noise, answer, rounds=10, preference=None):
 
 
 def picks_of(noise):
-    """Return the answers that led to a noise, a list of numbers each; none where it comes from elsewhere."""
+    """Return the answers that led to a noise, a list of numbers each; none where it comes from elsewhere.
+
+    Example:
+        >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
+        >>> picks_of(ask(sample_map, sample_map.randn(seed=0), lambda images: 1, rounds=2).noise)
+        [[1], [1]]
+    """
     return noise.settings.get(PICKS, []) if _round(noise) else []
 
 
