@@ -102,7 +102,6 @@ class OptimizedSampler(comfy.samplers.Sampler):
                     hooked = bool(getattr(patcher, "hook_patches", None))
                     kept.enter_context(recast.casting_again([*models, vae_patcher, guide_patcher], hooked))
                 self.result, latent = options.search(run, decode, most_rows)
-            self.result.history.warnings += told(resident)
             for stage, estimated in self._estimated.items():
                 if stage in run.sizes:
                     graph_sizes.remember(stage, *estimated, run.sizes[stage])
@@ -328,8 +327,8 @@ class Optimization:
         with contextlib.closing(page.Progress(self.iterations)) as progress:
             return self._search(run, decode, most_rows, progress)
 
-    def _search(self, run, decode, most_rows, progress):
-        solver = self.solver or core.default_solver()
+    def _prepared(self, run, decode, most_rows, progress):
+        """Return the SampleMap of a `ComfyRun`, gradient and patches of its model checked, and the first noise."""
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows,
             memory=self.memory, on_step=progress.on_step,
@@ -347,6 +346,17 @@ class Optimization:
             self._probe(run, sample_map)
         if self.differentiates:
             sample_map.plan.retried(partial(self._check_gradient, run, sample_map), stays, STEP)
+        return sample_map, noise
+
+    @staticmethod
+    def _with_kept(run, noise):
+        """Let `run.denoise` noise the kept part of an inpainting as `noise` says; return the noise with that in it."""
+        run.noise = noise.initial if noise.kept is None else noise.kept
+        return replace(noise, kept=run.noise if run.denoise_mask is not None else None)
+
+    def _search(self, run, decode, most_rows, progress):
+        solver = self.solver or core.default_solver()
+        sample_map, noise = self._prepared(run, decode, most_rows, progress)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
         extra += sum(belief.stages(sample_map) for belief in self._beliefs)
@@ -354,9 +364,7 @@ class Optimization:
             extra += self.regularizer.stages(sample_map)
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
-        # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
-        run.noise = noise.initial if noise.kept is None else noise.kept
-        noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
+        noise = self._with_kept(run, noise)
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, target=self.target,
@@ -366,6 +374,7 @@ class Optimization:
         latent = sample_map.noisy_latent(result.noise) if sample_map.judge_denoised else result.latent
         progress.end()
         result.history.settings |= result.noise.settings
+        result.history.warnings += told(run.resident)
         run.sizes = sample_map.plan.sizes
         return result, latent
 
