@@ -4,13 +4,14 @@
     dno run --prompt "red owl" --reward darkness --iterations 40
     dno batch prompts.txt --seeds 0:64        every prompt with every seed, on one process or many
     dno toy                                   the paper's ring
+    dno experiments                           the papers' experiments, with a verdict for each claim
 """
 
 import argparse
 import logging
 import sys
 
-from .cli import batch, demo, run
+from .cli import batch, demo, experiments, run
 from .cli.output import check_writable, complain
 
 
@@ -34,7 +35,7 @@ def main(arguments=None):
 def _parser():
     parser = argparse.ArgumentParser(prog="dno", description="Search the sampling noise for a picture a reward likes.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for module in (demo, run, batch):
+    for module in (demo, run, batch, experiments):
         module.add_commands(commands)
     return parser
 

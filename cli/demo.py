@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from .. import core
 from ..core import plots
+from .experiments import room
 from .options import add_ascent, add_output, add_sampling, add_single
 from .output import say, together
 from .search import Setup, save, tell
@@ -67,6 +68,7 @@ def _before_and_after(histories):
 
 def ring(options):
     """Optimise on the paper's ring, a model of two numbers, and draw where the noise goes."""
+    room()
     from ..experiments import ring as experiment
 
     experiment.figures(options.out, seed=options.seed)

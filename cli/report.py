@@ -63,18 +63,19 @@ def page(result, command):
     ]
     parts = [f"<p>{html.escape(history.stopped)}; {history.rows[-1]['seconds']:.0f} s</p>"]
     parts += [f'<p class="warning">{html.escape(text)}</p>' for text in history.warnings]
-    parts += [_table(findings(history))]
+    parts += [html_table(findings(history))]
     parts += [f'<h2>{name}</h2>\n<img alt="{name}" src="{_inline(picture)}">' for name, picture in pictures]
     parts += [f"<h2>The command that repeats it</h2>\n<pre>{html.escape(shlex.join(command))}</pre>"]
     settings = [["setting", "value"]] + [[name, _value(value)] for name, value in sorted(history.settings.items())]
-    parts += ["<h2>Settings</h2>", _table(settings)]
+    parts += ["<h2>Settings</h2>", html_table(settings)]
     title = html.escape(f"{history.settings.get('prompt', '')}: {history.reward}")
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     body = "\n".join([f"<h1>{title}</h1>", *parts])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def _table(rows):
+def html_table(rows):
+    """Return rows of texts, the first the names of the columns, as an HTML table."""
     names, *rest = rows
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>\n" for row in rest)

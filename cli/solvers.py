@@ -33,7 +33,7 @@ def _estimating(estimator):
 
 
 SOLVERS = {
-    "trust": Choice("start here: no learning rate to choose", SEARCH, core.TrustAscent, exact=True),
+    "trust": Choice("start here: no learning rate to choose", SEARCH, core.default_solver, exact=True),
     "adam": Choice("the paper's", ASCENT, core.GradientAscent, exact=True),
     "sgd": Choice("steps as long as the gradient", ASCENT, lambda lr: core.GradientAscent(lr, "sgd"), exact=True),
     "reno": Choice(

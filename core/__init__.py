@@ -17,6 +17,7 @@ from .coarse import CoarseMap
 from .diagnostics import Diagnosis, diagnose
 from .estimators import Exact, Hybrid1, Hybrid2, ZerothOrder
 from .floors import Drop, floors_of, watched_names
+from .generator import generator_map
 from .history import Evaluation, History
 from .models.denoiser import DiscreteDenoiser, Guided
 from .models.embedded.load import load_embedded
@@ -80,6 +81,7 @@ __all__ = [
     "fingerprint",
     "floors_of",
     "from_pipeline",
+    "generator_map",
     "load_embedded",
     "load_pipeline",
     "log_probabilities",

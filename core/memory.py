@@ -32,7 +32,8 @@ SETTINGS = "fast", "step", "low", "auto"
 # Of the free memory, the part that graphs may take: a reward has a graph too, and allocators lose some between tensors.
 SHARE = 0.8
 
-STEP, DECODER = "step", "decoder"
+STEP, DECODER, GUIDED = "step", "decoder", "guided step"
+"""What is differentiated at once: a step's network, the decoder, or both together (`guided.py`)."""
 
 # Sides in latents, of 512 and 256 pixels of an 8-fold VAE.
 TILES = 64, 32
@@ -80,6 +81,10 @@ class Size:
     def by_blocks(self):
         """The most that is kept at once when it goes back block by block."""
         return self.inputs + self.block
+
+    def beside(self, other):
+        """Return the `Size` of this stage and another one whose graphs are there at once."""
+        return Size(self.whole + other.whole, self.inputs + other.inputs, max(self.block, other.block))
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -171,14 +176,15 @@ class Plan:
     Attributes:
         memory: the setting that it follows, as `SampleMap.memory`.
         kept: of how many of a run's last steps the graphs are kept.
-        by_blocks: the stages, `STEP` and `DECODER`, that are differentiated block by block.
+        by_blocks: the stages, of `STEP`, `DECODER` and `GUIDED`, that are differentiated block by block.
         sizes: stage -> `Size`, where it was counted.
         tile: side of the tiles, in latents, that the decoder goes back in; None: whole.
         longest: side of the latent, in latents; 0 where the decoder cannot go back in tiles, see `tiles.fits`.
     """
 
     def __init__(self, blocks=None, decoder_blocks=None, free=lambda: None):
-        self._blocks, self._free = {STEP: blocks, DECODER: decoder_blocks}, free
+        self._blocks, self._free = {STEP: _known(blocks), DECODER: _known(decoder_blocks)}, free
+        self._blocks[GUIDED], self._counting = [*self._blocks[STEP], *self._blocks[DECODER]], False
         self.memory, self.kept, self.by_blocks, self.sizes, self._settled = None, 0, set(), {}, True
         self.tile, self.longest = None, 0
 
@@ -188,7 +194,7 @@ class Plan:
             return
         self.memory, self.sizes, self._settled = memory, {}, memory in ("fast", "step", "low")
         self.kept = math.inf if memory == "fast" else 0
-        self.by_blocks = {STEP, DECODER} if memory == "low" else set()
+        self.by_blocks = {STEP, DECODER, GUIDED} if memory == "low" else set()
         self.tile = None
 
     def counts(self, stage):
@@ -197,9 +203,13 @@ class Plan:
 
     def counted(self, stage, run):
         """Return run(), which makes a graph that cannot go back; what autograd would keep decides how others are."""
-        blocks = self._blocks[stage]
-        with Saved(blocks) as saved, contextlib.nullcontext() if blocks is None else blocks.counted(saved):
-            result = run()
+        (blocks,) = self._blocks[stage] or [None]
+        self._counting = True
+        try:
+            with Saved(blocks) as saved, contextlib.nullcontext() if blocks is None else blocks.counted(saved):
+                result = run()
+        finally:
+            self._counting = False
         self.note(stage, saved.size)
         return result
 
@@ -211,10 +221,14 @@ class Plan:
         if room is not None and stage == DECODER and size.by_blocks > room:
             self.tile = self._smaller_tile()
 
+    @contextlib.contextmanager
     def graph(self, stage):
-        """Return the context to make a graph of a stage in."""
-        blocks = self._blocks[stage] if stage in self.by_blocks else None
-        return contextlib.nullcontext() if blocks is None else blocks.checkpointed()
+        """Make the graph of a stage inside of this context."""
+        with contextlib.ExitStack() as replaced:
+            if stage in self.by_blocks and not self._counting:
+                for blocks in self._blocks[stage]:
+                    replaced.enter_context(blocks.checkpointed())
+            yield
 
     def settle(self):
         """Decide how many graphs are kept from now on; called when an iteration is over and all else in memory."""
@@ -227,12 +241,14 @@ class Plan:
         beside = max(beside, decoder.by_blocks if DECODER in self.by_blocks else decoder.whole)
         self.kept = max(int((room - beside) // max(each, 1)), 0)
         log.info(
-            "a step's graph takes %.2f GiB and the decoder's %.2f, %.2f GiB are free for them: %d are kept, %s",
-            step.whole / GIB, decoder.whole / GIB, room / GIB, self.kept, self._in_words(),
+            "a step's graph takes %.2f GiB and the decoder's %.2f, %.2f GiB are free for them: %s",
+            step.whole / GIB, decoder.whole / GIB, room / GIB, self._in_words(),
         )  # fmt: skip
 
     def _in_words(self):
-        words = f"{' and '.join(sorted(self.by_blocks))} block by block" if self.by_blocks else "each whole"
+        kept = "all" if self.kept == math.inf else self.kept
+        how = f"{' and '.join(sorted(self.by_blocks))} block by block" if self.by_blocks else "each whole"
+        words = f"{kept} steps' graphs are kept, {how}"
         return words if self.tile is None else f"{words}, the decoder in tiles of {self.tile} latents"
 
     def _room(self):
@@ -244,16 +260,15 @@ class Plan:
 
     def lower(self, stage=None):
         """Take less memory from now on, in a stage where one is named; return whether there was a way."""
-        blocks = self._blocks.get(stage)
-        if self.kept:
+        if self.kept and stage != GUIDED:  # whose runs keep none
             self.kept, self._settled = 0, True
-        elif stage not in self.by_blocks and blocks is not None and blocks.all:
+        elif stage not in self.by_blocks and any(blocks.all for blocks in self._blocks.get(stage, ())):
             self.by_blocks.add(stage)
         elif stage == DECODER and self._smaller_tile() != self.tile:
             self.tile = self._smaller_tile()
         else:
             return False
-        log.warning("out of memory: from now on %d steps' graphs are kept, %s", self.kept, self._in_words())
+        log.warning("out of memory: from now on %s", self._in_words())
         return True
 
     def _smaller_tile(self):
@@ -276,5 +291,8 @@ class Plan:
 
     def unlike(self):
         """Return the names of blocks that did not repeat themselves; they are left whole from now on."""
-        known = [blocks for blocks in self._blocks.values() if blocks is not None]
-        return [name for blocks in known for name in blocks.unlike()]
+        return [name for blocks in self._blocks[GUIDED] for name in blocks.unlike()]
+
+
+def _known(blocks):
+    return [] if blocks is None else [blocks]

@@ -47,7 +47,8 @@ class PictureRegularizer:
 
     It is for solvers that take the reward's gradient back through the model: GradientAscent with Exact, Hybrid1 or
     Hybrid2, TrustAscent. An evaluation calls the network once for each noise at each level, forward, and backward
-    where a gradient is taken; memory is that of one call for the B pictures.
+    where a gradient is taken; memory is that of one call for the B pictures. A trial that TrustAscent accepts calls it
+    forward twice, unless the map keeps graphs and these fit too.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -98,6 +99,11 @@ class PictureRegularizer:
         """
         return PictureTerm(self, sample_map, noise)
 
+    @property
+    def calls(self):
+        """How often an evaluation calls the network."""
+        return len(self.ratios) * self.noises
+
     def stages(self, sample_map):
         """Return how often what it compares with calls a map's `on_step`, for progress bars."""
         return sample_map.network_calls if self.kind == "start" else self.judge().stages(sample_map)
@@ -127,23 +133,27 @@ class PictureTerm:
         self._compared = None  # an `Ordinary` or a `Start`, once the first latent was asked about
 
     @torch.no_grad()
-    def value(self, latent):
-        """Return the term (B,) of latents, (B, ..) of the map's shape."""
+    def value(self, latent, graphs=None):
+        """Return the term (B,) of latents, (B, ..) of the map's shape.
+
+        Where the map keeps graphs, and has room for more than those of a run's steps, those of these calls are put into
+        `graphs`, a dict, from where `gradient` takes them.
+        """
         latent = wide(latent)
         with outside_autocast(latent.device.type):
             compared = self._compared_with(latent)
-            found = [self._told(call, call.noised(latent), latent, compared) for call in self._calls(latent)]
+            found = [self._told(call, latent, compared, graphs) for call in self._calls(latent)]
         return self._weighed(found, compared)
 
     @torch.no_grad()
-    def gradient(self, latent):
+    def gradient(self, latent, graphs=None):
         """Return the term (B,) of latents and its gradient by them, (B, ..), float32 or wider."""
-        latent = wide(latent)
+        latent, graphs = wide(latent), {} if graphs is None else graphs
         values, total = [], torch.zeros_like(latent)
         with outside_autocast(latent.device.type):
             compared = self._compared_with(latent)
             for call in self._calls(latent):
-                slope = partial(self._slope, call, latent, compared)
+                slope = partial(self._slope, call, latent, compared, graphs)
                 value, d_latent = self.sample_map.in_place.differentiate("model", slope)
                 values.append(value)
                 total += d_latent
@@ -166,18 +176,30 @@ class PictureTerm:
         both = self.regularizer.kind == "belief" and without is not None
         return torch.stack([with_prompt, without] if both else [with_prompt], dim=1)
 
-    def _told(self, call, x, latent, compared):
-        """Return (B,), what one call of the network, with x, says of the latents."""
-        return compared.value(call, wide(self._denoised(call, x)), latent, searched_entries(self.sample_map, latent))
+    def _told(self, call, latent, compared, graphs):
+        """Return (B,), what one call of the network says of the latents; keep its graph where there is room."""
+        plan, found = self.sample_map.plan, self.sample_map.in_place.found
+        if graphs is None or "model" in found or call.number >= plan.kept - self.sample_map.network_calls:
+            denoised = self._denoised(call, call.noised(latent))
+        else:
+            graphs[call.name] = self._with_graph(call, latent)
+            denoised = graphs[call.name][1].detach()
+        return compared.value(call, wide(denoised), latent, searched_entries(self.sample_map, latent))
 
-    def _slope(self, call, latent, compared):
-        """Return what `_told` does, and its gradient by the latents: directly, and back through the network."""
+    def _with_graph(self, call, latent):
+        """Return the noised latent as a leaf of autograd's graph, and what the network makes of it."""
         x = call.noised(latent).requires_grad_()
         with torch.enable_grad(), self.sample_map.plan.graph(STEP):
             denoised = self._denoised(call, x)
-            if not denoised.requires_grad:
-                raise RuntimeError(LOST_GRADIENT.format(stage="model, asked about the picture,"))
-            seen, x0 = wide(denoised.detach()).requires_grad_(), latent.clone().requires_grad_()
+        if not denoised.requires_grad:
+            raise RuntimeError(LOST_GRADIENT.format(stage="model, asked about the picture,"))
+        return x, denoised
+
+    def _slope(self, call, latent, compared, graphs):
+        """Return what `_told` does, and its gradient by the latents: directly, and back through the network."""
+        x, denoised = graphs.pop(call.name, None) or self._with_graph(call, latent)
+        seen, x0 = wide(denoised.detach()).requires_grad_(), latent.clone().requires_grad_()
+        with torch.enable_grad():
             value = compared.value(call, seen, x0, searched_entries(self.sample_map, latent))
         by_denoised, directly = torch.autograd.grad(
             value, (seen, x0), torch.ones_like(value), allow_unused=True, materialize_grads=True
@@ -221,6 +243,11 @@ class Call:
     alpha: float
     sigma: float
     noise: torch.Tensor
+
+    @property
+    def name(self):
+        """What its graph is kept under, beside those of a run's steps."""
+        return f"picture {self.number}"
 
     def noised(self, latent):
         return self.alpha * latent + self.noise

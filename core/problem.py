@@ -239,9 +239,12 @@ class Problem:
         sampled = noise, estimate.latent, estimate.images, scores, norm, penalty
         return self._recorded(*sampled, picture_term=picture_term), gradient
 
-    def by_latent(self, latent):
-        """Return the picture's term (B,) and its gradient by the latent (B, ..), or None twice without one."""
-        return (None, None) if self.picture is None else self.picture.gradient(latent)
+    def by_latent(self, latent, graphs=None):
+        """Return the picture's term (B,) and its gradient by the latent (B, ..), or None twice without one.
+
+        `graphs` are those that `PictureTerm.value` kept of this latent, or None.
+        """
+        return (None, None) if self.picture is None else self.picture.gradient(latent, graphs)
 
     @contextlib.contextmanager
     def trial(self, noise, estimator=None):
@@ -270,14 +273,17 @@ class Problem:
 
         def gradient():
             _, d_images = vjp.spared(lambda: (estimator or Exact()).by_images(self, noise, images))
-            _, d_latent = vjp.spared(lambda: self.by_latent(vjp.latent), STEP)
+            _, d_latent = vjp.spared(lambda: self.by_latent(vjp.latent, vjp.graphs), STEP)
             found = vjp(d_images, d_latent)
             self.end_where_not_finite({"the gradient of the reward by the noise": found.norm()})
             return self._of_those_that_go_on(found)
 
         try:
             scores = vjp.spared(lambda: score(self.reward, images, self.sample_map.prompts))
-            yield self.evaluation(noise, vjp.latent, images, self._on_noise(scores, noise)), gradient
+            scores, term = self._on_noise(scores, noise), None
+            if self.picture is not None:
+                term = vjp.spared(lambda: self.picture.value(vjp.latent, vjp.graphs), STEP)
+            yield self.evaluation(noise, vjp.latent, images, scores, picture_term=term), gradient
         finally:
             vjp.release()
 
@@ -404,16 +410,19 @@ class Problem:
         found = (flat * direction).sum(dim=1)
         return (found - expected).abs() / expected.abs().clamp(min=1e-12)
 
-    def evaluation(self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None):
+    def evaluation(
+        self, noise, latent, images, scores, gradient_norm=None, penalty=None, watched=None, picture_term=None
+    ):
         """Record everything about one sampled and scored noise, and let it compete for the best.
 
         Args:
             noise .. penalty: see `Evaluation`.
-            watched: likewise, where it is known already.
+            watched, picture_term: likewise, where they are known already.
         """
-        values, picture_term = {THE_REWARD: scores}, None
+        values = {THE_REWARD: scores}
         if self.picture is not None:
-            values[THE_TERM] = picture_term = self._on_noise(self.picture.value(latent), noise)
+            picture_term = self.picture.value(latent) if picture_term is None else picture_term
+            values[THE_TERM] = picture_term = self._on_noise(picture_term, noise)
         self.end_where_not_finite(values, images)
         return self._recorded(noise, latent, images, scores, gradient_norm, penalty, watched, picture_term)
 

@@ -328,15 +328,6 @@ class SampleMap:
         with torch.enable_grad(), self.plan.graph(DECODER):
             return self.decode(latent)
 
-    def differentiate(self, stage, gradient):
-        """Return gradient(), which makes graphs by the methods `.._with_graph` and goes back through them.
-
-        It is called again where the first call shows that it must be done otherwise: see `InPlace`, `Plan` and
-        `Blocks`.
-        """
-        found = self.plan.retried(lambda: self.in_place.differentiate(stage, gradient), lambda: None, STEP, DECODER)
-        return self.differentiate(stage, gradient) if self.plan.unlike() else found
-
     def report(self, phase, index, total=None):
         """Tell `on_step`, where there is one, that a stage begins."""
         if self.on_step is not None:
@@ -388,6 +379,8 @@ class Pullback:
     Attributes:
         images: as the map's `decode` gives them, detached.
         latent: of the map's `shape`, detached.
+        graphs: those that are kept: number of a call -> its x and denoised; of whoever asks the model about the picture
+            too. Where memory runs out, it is emptied.
     """
 
     rerun_name = "step"
@@ -397,7 +390,7 @@ class Pullback:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
         self._map, self._noise, self._plan = sample_map, noise, sample_map.plan
-        self._graphs = {}  # number of a call -> its x and denoised, with the graph
+        self.graphs = {}  # number of a call -> its x and denoised, with the graph
         self._reruns = []  # (index, difference and what is allowed) of each step that was run again
         with torch.no_grad():
             self._samples = self.spared(self._forward)
@@ -418,8 +411,8 @@ class Pullback:
             return plan.counted(STEP, lambda: sample_map.denoise_with_graph(x, index, *sigma)[1].detach())
         if index < sample_map.network_calls - plan.kept or "model" in sample_map.in_place.found:
             return sample_map.denoise(x, *sigma) if sigma else sample_map._denoise(x, index)
-        self._graphs[index] = sample_map.denoise_with_graph(x, index, *sigma)
-        return self._graphs[index][1].detach()
+        self.graphs[index] = sample_map.denoise_with_graph(x, index, *sigma)
+        return self.graphs[index][1].detach()
 
     def _decoded(self):
         self._map.report("decode", 0, 1)
@@ -430,7 +423,7 @@ class Pullback:
 
     def spared(self, run, stage=None):
         """Return run(), what runs beside the graphs that are kept: once more without them where memory runs out."""
-        return self._plan.retried(run, self._graphs.clear, *([stage] if stage else []))
+        return self._plan.retried(run, self.graphs.clear, *([stage] if stage else []))
 
     def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
@@ -459,7 +452,7 @@ class Pullback:
         try:
             found = self._through_steps(gradient())
             while self._plan.unlike():
-                self._graphs.clear()
+                self.graphs.clear()
                 found = self._through_steps(gradient())
         finally:
             self.release()
@@ -468,7 +461,7 @@ class Pullback:
 
     def release(self):
         """Free every graph and stored sample; calling the pullback afterwards is an error."""
-        self._samples = self._graphs = self._reruns = None
+        self._samples = self.graphs = self._reruns = None
 
     def _stored(self):
         if self._samples is None:
@@ -504,7 +497,8 @@ class Pullback:
                 injected[index] = c_noise * gradient
             by_denoised = partial(self._step_vjp, index, c_denoised * gradient)
             differentiated = partial(sample_map.in_place.differentiate, "model", by_denoised)
-            gradient = c_x * gradient + self.spared(differentiated, STEP)
+            by_x = self.spared(differentiated, STEP)
+            gradient = by_x + c_x * gradient if c_x else by_x  # denoised alone may have another shape than x
         self._check_reruns()
         return sample_map.masked(Noise(self._start_vjp(gradient), injected, self._noise.settings))
 
@@ -515,9 +509,9 @@ class Pullback:
     def _step_graph(self, index):
         """Return step `index`'s (x, denoised): kept from the forward pass, or re-run and compared with it."""
         if "model" in self._map.in_place.found:
-            self._graphs.clear()  # kept without copies of what the model has changed since
-        if index in self._graphs:
-            return self._graphs.pop(index)
+            self.graphs.clear()  # kept without copies of what the model has changed since
+        if index in self.graphs:
+            return self.graphs.pop(index)
         x, denoised = self._map.denoise_with_graph(self._samples[index], index)
         again = self._map.step(self._samples[index], denoised.detach(), index, self._noise)
         _, c_denoised, _ = self._map.coefficients(index)

@@ -246,9 +246,9 @@ class SamplerPullback(Pullback):
 
     def _call_graph(self, index):
         if "model" in self._map.in_place.found:
-            self._graphs.clear()  # kept without copies of what the model has changed since
-        if index in self._graphs:
-            return self._graphs.pop(index)
+            self.graphs.clear()  # kept without copies of what the model has changed since
+        if index in self.graphs:
+            return self.graphs.pop(index)
         x, sigma, first = self._calls[index]
         x, denoised = self._map.denoise_with_graph(x, index, sigma)
         allowed = self._map.rerun_tolerance * _size(first)

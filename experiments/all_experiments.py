@@ -1,5 +1,31 @@
 """All experiments, in the order of the report: the modules that have an `EXPERIMENT`."""
 
-MODULES = ()
+from . import (
+    dno_figure_2,
+    dno_figure_3,
+    dno_figure_4,
+    dno_figure_5,
+    dno_figure_7,
+    dno_figure_8,
+    dno_figure_12,
+    dno_figure_13,
+    dno_figure_14,
+    dno_figure_16,
+    dno_theorem_1,
+)
+
+MODULES = (
+    dno_figure_2,
+    dno_figure_3,
+    dno_figure_4,
+    dno_figure_5,
+    dno_figure_7,
+    dno_figure_8,
+    dno_figure_12,
+    dno_figure_13,
+    dno_figure_14,
+    dno_figure_16,
+    dno_theorem_1,
+)
 ALL = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
 """Name -> Experiment."""

@@ -18,7 +18,8 @@ module and listed in `all_experiments`.
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -55,6 +56,8 @@ class Experiment:
         claims: of the paper.
         draw: results -> a matplotlib Figure. A result is what `run` returned with "case", "seconds" and, by name, the
             paths of its "pictures".
+        needs: names of the modules that it imports and the pack does not require, each with the package that pip
+            installs it by; without them it is left out.
     """
 
     name: str
@@ -65,6 +68,15 @@ class Experiment:
     run: Callable[..., dict]
     claims: tuple[Claim, ...]
     draw: Callable
+    needs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lacks(self):
+        """Why it cannot be run here, a sentence; '' where it can."""
+        missing = [package for module, package in self.needs.items() if find_spec(module) is None]
+        if not missing:
+            return ""
+        return f"Left out: it needs {' and '.join(missing)}. To run it: pip install {' '.join(missing)}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,19 @@ def verdict(effects):
     low, high = mean - half, mean + half
     word = HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
     return Verdict(word, effects, mean, low, high, size)
+
+
+def by_seed(results, effects):
+    """Return the mean of the effects of each seed's cases, one a seed, for experiments of several cases a seed.
+
+    Args:
+        results: whose "case" holds "seed".
+        effects: one a result.
+    """
+    seeds = {}
+    for result, effect in zip(results, effects, strict=True):
+        seeds.setdefault(result["case"]["seed"], []).append(effect)
+    return [statistics.fmean(values) for values in seeds.values()]
 
 
 def t_quantile(degrees, within=0.95):

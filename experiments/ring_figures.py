@@ -84,22 +84,33 @@ def stops(stopped):
     figure, panels = _panels(len(titles), height=3.9)
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         stop = stopped[name]
-        _background(axes, stop.reward, 1.5)
-        if name == "ring":
-            _outline_ring(axes)
-        else:
-            axes.plot([-1, 1], [0, 0], color="tab:cyan", linewidth=0.8)
-        kinds = stop.diagnosis.types
-        for kind, (label, color) in TYPES.items():
-            chosen = torch.tensor([found == kind for found in kinds])
-            if chosen.any():
-                _scatter(axes, stop.points[chosen], color=color, label=f"{label}: {kinds.count(kind)}")
+        types(axes, stop.reward, stop.points, stop.diagnosis.types, name == "ring")
         axes.set_title(title, fontsize=11)
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8, frameon=False, markerscale=2,
-            columnspacing=0.8, handletextpad=0,
-        )  # fmt: skip
     return figure
+
+
+def types(axes, reward, points, kinds, on_ring):
+    """Draw points (B, 2) in the colours of the types they stopped by, with the ring or the line."""
+    _background(axes, reward, 1.5)
+    if on_ring:
+        _outline_ring(axes)
+    else:
+        axes.plot([-1, 1], [0, 0], color="tab:cyan", linewidth=0.8)
+    for kind, (label, color) in TYPES.items():
+        chosen = torch.tensor([found == kind for found in kinds])
+        if chosen.any():
+            _scatter(axes, points[chosen], color=color, label=f"{label}: {kinds.count(kind)}")
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8, frameon=False, markerscale=2,
+        columnspacing=0.8, handletextpad=0,
+    )  # fmt: skip
+
+
+def scene(axes, reward, points, limit=1.5):
+    """Draw points (B, 2) over the ring and the shades of a reward."""
+    _background(axes, reward, limit)
+    _outline_ring(axes)
+    _scatter(axes, points, color="tab:red")
 
 
 def _panels(count, height=3.5):

@@ -33,13 +33,22 @@ class DNOProbabilityRegularizer(io.ComfyNode):
                     "apart", default=True, label_on="first noise apart", label_off="all noise together",
                     tooltip="Judge the first noise by itself beside the injected ones: among them it can drift unseen.",
                 ),
+                io.Boolean.Input(
+                    "structured", default=False, optional=True, label_on="patterns too", label_off="values alone",
+                    tooltip="Count patterns too, such as blur, stripes and repetition, which no random order shows."
+                    " They lower P in the history in any case.",
+                ),
             ],
             outputs=[regularizer_output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, gamma, k, permutations, apart) -> io.NodeOutput:
-        return io.NodeOutput(core.ProbabilityRegularizer(gamma=gamma, k=k, permutations=permutations, apart=apart))
+    def execute(cls, gamma, k, permutations, apart, structured=False) -> io.NodeOutput:
+        return io.NodeOutput(
+            core.ProbabilityRegularizer(
+                gamma=gamma, k=k, permutations=permutations, apart=apart, structured=structured
+            )
+        )
 
 
 class DNONormRegularizer(io.ComfyNode):

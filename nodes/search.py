@@ -103,8 +103,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
                     kept.enter_context(recast.casting_again([*models, vae_patcher, guide_patcher], hooked))
                 self.result, latent = options.search(run, decode, most_rows)
             self.result.history.warnings += told(resident)
-            for stage, size in run.sizes.items():
-                graph_sizes.remember(stage, *self._estimated[stage], size)
+            for stage, estimated in self._estimated.items():
+                if stage in run.sizes:
+                    graph_sizes.remember(stage, *estimated, run.sizes[stage])
         return latent
 
     def _guide(self):
@@ -146,7 +147,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
         # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
         frames = seen[2] if len(seen) == 5 else 1
-        self._estimated = {STEP: (network, call), DECODER: (vae_patcher.model, decode * frames)}
+        decoded = guided * frames * max(self.optimization.guesses, 1)
+        self._estimated = {STEP: (network, call), DECODER: (guide_patcher.model, decoded)}
         # What graphs take, whole and by blocks.
         steps, decodes = (call, call), (decode, decode)
         if self.optimization.differentiates:
@@ -154,9 +156,9 @@ class OptimizedSampler(comfy.samplers.Sampler):
             count = self.optimization.graphs(calls)
             steps = [count * (each + hooked) for each in graph_sizes.of(STEP, network, call)]
         if self.optimization.differentiates_decoder:
-            decodes = [max(each, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, guided * frames)]
-            # One stage's graph is there at a time, unless the steps' are kept.
-            together = sum if self.optimization.memory == "fast" else max
+            decodes = [max(each, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, decoded)]
+            # One stage's graph is there at a time, unless the steps' are kept, or one waits for the decoder's.
+            together = sum if self.optimization.memory == "fast" or self.optimization.guesses else max
             ways = WAYS.get(self.optimization.memory, [WHOLE, BY_BLOCKS])
             sizes = {way: together((steps[way], decodes[way])) for way in ways}
             way = resident.begin([*models, vae_patcher, guide_patcher], sizes)
@@ -291,12 +293,18 @@ class Optimization:
         """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
         return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
+    @property
+    def guesses(self):
+        """How many pictures are decoded at once beside a step's graph, as `core.Solver` says; 0: none are."""
+        return getattr(self.solver or core.default_solver(), "guesses", 0) if self.iterations > 0 else 0
+
     def graphs(self, calls):
         """Return how many graphs of calls must fit into memory together, of a run of so many calls."""
-        if self.memory != "fast":
+        if self.memory != "fast" or self.guesses:
             return 1
         graphs = getattr(self.solver, "graphs", None)  # a solver need not know
-        return graphs(calls, self.iterations) if graphs else calls
+        asked = self.regularizer.calls if isinstance(self.regularizer, core.PictureRegularizer) else 0
+        return (graphs(calls, self.iterations) if graphs else calls) + asked
 
     @property
     def candidates(self):

@@ -183,6 +183,7 @@ def test_the_networks_whose_cost_is_compared_have_one_gradient():
 ROW = {
     "failed": {}, "KSampler": 2e-7, "ancestral": 2e-7, "candidates": 0.0, "replay": 0.0,
     "gradient": {"along": 1e-4, "random": 1e-3, "rise": 0.1},
+    "by blocks": {"off": 3e-7, "blocks": 12, "left whole": ["Mixer"]},
 }  # fmt: skip
 
 
@@ -193,6 +194,7 @@ def test_a_family_is_right_where_all_was_measured_and_nothing_is_wrong():
     assert not model_families.right({**ROW, "replay": 1e-3})
     assert not model_families.right({**ROW, "candidates": math.nan})
     assert not model_families.right({**ROW, "gradient": {**ROW["gradient"], "rise": -0.1}})
+    assert not model_families.right({**ROW, "by blocks": {**ROW["by blocks"], "off": 2e-5}})
 
 
 def test_the_table_sets_what_is_wrong_in_bold_and_gives_each_reason_once():
@@ -200,9 +202,14 @@ def test_the_table_sets_what_is_wrong_in_bold_and_gives_each_reason_once():
     row = {**ROW, "candidates": 0.3, "failed": {"replay": "ValueError: no noise", "ancestral": "ValueError: no noise"}}
     del row["replay"], row["ancestral"]
     assert model_families.cells(family, row) == [
-        family.name, f"`{family.model}`", "2e-7", "-", "1e-4 / 1e-3", "0.100", "**3e-1**", "-",
-        "replay, ancestral: no noise",
+        family.name, f"`{family.model}`", "2e-7", "-", "1e-4 / 1e-3", "3e-7 / 12", "0.100", "**3e-1**",
+        "-", "replay, ancestral: no noise; Mixer went back whole",
     ]  # fmt: skip
+
+
+def test_the_table_says_where_no_block_was_gone_back_by():
+    found = {"off": 0.0, "blocks": 0, "left whole": []}
+    assert "takes as much as step" in model_families.cells(model_families.FAMILIES[0], {**ROW, "by blocks": found})[-1]
 
 
 def test_the_page_of_models_is_what_was_measured():

@@ -28,6 +28,8 @@ class Solver:
         regularizes_pictures: whether it climbs that of a PictureRegularizer.
         differentiates: what must be differentiable: True the whole sample map, "decoder" its decoder alone, False
             neither.
+        guesses: how many pictures it decodes at once for each of the batch, with a graph, while that of a step waits;
+            0 where it goes back through whole runs, one stage's graph after the other.
         needs_gradient: whether it asks for the reward's own gradient, so that a reward without one is refused before
             anything is sampled.
     """
@@ -35,6 +37,7 @@ class Solver:
     regularized = False
     regularizes_pictures = False
     differentiates = True
+    guesses = 0
 
     @property
     def needs_gradient(self):

@@ -20,8 +20,8 @@ from functools import partial
 import torch
 
 from ..checks import check_finite, check_whole
+from ..guided import guidance
 from ..noise import Noise
-from ..precision import outside_autocast
 from ..sample_map import of_items
 from ..schedule import signal_level, step_coefficients
 from ..scoring import exact
@@ -58,6 +58,10 @@ class LGD(Solver):
         check_whole(1, samples=self.samples)
         check_finite(scale=self.scale)
 
+    @property
+    def guesses(self):
+        return self.samples
+
     def stages(self, sample_map):
         return sample_map.stages + sample_map.injected
 
@@ -81,8 +85,7 @@ class LGD(Solver):
             family, s_noise = sample_map.schedule.family, sample_map.schedule.s_noise
             c_x, c_denoised, c_noise = step_coefficients(sigma, sigma_next, sample_map.eta, family, s_noise)
             alpha, level = signal_level(sigma, family), s_noise * sigma
-            guidance = partial(self._guidance, problem, x, index, level / math.hypot(alpha, level))
-            denoised, gradient = sample_map.differentiate("guided step", guidance)
+            denoised, gradient = self._guidance(problem, x, index, level / math.hypot(alpha, level))
             norms[f"the guidance of step {index + 1}"] = gradient.flatten(1).norm(dim=1)
             gradient = torch.where(gradient.isfinite(), gradient, 0.0)
             if c_noise > 0 and alpha > 0:
@@ -94,20 +97,12 @@ class LGD(Solver):
 
     def _guidance(self, problem, x, index, spread):
         """Return the denoised at x (B, ..) and d/dx ln mean_i exp(scale * r(x_0 sample i)), the shape of x."""
-        sample_map = problem.sample_map
         xi = spread * torch.stack([problem.draw(sample, x, (self.seed, index)) for sample in range(self.samples)])
-        x, denoised = sample_map.denoise_with_graph(x, index)
-        with torch.enable_grad():
-            images = sample_map.decode_with_graph(sample_map.to_latent((denoised + xi).flatten(0, 1)))
-        prompts = sample_map.prompts and list(sample_map.prompts) * self.samples
-        scores, d_images = exact(problem.reward, images, prompts)
-        d_images = self.scale * d_images.unflatten(0, (self.samples, -1))
+        return guidance(problem.sample_map, x, index, partial(self._by_images, problem), around=xi)
+
+    def _by_images(self, problem, images):
+        """Return the gradient of ln mean_i exp(scale * r(image i)) by the images, (samples B, ..)."""
+        prompts = problem.sample_map.prompts
+        scores, d_images = exact(problem.reward, images, prompts and list(prompts) * self.samples)
         weights = (self.scale * scores.unflatten(0, (self.samples, -1))).softmax(dim=0)
-        d_images = weights.view(*weights.shape, *[1] * (images.ndim - 1)).to(d_images) * d_images
-        # Each picture's scaled to a largest entry of 1 on its way: half precision would lose small gradients.
-        size = d_images.abs().transpose(0, 1).flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        d_images = d_images / of_items(size, images)
-        with outside_autocast(x.device.type):
-            (gradient,) = torch.autograd.grad(images, x, d_images.flatten(0, 1).to(images))
-        gradient = gradient * of_items(size, gradient)
-        return denoised.detach(), gradient
+        return self.scale * of_items(weights.flatten(), d_images) * d_images

@@ -20,15 +20,15 @@ A tilted run is M(z') of an ordinary noise z': its probability can be judged, it
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 
 from ..checks import check_whole
 from ..estimators import Exact, Hybrid1
+from ..guided import guidance
 from ..noise import Noise
 from ..precision import wide
-from ..sample_map import LOST_GRADIENT, optimised_injected, vjp
+from ..sample_map import optimised_injected
 from ..schedule import step_coefficients
 from ..spectrum import heard
 from .base import Leader, SamplesItself, evaluated, neighbour, refuse_another_sampler
@@ -90,6 +90,10 @@ class Tilt(SamplesItself):
     @property
     def differentiates(self):
         return True if self.through == "model" else "decoder"
+
+    @property
+    def guesses(self):
+        return 1 if self.through == "model" else 0
 
     def fresh(self, checkpoint=None):
         return replace(self)
@@ -171,29 +175,13 @@ class Tilt(SamplesItself):
 
     def _guidance(self, problem, noise, x, index):
         """Return the denoised at x (B, ..) and the gradient g of its picture's reward, both of x's shape."""
-        sample_map = problem.sample_map
         if self.through == "model":
-            sample_map.report("backward", index)
-        asked = partial(self._differentiated, problem, noise, x, index)
-        return sample_map.differentiate("guided step", asked)
-
-    def _differentiated(self, problem, noise, x, index):
-        """Return what `_guidance` does, as it came."""
-        sample_map = problem.sample_map
-        if self.through == "model":
-            x, denoised = sample_map.denoise_with_graph(x, index)
-        else:
-            denoised = sample_map.denoise(x, x.new_full((len(x),), sample_map.schedule.sigmas[index]))
-        guess = denoised.detach().requires_grad_()
-        with torch.enable_grad():
-            images = (self.guide_decode or sample_map.decode_with_graph)(sample_map.to_latent(guess))
-        if not images.requires_grad:
-            raise RuntimeError(LOST_GRADIENT.format(stage="decoder"))
-        _, d_images = self._estimator(index).by_images(problem, noise, images.detach())
-        gradient = vjp(images, guess, d_images)
-        if self.through == "model":
-            gradient = vjp(denoised, x, gradient)
-        return denoised.detach(), gradient
+            problem.sample_map.report("backward", index)
+        judge = self._estimator(index)
+        return guidance(
+            problem.sample_map, x, index, lambda images: judge.by_images(problem, noise, images)[1],
+            decode=self.guide_decode, of_model=self.through == "model",
+        )  # fmt: skip
 
     def _estimator(self, index):
         """Return the estimator of step `index`: perturbations of its own, so that the errors of steps do not add up."""

@@ -8,7 +8,8 @@ injected noise, turns on its own sphere |z_j| = const by one angle, so that no p
                then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.6 angle)
                else angle = 0.5 angle, and the rejected trial has cost no backward pass
     u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
-    push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)) and
+    push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)), and of ln p2 of
+               the worst pairing, which P sees too, and
                lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
     v          unit(tangent(u + 0.5 v)), without the old v after a rejection
     trial_j    cos(angle) z_j + sin(angle) |z_j| v_j
@@ -22,6 +23,7 @@ reward's scale counts.
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -38,6 +40,8 @@ from .tilt import Tilt
 START, MOST, GROW, SHRINK = 0.1, 0.6, 1.6, 0.5
 """Angles in radians: the first and the largest; and what an accepted and a rejected trial multiply them by."""
 MOMENTUM = 0.5
+STRENGTH, MANY_STEPS = 0.3, 16
+"""Of the tilted run that a search begins with by itself where there are so many steps, all of which a trial costs."""
 NUMBERS = "scores", "log_p", "passed", "angle"
 """What a checkpoint remembers of each picture beside noises, a number each."""
 PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.0, 2.0
@@ -65,14 +69,14 @@ class TrustAscent(SamplesItself):
         push: whose gradient pushes a noise back that becomes improbable, where `optimize` has no regulariser; its
             weight does not count.
         tilt: strength of a tilted run of the start that is the first trial, see `Tilt`: as much as several steps gain,
-            for the price of one and a half. Where nothing can be tilted (eta 0, x_T alone, another sampler, Hybrid2),
-            or at 0, there is none.
+            for the price of one and a half. None takes 0.3 where there are 16 steps or more, and none where fewer.
+            Where nothing can be tilted (eta 0, x_T alone, another sampler, Hybrid2), or at 0, there is none.
     """
 
     whitening: float = 0.5
     estimator: object = field(default_factory=Exact)
-    push: object = field(default_factory=ProbabilityRegularizer)
-    tilt: float = 0.0
+    push: object = field(default_factory=partial(ProbabilityRegularizer, structured=True))
+    tilt: float | None = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
 
     regularized = regularizes_pictures = True
@@ -80,7 +84,7 @@ class TrustAscent(SamplesItself):
     def __post_init__(self):
         if not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening is {self.whitening}; expected a number in [0, 1]")
-        if not 0 <= self.tilt < 1:
+        if self.tilt is not None and not 0 <= self.tilt < 1:
             raise ValueError(f"tilt is {self.tilt}; expected a strength in (0, 1), 0.3 suits most, or 0 for none")
         if not hasattr(self.estimator, "by_images"):
             raise ValueError(
@@ -119,9 +123,12 @@ class TrustAscent(SamplesItself):
 
     def _tilter(self, sample_map):
         """Return the Tilt that makes the first trial, or None."""
-        if not self.tilt or isinstance(sample_map, SamplerMap) or not isinstance(self.estimator, (Exact, Hybrid1)):
+        strength = self.tilt
+        if strength is None:
+            strength = STRENGTH if sample_map.schedule.steps >= MANY_STEPS else 0.0
+        if not strength or isinstance(sample_map, SamplerMap) or not isinstance(self.estimator, (Exact, Hybrid1)):
             return None
-        tilter = Tilt(self.tilt, estimator=self.estimator)
+        tilter = Tilt(strength, estimator=self.estimator)
         return tilter if tilter.can_tilt(sample_map) else None
 
     def _first_by_a_tilt(self, problem, noise):

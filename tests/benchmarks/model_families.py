@@ -21,7 +21,10 @@ from study import Runs  # noqa: E402
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "models.md"
 
-LIMITS = {"KSampler": 2e-4, "ancestral": 2e-4, "along": 1e-2, "random": 3e-2, "candidates": 1e-4, "replay": 1e-5}
+LIMITS = {
+    "KSampler": 2e-4, "ancestral": 2e-4, "along": 1e-2, "random": 3e-2, "by blocks": 1e-5, "candidates": 1e-4,
+    "replay": 1e-5,
+}  # fmt: skip
 """Above these a number is wrong. What was measured is a tenth of them, but for the families whose note says why."""
 
 HEAD = """# Models
@@ -33,6 +36,8 @@ two, in float32 on a CPU. So this tells whether the nodes do for a family what t
 - **KSampler**: at 0 iterations and eta 0, how far the latent is from that of `euler`, in parts of its largest number.
 - **ancestral**: likewise at eta 1 from `euler_ancestral`, which was given the same noises.
 - **gradient**: its error against central differences, along the gradient / along a random direction.
+- **by blocks**: how far the gradient of memory "low", made block by block, is from that of whole steps, in parts of its
+  largest number / the number of blocks that the network goes back by.
 - **rise**: what three iterations of Adam add to the brightness of the worse picture.
 - **candidates**: how far a search that samples its candidates together is from one that samples one at a time.
 - **replay**: how far the stock SamplerCustomAdvanced, given the found noise by DNO Replay Noise, is from the latent.
@@ -40,7 +45,9 @@ two, in float32 on a CPU. So this tells whether the nodes do for a family what t
 A number in bold is wrong: {limits}; and a rise that is none. A dash was not measured, for the
 reason that the remark gives.
 """
-COLUMNS = ("family", "class", "KSampler", "ancestral", "gradient", "rise", "candidates", "replay", "remark")
+COLUMNS = (
+    "family", "class", "KSampler", "ancestral", "gradient", "by blocks", "rise", "candidates", "replay", "remark",
+)  # fmt: skip
 
 
 def main():
@@ -112,8 +119,10 @@ def page(results):
 
 
 def numbers(row):
-    """Return a row's numbers by name, those of the gradient beside the others, without what could not be measured."""
+    """Return a row's numbers by name, those of gradients beside the others, without what could not be measured."""
     flat = {name: row[name] for name in ("KSampler", "ancestral", "candidates", "replay") if name in row}
+    if "by blocks" in row:
+        flat["by blocks"] = row["by blocks"]["off"]
     return {**flat, **row.get("gradient", {})}
 
 
@@ -137,9 +146,10 @@ def cells(family, row):
     """Return a family's line of the table."""
     found = {name: cell(name, value) for name, value in numbers(row).items()}
     slopes = f"{found['along']} / {found['random']}" if "along" in found else "-"
+    blocks = f"{found['by blocks']} / {row['by blocks']['blocks']}" if "by blocks" in found else "-"
     middle = [found.get(name, "-") for name in ("KSampler", "ancestral")]
     rest = [found.get(name, "-") for name in ("rise", "candidates", "replay")]
-    return [family.name, f"`{family.model}`", *middle, slopes, *rest, remark(family, row)]
+    return [family.name, f"`{family.model}`", *middle, slopes, blocks, *rest, remark(family, row)]
 
 
 def cell(name, value):
@@ -148,12 +158,19 @@ def cell(name, value):
 
 
 def remark(family, row):
-    """Return the family's note and why measures failed, each reason once."""
+    """Return the family's note, why measures failed, each reason once, and which blocks went back whole."""
     reasons = {}
     for name, reason in row["failed"].items():
         reasons.setdefault(reason, []).append(name)
     told = [f"{', '.join(names)}: {reason.partition(': ')[2] or reason}" for reason, names in reasons.items()]
-    return "; ".join(filter(None, [family.note, *told])).replace("|", "/")
+    return "; ".join(filter(None, [family.note, *told, of_blocks(row.get("by blocks"))])).replace("|", "/")
+
+
+def of_blocks(found):
+    """Return what of a network could not go back block by block, in words; None where all did, or none was asked."""
+    if found and found["blocks"] == 0:
+        return "its blocks are not called by their forward, so that memory low takes as much as step"
+    return found and found["left whole"] and f"{', '.join(found['left whole'])} went back whole"
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ DEFAULTS = {
     "lgd": core.LGD(),
     "tilt": core.Tilt(),
     "tilt-decoder": core.Tilt(through="decoder"),
-    "trust": core.TrustAscent(),
+    "trust": core.TrustAscent(tilt=None),
     "fast": core.Fast(),
 }
 

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core.memory import DECODER, GIB, SHARE, STEP, Plan, Saved, Size, check_memory
+from comfyui_dno.core.memory import DECODER, GIB, GUIDED, SHARE, STEP, Plan, Saved, Size, check_memory
 from tiny_models import SIGMAS, decode
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +206,103 @@ def test_guided_runs_are_the_same_block_by_block(solver):
         assert not noise_map.blocks.reruns
     torch.testing.assert_close(*map(torch.tensor, found), rtol=1e-5, atol=1e-6)
     assert all(block.copied is not None for block in noise_map.blocks.all)
+
+
+GUIDED_SOLVERS = pytest.mark.parametrize(
+    "solver", [core.LGD(scale=2.0, samples=2), core.Tilt(0.3), core.TrustAscent(tilt=0.3)], ids=lambda each: each.name
+)
+
+
+def guided(solver, net=None, watch=lambda: None, **settings):
+    """Return the best score of one guided run, and the map that it was made on."""
+    noise_map = map_of(net, watch, **settings)
+    result = core.optimize(noise_map, rewards.Brightness(), noise_map.randn(0), solver, iterations=1)
+    return torch.tensor(result.history.rows[-1]["score"]), noise_map
+
+
+def sizes_of(solver):
+    return guided(solver, memory="auto", free_memory=lambda: None)[1].plan.sizes
+
+
+@GUIDED_SOLVERS
+def test_a_guided_step_is_planned_with_the_decoder_beside_it(solver):
+    """At the limit, where each of the two fits by itself; and with 1 % more than both take."""
+    step, decoder = (sizes_of(solver)[stage].whole for stage in (STEP, DECODER))
+    assert step == 3 * BLOCK + NOISE_LEVELS and sizes_of(solver)[GUIDED].whole == step + decoder
+    expected, _ = guided(solver)
+    for room, by_blocks in ((0.99 * (step + decoder), {GUIDED}), (1.01 * (step + decoder), set())):
+        for settings in ({"memory": "auto", "free_memory": lambda room=room: room / SHARE}, {"memory": room / GIB}):
+            found, noise_map = guided(solver, **settings)
+            assert noise_map.plan.by_blocks == by_blocks
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+            assert all((block.copied is None) != bool(by_blocks) for block in noise_map.blocks.all)
+
+
+def test_the_decoders_graph_is_counted_of_all_pictures_that_are_decoded_at_once():
+    one, four = (sizes_of(core.LGD(samples=samples))[DECODER].whole for samples in (1, 4))
+    assert four == 4 * one
+    assert [core.LGD(samples=4).guesses, core.Tilt().guesses, core.Tilt(through="decoder").guesses] == [4, 1, 0]
+
+
+@pytest.mark.parametrize("solver", [core.LGD(samples=2), core.Tilt()], ids=lambda each: each.name)
+def test_counting_costs_a_guided_search_one_call_of_the_network(solver):
+    counts = []
+    for memory in ("step", "auto"):
+        calls = []
+        guided(solver, watch=lambda calls=calls: calls.append(1), memory=memory)
+        counts.append(len(calls))
+    assert counts[1] == counts[0] + 1
+
+
+@GUIDED_SOLVERS
+@pytest.mark.parametrize("memory", ["fast", "step", "auto"])
+def test_a_guided_step_that_does_not_fit_goes_block_by_block(solver, memory):
+    """The network fails with a graph, unless its blocks are checkpointed."""
+    net, expected = network(), None
+    expected, _ = guided(solver, net)
+
+    def watch():
+        if torch.is_grad_enabled() and "forward" not in vars(net[0]):
+            out_of_memory()
+
+    found, noise_map = guided(solver, net, watch, memory=memory, free_memory=lambda: None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert GUIDED in noise_map.plan.by_blocks
+
+
+def test_a_guided_step_without_memory_leaves_the_graphs_that_later_runs_keep():
+    plan = Plan(core.Blocks([network()]))
+    plan.follow("fast")
+    assert [plan.lower(GUIDED) for _ in range(2)] == [True, False]
+    assert (plan.kept, plan.by_blocks) == (float("inf"), {GUIDED})
+
+
+def test_a_decoder_that_is_guided_by_alone_goes_block_by_block_where_it_does_not_fit():
+    net = torch.nn.Sequential(Residual()).requires_grad_(False)
+
+    def decode_by(forward):
+        return lambda x: forward(x.flatten(1)).view_as(x).expand(-1, 3, -1, -1)
+
+    def failing(x):
+        if torch.is_grad_enabled() and "forward" not in vars(net[0]):
+            out_of_memory()
+        return net(x)
+
+    found = []
+    for forward in (net, failing):
+        noise_map = replace(map_of(memory="step"), decode=decode_by(forward), decoder_blocks=core.Blocks([net]))
+        noise = noise_map.randn(0)
+        result = core.optimize(noise_map, rewards.Brightness(), noise, core.Tilt(through="decoder"), iterations=1)
+        found.append(torch.tensor(result.history.rows[-1]["score"]))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+    assert noise_map.plan.by_blocks == {DECODER}
+
+
+def test_a_stage_that_went_block_by_block_before_it_was_counted_is_counted_and_goes_so_still():
+    noise_map = map_of(memory="auto", free_memory=lambda: None)
+    assert noise_map.plan.lower(STEP)  # as where the check of the model's gradient runs out of memory
+    torch.testing.assert_close(gradient(noise_map), gradient(map_of()), rtol=1e-5, atol=1e-6)
+    assert noise_map.plan.sizes[STEP] == sizes_of(core.Tilt())[STEP] and noise_map.plan.by_blocks == {STEP}
 
 
 def test_a_plan_that_is_lowered_stays_so_until_another_setting():

@@ -201,6 +201,67 @@ def test_one_calls_graph_is_in_memory_at_a_time_and_a_call_is_of_the_batch_alone
     assert rows == [2] * len(RATIOS) * NOISES == [2] * len(marks)
 
 
+class Asked:
+    """`unguided` of the tiny map, which counts its calls for gradients and all of them."""
+
+    def __init__(self):
+        self.unguided, self.calls, self.with_graph = tiny_map().unguided, 0, 0
+
+    def __call__(self, x, sigma):
+        self.calls += 1
+        self.with_graph += x.requires_grad
+        return self.unguided(x, sigma)
+
+
+def climbed(kind, reward=None, **settings):
+    """Return the scores of a search by TrustAscent, what it asked about pictures, and the map."""
+    unguided = Asked()
+    noise_map = replace(tiny_map(), unguided=unguided, **settings)
+    reward, solver = reward or rewards.Contrast(), core.TrustAscent()
+    result = core.optimize(noise_map, reward, start(noise_map), solver, regularizer(kind), iterations=16)
+    return [row["score"] for row in result.history.rows], unguided, noise_map
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_graphs_are_kept_the_model_is_asked_once_about_the_picture_of_a_trial_and_the_run_is_the_same(kind):
+    (expected, again, _), (found, once, _) = (climbed(kind, memory=memory) for memory in ("step", "fast"))
+    assert found == expected
+    each, trials = len(RATIOS) * NOISES, 16
+    accepted = again.with_graph / each  # of which each was asked a second time
+    assert 1 < accepted < trials and once.with_graph == trials * each
+    assert once.calls == again.calls - again.with_graph
+
+
+def test_as_many_graphs_are_kept_as_there_is_room_for_beside_those_of_the_steps():
+    noise_map, graphs = tiny_map(), {}
+    term = regularizer("loss").of(noise_map, start(noise_map))
+    expected = term.gradient(latents())
+    for spare in (-1, 0, 3, 9):
+        noise_map.plan.kept = noise_map.network_calls + spare
+        value = term.value(latents(), graphs)
+        assert len(graphs) == min(max(spare, 0), len(RATIOS) * NOISES)
+        found = term.gradient(latents(), graphs)
+        assert not graphs and torch.equal(value, found[0])
+        assert all(map(torch.equal, found, expected))
+
+
+def test_graphs_that_were_kept_of_a_picture_make_room_for_the_reward():
+    judged = []
+
+    class Short(rewards.Contrast):
+        def __call__(self, images, prompts=None):
+            judged.append(images.requires_grad)
+            if judged == [False, True]:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return super().__call__(images, prompts)
+
+    expected, again, _ = climbed("loss", memory="step")
+    found, asked_again, noise_map = climbed("loss", Short(), memory="fast")
+    assert found == expected and noise_map.plan.kept == 0
+    # Kept of the first trial alone, and in vain.
+    assert asked_again.with_graph == again.with_graph + len(RATIOS) * NOISES
+
+
 @pytest.mark.parametrize("kind", ["belief", "loss"])
 def test_small_gradients_survive_half_precision(kind):
     def in_half(x, sigma):

@@ -52,7 +52,7 @@ def test_a_family_that_people_use_is_right_in_everything(usual, name):
 def test_a_model_that_takes_a_batch_for_one_clip_is_sampled_as_ksampler_does_and_not_searched(usual):
     numbers, failed = model_families.numbers(usual[CLIP]), usual[CLIP]["failed"]
     assert not model_families.is_wrong("KSampler", numbers["KSampler"])
-    assert set(failed) == {"gradient", "candidates", "replay"}
+    assert set(failed) == {"gradient", "by blocks", "candidates", "replay"}
     assert all("the frames of one clip" in reason for reason in failed.values())
 
 

@@ -77,6 +77,17 @@ def test_the_memory_of_a_search_counts_the_control_that_runs_in_each_call(comfy)
     assert asked["controlled"] > 1.2 * asked["alone"], asked
 
 
+def test_the_memory_of_a_guided_run_counts_a_step_and_all_that_is_decoded_beside_it(comfy):
+    asked = {}
+    for guesses in (0, 1, 3):
+        graph = Workflow(model_seed=32)
+        graph.witnessed("asked", guesses=guesses)
+        asked[guesses] = notes_of(comfy.run(graph))["asked"]
+    decode = (asked[3] - asked[1]) / 2
+    step = asked[1] - decode
+    assert min(step, decode) > 0 and asked[0] == pytest.approx(max(step, decode)), asked
+
+
 @pytest.mark.parametrize("obstacle", ["playground", "mask", "bypass lora"])
 def test_the_gradient_is_right_where_tensors_of_inference_mode_hang(comfy, record_property, obstacle):
     """In a latent format's statistics, in a patch's closure, in the hooks of a LoRA that is not merged."""

@@ -20,12 +20,12 @@ def test_the_norm_regularizer_keeps_the_noise_as_long_as_true_noise(comfy):
     assert (lengths[0.0][-1] > 1.3).all() and (lengths[1.0][-1] < 1.2).all(), lengths
 
 
-def searched(comfy, **settings):
+def searched(comfy, size=8, **settings):
     """The noise and the history of a search that takes large steps, with a regulariser of these settings or without."""
     graph = NoiseWorkflow()
     defaults = {"gamma": 1.0, "k": 2, "permutations": 10, "apart": True}
     regularizer = graph.node("DNOProbabilityRegularizer", **{**defaults, **settings})[0] if settings else None
-    one = graph.latent(batch=1, scale=0.0)
+    one = graph.latent(batch=1, scale=0.0, size=size)
     ours = graph.dno(iterations=4, steps=3, latent=one, solver=graph.gradient(0.3), regularizer=regularizer)
     graph.keep("noise", ours[2])
     graph.node("DNOTestHistory", history=ours[3])
@@ -43,6 +43,11 @@ def test_every_setting_of_the_probability_regularizer_counts(comfy):
     noises = [searched(comfy, **change)[0] for change in changes]
     assert len({noise.numpy().tobytes() for noise in noises}) == len(changes)
     assert torch.equal(searched(comfy, gamma=0.0)[0], searched(comfy)[0])
+    # Of a larger latent, since few numbers show no pattern for certain; a workflow of before this input has none.
+    without, before, patterns = (searched(comfy, size=32, **{"gamma": 1.0, **change})[0] for change in (
+        {"structured": False}, {}, {"structured": True},
+    ))  # fmt: skip
+    assert torch.equal(without, before) and not torch.equal(without, patterns)
 
 
 def on_picture(graph, kind, gamma=1.0, beside=None):

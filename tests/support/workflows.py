@@ -58,9 +58,11 @@ class Workflow(Graph):
             judge_every=judge_every, floors=floors, target=target, memory=memory,
         )  # fmt: skip
 
-    def witnessed(self, checks, differentiates=True, **settings):
+    def witnessed(self, checks, differentiates=True, guesses=0, **settings):
         """Run one iteration in which a witness makes `checks`; return the node that has its notes."""
-        witness = self.node("DNOTestWitness", model=self.model, checks=checks, differentiates=differentiates)
+        witness = self.node(
+            "DNOTestWitness", model=self.model, checks=checks, differentiates=differentiates, guesses=guesses
+        )
         ours = self.dno(iterations=1, solver=witness[0], **settings)
         return self.node("DNOTestNotes", witness=witness[0], after=ours[0])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core.solvers import trust
 from tiny_models import SIGMAS, sample_map
 
 START = 0.1
@@ -163,11 +164,9 @@ def test_after_rejections_it_tries_the_same_way_from_where_it_stood_and_without_
             torch.testing.assert_close(found, math.cos(angle) * stood + math.sin(angle) * u)
 
 
-def test_no_trial_turns_by_more_than_the_largest_angle():
-    """Every trial is accepted, so that eight of them would turn by 0.1 * 1.6^8 = 4.3.
-
-    The reward has another direction each time it is asked, which keeps the noise probable.
-    """
+def test_no_trial_turns_by_more_than_the_largest_angle(monkeypatch):
+    """Every trial is accepted, so that eight of them would turn by 0.1 * 1.6^8 = 4.3."""
+    monkeypatch.setattr(trust, "PROBABLE_ENOUGH", -math.inf)
     asked, noise_map = itertools.count(), linear_map((1, 4, 16, 16))
 
     def reward(images, prompts):
@@ -365,3 +364,15 @@ def test_a_tilted_run_is_not_lost_where_the_search_ends_after_it():
     found = core.optimize(noise_map, reward, noise, solver, iterations=9, seconds=0.0, floor=0.0)
     tilted = core.optimize(noise_map, reward, noise, core.Tilt(0.3), iterations=1, floor=0.0)
     assert len(found.history.rows) == 2 and torch.equal(found.noise.flat(), tilted.noise.flat())
+
+
+@pytest.mark.parametrize(("steps", "tilted"), [(15, False), (16, True)])
+def test_by_itself_it_begins_with_a_tilted_run_where_there_are_many_steps(steps, tilted):
+    sigmas = [*torch.linspace(4, 0.2, steps).tolist(), 0.0]
+    noise_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule(sigmas), (1, 3, 4, 4))
+    noise, reward = noise_of(noise_map), linear(normal(3, 4, 4))
+    by_itself, told = (
+        way(noise_map, reward, noise, core.TrustAscent(tilt=tilt), iterations=1) for tilt in (None, 0.3 * tilted)
+    )
+    assert torch.equal(by_itself[1].noise.flat(), told[1].noise.flat())
+    assert core.default_solver().tilt is None

@@ -125,6 +125,35 @@ def gradient_and_climb(twin):
     return {"along": solver.along, "random": solver.random, "rise": float((last - first).min())}
 
 
+class FirstGradient(core.Solver):
+    """Takes one gradient and moves nothing.
+
+    Attributes:
+        gradient: of the noise that the search starts with, (B, n).
+        blocks: of the network, those that went back by themselves.
+        left_whole: names of the classes of those that could not.
+    """
+
+    def __init__(self):
+        self.gradient, self.blocks, self.left_whole = None, None, None
+
+    def step(self, problem, noise):
+        evaluation, gradient = problem.gradient(noise)
+        known = problem.sample_map.blocks.all
+        self.gradient, self.blocks = gradient.flat(), sum(block.copied is not None for block in known)
+        self.left_whole = sorted({block.name for block in known if block.whole})
+        return noise, evaluation
+
+
+def by_blocks(twin):
+    """Return how far the gradient that is made block by block is from the one of whole steps, and by which blocks."""
+    plain, low = FirstGradient(), FirstGradient()
+    twin.search(iterations=1, solver=plain, memory="step")
+    twin.search(iterations=1, solver=low, memory="low")
+    off = difference(low.gradient, plain.gradient)
+    return {"off": off, "blocks": low.blocks, "left whole": low.left_whole}
+
+
 def batched(twin):
     """Return how far a search that samples candidates together is from one that samples them one at a time."""
     together = twin.search(iterations=1, solver=core.Search(CANDIDATES))
@@ -147,8 +176,8 @@ def replayed(twin):
 
 
 MEASURES = {
-    "KSampler": to_ksampler, "ancestral": to_ancestral, "gradient": gradient_and_climb, "candidates": batched,
-    "replay": replayed,
+    "KSampler": to_ksampler, "ancestral": to_ancestral, "gradient": gradient_and_climb, "by blocks": by_blocks,
+    "candidates": batched, "replay": replayed,
 }  # fmt: skip
 
 

@@ -23,9 +23,9 @@ def flags():
 class Witness:
     """A solver that keeps the noise and takes notes."""
 
-    def __init__(self, model, checks, differentiates):
+    def __init__(self, model, checks, differentiates, guesses):
         self.model, self.checks, self.notes, self.before = model, checks, {}, pointers(model)
-        self.differentiates = differentiates
+        self.differentiates, self.guesses = differentiates, guesses
         self.samples = 5  # what the node takes for the number of candidates in an iteration
         self.loads, self.load_models = [], mm.load_models_gpu
         if "asked" in checks:
@@ -141,15 +141,15 @@ class Witness:
 class DNOTestWitness:
     @classmethod
     def INPUT_TYPES(cls):
-        optional = {"differentiates": ("BOOLEAN", {"default": True})}
+        optional = {"differentiates": ("BOOLEAN", {"default": True}), "guesses": ("INT", {"default": 0})}
         return {"required": {"model": ("MODEL",), "checks": ("STRING", {})}, "optional": optional}
 
     RETURN_TYPES = ("DNO_SOLVER",)
     FUNCTION = "make"
     CATEGORY = "tests"
 
-    def make(self, model, checks, differentiates=True):
-        return (Witness(model, checks.split(), differentiates),)
+    def make(self, model, checks, differentiates=True, guesses=0):
+        return (Witness(model, checks.split(), differentiates, guesses),)
 
 
 class DNOTestNotes:
