@@ -17,12 +17,15 @@ from .gate import DNOGate
 from .layout import DNOLayoutReward, DNOPaletteReward, DNOSymmetryReward
 from .networks import (
     DNOAestheticReward,
+    DNOAestheticV25Reward,
     DNOCLIPScoreReward,
     DNOCycleReward,
+    DNODINOv2SimilarityReward,
     DNODirectionReward,
     DNOHPSReward,
     DNOImageReward,
     DNOImageSimilarityReward,
+    DNOMPSReward,
     DNOPickScoreReward,
 )
 from .onnx import DNOONNXReward
@@ -42,11 +45,14 @@ REWARDS = [
     DNOJPEGReward,
     DNOHPSReward,
     DNOPickScoreReward,
+    DNOMPSReward,
     DNOImageReward,
     DNOCycleReward,
     DNOCLIPScoreReward,
     DNOAestheticReward,
+    DNOAestheticV25Reward,
     DNOImageSimilarityReward,
+    DNODINOv2SimilarityReward,
     DNODirectionReward,
     DNOONNXReward,
     DNOContrastReward,
