@@ -146,7 +146,8 @@ class OptimizedSampler(comfy.samplers.Sampler):
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
         # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
         frames = seen[2] if len(seen) == 5 else 1
-        decoded = guided * frames * max(self.optimization.guesses, 1)
+        guesses = self.optimization.guesses(calls)
+        decoded = guided * frames * max(guesses, 1)
         self._estimated = {STEP: (network, call), DECODER: (guide_patcher.model, decoded)}
         # What graphs take, whole and by blocks.
         steps, decodes = (call, call), (decode, decode)
@@ -157,7 +158,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         if self.optimization.differentiates_decoder:
             decodes = [max(each, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, decoded)]
             # One stage's graph is there at a time, unless the steps' are kept, or one waits for the decoder's.
-            together = sum if self.optimization.memory == "fast" or self.optimization.guesses else max
+            together = sum if self.optimization.memory == "fast" or guesses else max
             ways = WAYS.get(self.optimization.memory, [WHOLE, BY_BLOCKS])
             sizes = {way: together((steps[way], decodes[way])) for way in ways}
             way = resident.begin([*models, vae_patcher, guide_patcher], sizes)
@@ -292,14 +293,14 @@ class Optimization:
         """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
         return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
-    @property
-    def guesses(self):
-        """How many pictures are decoded at once beside a step's graph, as `core.Solver` says; 0: none are."""
-        return getattr(self.solver or core.default_solver(), "guesses", 0) if self.iterations > 0 else 0
+    def guesses(self, calls):
+        """Return how many pictures are decoded at once beside a call's graph, as `core.Solver` says; 0: none are."""
+        guesses = getattr(self.solver or core.default_solver(), "guesses", None)  # a solver need not know
+        return guesses(calls) if guesses and self.iterations > 0 else 0
 
     def graphs(self, calls):
         """Return how many graphs of calls must fit into memory together, of a run of so many calls."""
-        if self.memory != "fast" or self.guesses:
+        if self.memory != "fast":
             return 1
         graphs = getattr(self.solver, "graphs", None)  # a solver need not know
         asked = self.regularizer.calls if isinstance(self.regularizer, core.PictureRegularizer) else 0
