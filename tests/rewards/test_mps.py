@@ -115,6 +115,13 @@ def test_tokens_far_from_the_conditions_words_do_not_count(tower):
     assert not torch.allclose(reader(patches, tokens[None], torch.ones_like(near)[None]), expected, rtol=1e-2)
 
 
+def test_what_is_near_is_measured_by_the_nearest_token_of_the_prompt(state, tower):
+    key = "mps.model.text_projection.weight"
+    small = MpsTower(state | {key: state[key] * 1e-4})
+    for prompt in PROMPTS:
+        assert torch.equal(small._read(prompt)[1], tower._read(prompt)[1])
+
+
 def test_token_ids_are_filled_with_the_mark_of_the_end():
     ids = torch.tensor([[49406, 320, 49407, 0, 0], [49406, 320, 2368, 525, 49407]])
     expected = [[49406, 320, 49407, 49407, 49407], [49406, 320, 2368, 525, 49407]]

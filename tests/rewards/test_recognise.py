@@ -19,7 +19,7 @@ SOURCES = tuple(recognise.KINDS)
 
 @pytest.fixture(scope="module")
 def all_files(files, blip_files):
-    return dict(files) | {name: blip_files / name for name in KEPT_AS if "." in name}
+    return {name: blip_files / name if "." in name else files[name] for name in KEPT_AS}
 
 
 @pytest.mark.parametrize("file", KEPT_AS)
