@@ -75,8 +75,9 @@ class VisionTower(Tower):
         network_of, state = (_siglip, _image_tower(state)) if is_siglip else (_dinov2, from_meta(state))
         # Outside inference mode: weights made inside it could take part in no gradient.
         with torch.inference_mode(False):
-            self.module = build(network_of, state, self.kind, name, device, dtype, names=_own_names)
-        config = self.module.config
+            network = build(network_of, state, self.kind, name, device, dtype, names=_own_names)
+        # In a module of its own: ComfyUI sets `device` on what it manages, which is a property of transformers' models.
+        self.module, config = torch.nn.ModuleDict({"image": network}), network.config
         self.width, self.image_size = config.hidden_size, config.image_size if is_siglip else DINOV2_PIXELS
         self._before_places = 0 if is_siglip else 1 + getattr(config, "num_register_tokens", 0)
 
@@ -104,9 +105,10 @@ class VisionTower(Tower):
         return torch.cat([self._run(preprocess(images[rows], parity), part) for rows in slices(images)])
 
     def _run(self, pixels, part):
-        with self.running(graph_bytes(self.module, pixels)) as device:
-            dtype = next(self.module.parameters()).dtype
-            return run(lambda x: part(self.module(pixel_values=x.to(device, dtype))), pixels, dtype)
+        network = self.module["image"]
+        with self.running(graph_bytes(network, pixels)) as device:
+            dtype = next(network.parameters()).dtype
+            return run(lambda x: part(network(pixel_values=x.to(device, dtype))), pixels, dtype)
 
 
 def from_meta(state):

@@ -93,7 +93,7 @@ def test_heads_and_pixels_are_those_of_the_known_models():
 def test_pictures_are_shown_at_the_towers_size_and_judged_some_at_a_time():
     tower = VisionTower(tiny_rewards.dinov2_meta_state())
     shapes, images = [], tiny_rewards.pictures(18, 32, 48)
-    tower.module.register_forward_pre_hook(
+    tower.module["image"].register_forward_pre_hook(
         lambda *call: shapes.append(tuple(call[-1]["pixel_values"].shape)), with_kwargs=True
     )
     assert tower.embed(images, "dinov2").shape == (18, 128) and tower.places(images, "dinov2").shape == (18, 256, 128)
