@@ -31,6 +31,7 @@ from .clip_tower import ClipTower
 from .combine import Combine, in_parity, typical
 from .consistency import Consistency
 from .image_reward import CycleReward, ImageReward
+from .iqa import IQA
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
 from .layout import Layout, Palette, Symmetry
@@ -54,6 +55,7 @@ __all__ = [
     "Contrast",
     "CycleReward",
     "Directions",
+    "IQA",
     "ImageReward",
     "JPEGProxy",
     "Jittered",
