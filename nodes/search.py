@@ -176,7 +176,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             return call if alone else stages.needed(STEP) + hooked
 
         def decode_needs():
-            waiting = step_needs() if self.optimization.guesses else 0
+            waiting = step_needs() if guesses else 0
             return max(stages.needed(DECODER), decode) + waiting
 
         load_guide, load_vae = (
