@@ -19,31 +19,41 @@ One picture's way to its score, and back to the gradient by the picture:
       Combine.image_gradient        part by part: scores and gradients add up
         Jittered.image_gradient     crop by crop
           TowerReward.__call__      Preprocess -> ClipTower.image_embeds -> a cosine          (HPS, PickScore, ..)
+                                    Preprocess -> VisionTower.embed -> a cosine               (DINOv2, SigLIP)
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
+          MPS.__call__              MpsTower.judge: Preprocess, both towers, what the patches read, a cosine
           ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
             networks.run            out of and into float32, whatever the network's dtype
 """
 
-from .aesthetic import Aesthetic
+from .aesthetic import Aesthetic, AestheticV25
 from .blip_tower import BlipTower
 from .clip import HPS, CLIPScore, Directions, PickScore, Similarity
 from .clip_tower import ClipTower
 from .combine import Combine, in_parity, typical
 from .consistency import Consistency
+from .dinov2 import DINOv2Similarity
 from .image_reward import CycleReward, ImageReward
+from .iqa import IQA
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
 from .layout import Layout, Palette, Symmetry
+from .mps import MPS
+from .mps_tower import MpsTower
 from .onnx import ONNX, OnnxPixels
 from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
 from .towers import load_tower
+from .vision_tower import VisionTower
 
 __all__ = [
+    "DINOv2Similarity",
     "HPS",
     "JPEG",
+    "MPS",
     "ONNX",
     "Aesthetic",
+    "AestheticV25",
     "BlipTower",
     "Brightness",
     "CLIPScore",
@@ -54,10 +64,12 @@ __all__ = [
     "Contrast",
     "CycleReward",
     "Directions",
+    "IQA",
     "ImageReward",
     "JPEGProxy",
     "Jittered",
     "Layout",
+    "MpsTower",
     "OnnxPixels",
     "OnnxTower",
     "Palette",
@@ -66,6 +78,7 @@ __all__ = [
     "Sharpness",
     "Similarity",
     "Symmetry",
+    "VisionTower",
     "in_parity",
     "load_tower",
     "typical",

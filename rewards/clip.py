@@ -30,21 +30,23 @@ class TowerReward:
     A reward of this kind gives `toward(images, prompts)`, the embeddings (B, width) or (width,) to move towards.
 
     Attributes:
-        tower: a ClipTower.
+        tower: a ClipTower, or another that embeds pictures.
         parity: compute what the reference does from 8-bit pixels, for reporting; see `Preprocess`.
+        kind: of the tower.
         rule: of Preprocess.
         needs_width: of the embeddings; None: any.
         sources: of `weights.SOURCES`, files that serve.
     """
 
     differentiable = True
+    kind = "CLIP"
     rule = "clip"
     scale = 1.0
     needs_width = None
     sources = ("CLIP ViT-L/14", "CLIP ViT-H/14")
 
     def __post_init__(self):
-        check_tower(self, "CLIP", self.sources)
+        check_tower(self, self.kind, self.sources)
         if self.needs_width not in (None, self.tower.width):
             raise ValueError(
                 f"{self.name} needs embeddings {self.needs_width} wide, found {self.tower.width} in {self.tower.name}."
@@ -55,8 +57,12 @@ class TowerReward:
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B where they matter."""
         images = rgb(images)  # before prompts are counted against pictures
         toward = self.toward(images, prompts)
-        embeds = F.normalize(self.tower.embed(images, self.rule, self.parity), dim=-1)
+        embeds = self.unit_embeds(images, self.parity)
         return self.scale * (embeds * toward.to(embeds.device)).sum(dim=-1).to(images.device)
+
+    def unit_embeds(self, images, parity):
+        """Return the embeddings of images at unit length, (B, width)."""
+        return F.normalize(self.tower.embed(images, self.rule, parity), dim=-1)
 
 
 @dataclass(eq=False)
@@ -171,8 +177,7 @@ class Similarity(TowerReward):
     @cached_property
     def _reference(self):
         with torch.inference_mode(False), torch.no_grad():
-            embeds = self.tower.embed(self.reference, self.rule, parity=True)
-            return F.normalize(embeds, dim=-1).mean(dim=0)
+            return self.unit_embeds(self.reference, parity=True).mean(dim=0)
 
 
 @dataclass(eq=False)

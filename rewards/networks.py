@@ -5,6 +5,7 @@ Run in their own dtype whatever autocast says, float32 or wider outside, on the 
 """
 
 import contextlib
+from math import prod
 
 import torch
 
@@ -29,7 +30,7 @@ class Tower:
 
     Attributes:
         name: of its file, for messages.
-        kind: "CLIP", "ImageReward" or "CycleReward".
+        kind: "CLIP", "ImageReward", "CycleReward", "DINOv2", "SigLIP", "MPS" or "ONNX".
         module: the networks; they may be moved to another device from outside.
         on_use: called with the bytes that a run will take before it, if set: the place to load `module` to a device.
         image_size: side of the pixels that it takes.
@@ -48,7 +49,7 @@ class Tower:
             yield device
 
 
-def build(network_of, state, kind, name, device, dtype, wide=()):
+def build(network_of, state, kind, name, device, dtype, wide=(), names=None):
     """Return network_of(state), frozen, on `device`.
 
     Args:
@@ -56,6 +57,8 @@ def build(network_of, state, kind, name, device, dtype, wide=()):
         state: name -> tensor, exactly the network's parameters.
         kind, name: of the network and of the file, for messages.
         dtype: of the parameters; of those whose names begin as one of `wide` float32 or wider.
+        names: called with the state dict and the network, where transformers calls parts of it otherwise than the file
+            does, and not in every version alike; returns the state dict under the network's names.
 
     Raises:
         ValueError: the weights are not such a network's.
@@ -69,6 +72,8 @@ def build(network_of, state, kind, name, device, dtype, wide=()):
     try:
         with torch.device("meta"):
             network = network_of(state)
+        if names is not None:
+            state = names(state, network)
         network.load_state_dict(state, assign=True)
     except Exception as error:  # weights of other names and shapes can raise nearly anything
         found = " ".join(str(error).split())[:300]
@@ -94,7 +99,7 @@ def graph_bytes(network, pixels):
         pixels: (B, 3, H, W); without `requires_grad` one layer is held at a time.
     """
     config = network.config
-    tokens = len(pixels) * ((config.image_size // config.patch_size) ** 2 + 1)
+    tokens = len(pixels) * (prod(side // config.patch_size for side in pixels.shape[-2:]) + 1)
     depth = config.num_hidden_layers if pixels.requires_grad else 1
     return GRAPH_WIDTH * tokens * depth * config.hidden_size * next(network.parameters()).element_size()
 

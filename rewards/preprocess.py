@@ -4,10 +4,12 @@ Two modes, both differentiable. Smooth, for optimising: antialiased bicubic in f
 references compute from a file of 8-bit pixels, Pillow's resizing included, which goes over the width, rounds to whole
 levels, then over the height and rounds again; gradients go straight through the rounding.
 
-    rule     side of `size`   other side      then
-    "clip"   shortest         rounded down    crop from (length - size) // 2        CLIP in transformers, PickScore
-    "laion"  shortest         rounded down    crop from round((length - size) / 2)  LAION, ImageReward (torchvision)
-    "hps"    longest          rounded         black, (size - length) // 2 before    HPS v2 and v2.1
+    rule      side of `size`   other side      then
+    "clip"    shortest         rounded down    crop from (length - size) // 2        CLIP in transformers, PickScore
+    "laion"   shortest         rounded down    crop from round((length - size) / 2)  LAION, ImageReward (torchvision)
+    "hps"     longest          rounded         black, (size - length) // 2 before    HPS v2 and v2.1
+    "dinov2"  shortest: 8/7    rounded down    crop from (length - size) // 2        DINOv2: to 256, of that 224
+    "siglip"  both             stretched       nothing                               SigLIP
 
 round is Python's, halves to even: the two crops are a pixel apart where length - size is 3, 7, 11 and so on. HPS
 resizes floats: it rounds only the file's own pixels, and leaves the slight overshoot of the bicubic filter.
@@ -23,9 +25,19 @@ from .pictures import rgb
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the red, green and blue of CLIP's training pictures, in [0, 1]; all rewards here use them."""
+"""Of the red, green and blue of CLIP's training pictures, in [0, 1]."""
 
-RULES = ("clip", "laion", "hps")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+NORMALISED_BY = {
+    "clip": (OPENAI_MEAN, OPENAI_STD),
+    "laion": (OPENAI_MEAN, OPENAI_STD),
+    "hps": (OPENAI_MEAN, OPENAI_STD),
+    "dinov2": (IMAGENET_MEAN, IMAGENET_STD),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Rule -> mean and standard deviation, red, green and blue."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +46,15 @@ class Preprocess:
 
     Attributes:
         size: side of the square, pixels.
-        rule: "clip", "laion" or "hps".
+        rule: of the table.
     """
 
     size: int = 224
     rule: str = "clip"
 
     def __post_init__(self):
-        if self.rule not in RULES:
-            raise ValueError(f"rule is {self.rule!r}; expected one of {', '.join(map(repr, RULES))}")
+        if self.rule not in NORMALISED_BY:
+            raise ValueError(f"rule is {self.rule!r}; expected one of {', '.join(map(repr, NORMALISED_BY))}")
 
     def __call__(self, images, parity=False):
         """Return the tower's pixels, (B, 3, size, size), float32 or wider.
@@ -62,7 +74,7 @@ class Preprocess:
             square = self._cropped(_rounded(_bicubic(levels, height, width)))
         else:
             square = self._cropped(_clamped(_bicubic(levels, height, width)))
-        mean, std = (square.new_tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
+        mean, std = (square.new_tensor(values).view(3, 1, 1) for values in NORMALISED_BY[self.rule])
         return (square / 255 - mean) / std
 
     def resized(self, height, width):
@@ -70,11 +82,14 @@ class Preprocess:
         if self.rule == "hps":
             scale = self.size / max(height, width)
             return tuple(max(round(side * scale), 1) for side in (height, width))
+        if self.rule == "siglip":
+            return self.size, self.size
+        size = self.size * 8 // 7 if self.rule == "dinov2" else self.size
         shortest = min(height, width)
-        return tuple(self.size * side // shortest for side in (height, width))
+        return tuple(size * side // shortest for side in (height, width))
 
     def _cropped(self, images):
-        half = (lambda extra: extra // 2) if self.rule == "clip" else (lambda extra: round(extra / 2))
+        half = (lambda extra: round(extra / 2)) if self.rule == "laion" else (lambda extra: extra // 2)
         top, left = (half(side - self.size) for side in images.shape[-2:])
         return images[..., top : top + self.size, left : left + self.size]
 

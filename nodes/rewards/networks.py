@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ... import rewards
 from ...rewards import weights
+from ...rewards.dinov2 import WAYS
 from .. import requirements, sockets
 from . import files
 from .pictures import pictures_of
@@ -97,6 +98,15 @@ class DNOPickScoreReward(PromptReward):
     about = "PickScore: how likely people pick the picture for the prompt, about 17 to 24."
 
 
+class DNOMPSReward(PromptReward):
+    source, reward_class, title = "MPS", rewards.MPS, "MPS Reward"
+    packages = OF_CLIPS_TEXTS
+    about = (
+        "MPS, the Multi-dimensional Preference Score: how much people like the picture for the prompt, by what its"
+        " places show of it, about 5 to 15."
+    )
+
+
 class DNOCLIPScoreReward(PromptReward):
     source, reward_class, title = "CLIP ViT-L/14", rewards.CLIPScore, "CLIPScore Reward"
     packages = OF_CLIPS_TEXTS
@@ -179,6 +189,53 @@ class DNOImageSimilarityReward(FileReward):
     def execute(cls, file, reference, dtype, crops) -> io.NodeOutput:
         tower = cls.tower(file, dtype)
         return of_crops(rewards.Similarity(tower, pictures_of(reference, "the reference's pictures")), crops)
+
+
+class DNODINOv2SimilarityReward(FileReward):
+    source = "DINOv2"
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNODINOv2SimilarityReward", "DINOv2 Similarity Reward",
+            "How like a reference the picture is in what a DINOv2 sees, which knows pictures alone: the very same dog,"
+            " not any dog. About 0.2 to 1.",
+            io.Image.Input("reference", tooltip="What the pictures shall be like; of several, the mean counts."),
+            io.Combo.Input(
+                "by", options=list(WAYS), default="subject",
+                tooltip="subject: what the picture shows, wherever it stands; places: what each of 16 x 16 places"
+                " shows, so layout counts too.",
+            ),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file, reference, by, dtype, crops) -> io.NodeOutput:
+        pictures = pictures_of(reference, "the reference's pictures")
+        return of_crops(rewards.DINOv2Similarity(cls.tower(file, dtype), pictures, by=by), crops)
+
+
+class DNOAestheticV25Reward(FileReward):
+    source = "Aesthetic V2.5"
+    siglip_source = "SigLIP"
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNOAestheticV25Reward", "Aesthetic V2.5 Reward",
+            "Aesthetic Predictor V2.5: how beautiful people find the picture, drawings too, about 1 to 10; 5.5 and more"
+            " is said to be great. It judges what Google's SigLIP so400m sees.",
+            file_input("siglip_file", cls.siglip_source),
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file=None, siglip_file=None):
+        found = super().validate_inputs(file)
+        return cls.found(siglip_file, cls.siglip_source) if found is True else found
+
+    @classmethod
+    def execute(cls, file, siglip_file, dtype, crops) -> io.NodeOutput:
+        tower = files.tower(siglip_file, cls.siglip_source, dtype)
+        return of_crops(rewards.AestheticV25(tower, files.path_of(file, cls.source)), crops)
 
 
 class DNODirectionReward(FileReward):

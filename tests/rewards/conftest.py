@@ -1,4 +1,4 @@
-"""Tiny files of every reward model, written once for all tests of rewards."""
+"""Tiny files of the reward models, each written once for all tests of rewards."""
 
 import pytest
 import tiny_rewards
@@ -10,11 +10,21 @@ from tiny_image_reward import image_reward_state, write_vocabulary
 KINDS = {"HPS": "hps", "PickScore": "pickscore", "CLIPScore L": "clip_l", "CLIPScore H": "clip_h_open_clip"}
 
 
+class Files(dict):
+    """Kind -> path, of `tiny_rewards.FILES`; each is written when it is first asked for."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, kind):
+        self[kind] = tiny_rewards.write(kind, self.folder)
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """Kind -> path, of `tiny_rewards.FILES`."""
-    folder = tmp_path_factory.mktemp("clip")
-    return {kind: tiny_rewards.write(kind, folder) for kind in tiny_rewards.FILES}
+    return Files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import torch
 from blip_reference import blip
 from comfyui_dno import rewards
 from comfyui_dno.rewards.clip_tower import ClipTower
+from comfyui_dno.rewards.mps_tower import MpsTower
+from comfyui_dno.rewards.vision_tower import VisionTower
 from comfyui_dno.rewards.weights import read
 
 PIXELS = {
@@ -30,6 +32,9 @@ def towers(files, blip_files):
     def clip(kind):
         return ClipTower({key: value.clone() for key, value in read(files[kind]).items()})
 
+    def vision(kind):
+        return VisionTower({key: value.clone() for key, value in read(files[kind]).items()})
+
     return {
         "HPS": lambda: rewards.HPS(clip("hps_hf")),
         "PickScore": lambda: rewards.PickScore(clip("pickscore")),
@@ -37,6 +42,9 @@ def towers(files, blip_files):
         "Aesthetic": lambda: rewards.Aesthetic(clip("clip_l"), files["aesthetic"]),
         "Similarity": lambda: rewards.Similarity(clip("clip_l"), reference),
         "Directions": lambda: rewards.Directions(clip("clip_l"), "a watercolour", "a photo"),
+        "DINOv2Similarity": lambda: rewards.DINOv2Similarity(vision("dinov2"), reference, by="places"),
+        "AestheticV25": lambda: rewards.AestheticV25(vision("siglip"), files["aesthetic_v25"]),
+        "MPS": lambda: rewards.MPS(MpsTower({key: value.clone() for key, value in read(files["mps"]).items()})),
         "ImageReward": lambda: rewards.ImageReward(blip(blip_files / "ImageReward.pt")),
         "Consistency": rewards.Consistency,
     }
@@ -83,7 +91,9 @@ def test_the_default_dtype_changes_no_bit(makers, name):
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
-@pytest.mark.parametrize("name", [*PIXELS, "HPS", "Aesthetic", "Directions", "Similarity"])
+@pytest.mark.parametrize(
+    "name", [*PIXELS, "HPS", "Aesthetic", "Directions", "Similarity", "DINOv2Similarity", "AestheticV25", "MPS"]
+)
 def test_nothing_is_made_on_the_default_device(makers, name):
     """On the meta device there are no numbers."""
     images = tiny_rewards.pictures()

@@ -3,21 +3,23 @@
 import shutil
 
 import pytest
+import tiny_rewards
 import torch
-from comfyui_dno.rewards import weights
+from comfyui_dno.rewards import recognise, weights
 from comfyui_dno.rewards.recognise import LIKELY, OTHER, POSSIBLE, likeness, tensors_of
 
 KEPT_AS = {  # file of the fixtures -> what it may be; the first is a pickle, whose header does not tell its width
     "hps": ("HPS", "PickScore", "CLIP ViT-L/14"), "pickscore": ("HPS", "PickScore"), "clip_h": ("HPS", "PickScore"),
     "clip_l": ("CLIP ViT-L/14",), "aesthetic": ("Aesthetic",), "ImageReward.pt": ("ImageReward",),
-    "CycleReward.pt": ("CycleReward",),
+    "CycleReward.pt": ("CycleReward",), "dinov2": ("DINOv2",), "dinov2_meta": ("DINOv2",), "siglip": ("SigLIP",),
+    "aesthetic_v25": ("Aesthetic V2.5",), "mps": ("MPS",),
 }  # fmt: skip
-SOURCES = ("Aesthetic", "HPS", "PickScore", "ImageReward", "CycleReward", "CLIP ViT-L/14")
+SOURCES = tuple(recognise.KINDS)
 
 
 @pytest.fixture(scope="module")
 def all_files(files, blip_files):
-    return dict(files) | {name: blip_files / name for name in KEPT_AS if "." in name}
+    return {name: blip_files / name if "." in name else files[name] for name in KEPT_AS}
 
 
 @pytest.mark.parametrize("file", KEPT_AS)
@@ -32,6 +34,22 @@ def test_a_file_whose_name_says_nothing_may_be_whatever_has_its_tensors(all_file
 ])
 def test_of_files_with_the_same_tensors_the_names_decide(all_files, name, source, expected):
     assert likeness(all_files["hps"], name, source) == expected
+
+
+@pytest.mark.parametrize("kind, name, source", [
+    ("dinov2", "dinov2-base/model.safetensors", "DINOv2"), ("dinov2_meta", "dinov2_vitb14_pretrain.pth", "DINOv2"),
+    ("siglip", "siglip-so400m-patch14-384/model.safetensors", "SigLIP"),
+    ("siglip", "sigclip_vision_patch14_384.safetensors", "SigLIP"),
+    ("aesthetic_v25", "aesthetic_predictor_v2_5.pth", "Aesthetic V2.5"),
+    ("mps", "mpsv1/model.safetensors", "MPS"),
+])
+def test_files_under_their_usual_names_are_likely_what_they_are(all_files, kind, name, source):
+    assert likeness(all_files[kind], name, source) == LIKELY
+
+
+def test_a_siglip_of_another_width_is_not_the_one_that_is_wanted(tmp_path):
+    tiny_rewards.save(tiny_rewards.siglip_model(width=128).state_dict(), path := tmp_path / "siglip.safetensors")
+    assert likeness(path, path.name, "SigLIP") == OTHER
 
 
 @pytest.mark.parametrize("file, source, expected", [

@@ -74,6 +74,24 @@ def test_towers_score_as_on_the_cpu(device, name, files, build):
     assert_scores_as_on_the_cpu(reward_on, device)
 
 
+@pytest.mark.parametrize("by", ["subject", "places"])
+def test_a_dinov2_scores_as_on_the_cpu(device, by, files):
+    reference = tiny_rewards.pictures(seed=5)
+    assert_scores_as_on_the_cpu(
+        lambda place: rewards.DINOv2Similarity(load_tower(files["dinov2"], place), reference, by=by), device
+    )
+
+
+def test_a_siglip_scores_as_on_the_cpu(device, files):
+    assert_scores_as_on_the_cpu(
+        lambda place: rewards.AestheticV25(load_tower(files["siglip"], place), files["aesthetic_v25"]), device
+    )
+
+
+def test_an_mps_scores_as_on_the_cpu(device, files):
+    assert_scores_as_on_the_cpu(lambda place: rewards.MPS(load_tower(files["mps"], place)), device, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_tower_of_every_precision_scores_as_on_the_cpu(device, dtype, files, build):
     def reward_on(place):

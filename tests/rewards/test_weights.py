@@ -22,6 +22,11 @@ LAYOUTS = {
     "clip_l": "clip (HF)",
     "aesthetic": "aesthetic head",
     "aesthetic_port": "aesthetic head",
+    "dinov2": "DINOv2 (HF)",
+    "dinov2_meta": "DINOv2 (Meta)",
+    "siglip": "SigLIP",
+    "mps": "MPS",
+    "aesthetic_v25": "aesthetic head (v2.5, for SigLIP)",
 }
 
 reads_pickles = pytest.mark.skipif(

@@ -26,6 +26,8 @@ FITS = {
     "DNOImageReward": "ImageReward.pt", "DNOCycleReward": "CycleReward-Combo.safetensors",
     "DNOCLIPScoreReward": "CLIP-ViT-H-14.safetensors", "DNODirectionReward": "CLIP-ViT-H-14.safetensors",
     "DNOImageSimilarityReward": "CLIP-ViT-H-14.safetensors", "DNOONNXReward": "scorer.onnx",
+    "DNODINOv2SimilarityReward": "dinov2-base.safetensors", "DNOAestheticV25Reward": "aesthetic_predictor_v2_5.pth",
+    "DNOMPSReward": "MPS.safetensors",
 }  # fmt: skip
 """The file that a reward's node wants as a rule; now and then it gets another."""
 MOST = {

@@ -11,15 +11,21 @@ HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
     "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
     "clip-vit-large-patch14.safetensors", "ImageReward.pt", "image_tower.safetensors",
 )  # fmt: skip
+DINOV2, SIGLIP, AESTHETIC_V25, MPS = (
+    tiny_rewards.FILES[kind][0] for kind in ("dinov2", "siglip", "aesthetic_v25", "mps")
+)
 SETTINGS = {"dtype": "float32", "crops": 0}
 REWARDS = {
     "DNOHPSReward": {"file": HPS, "prompt": "a cat"},
     "DNOPickScoreReward": {"file": PICKSCORE, "prompt": "a cat"},
+    "DNOMPSReward": {"file": MPS, "prompt": "a cat"},
     "DNOImageReward": {"file": IMAGE_REWARD, "prompt": "a cat"},
     "DNOCycleReward": {"file": CYCLE_REWARD, "prompt": "a cat"},
     "DNOCLIPScoreReward": {"file": CLIP_L, "prompt": "a cat"},
     "DNOAestheticReward": {"file": AESTHETIC, "clip_file": CLIP_L},
+    "DNOAestheticV25Reward": {"file": AESTHETIC_V25, "siglip_file": SIGLIP},
     "DNOImageSimilarityReward": {"file": CLIP_L},
+    "DNODINOv2SimilarityReward": {"file": DINOV2, "by": "subject"},
     "DNODirectionReward": {"file": CLIP_L, "more": "a cat", "less": "a dog"},
     "DNOONNXReward": {
         "file": SCORER, "size": 0, "fit": "stretch", "kept": 1.0, "range": "0 to 1", "mean": "0.485, 0.456, 0.406",
@@ -34,7 +40,7 @@ NEED_TRANSFORMERS = [name for name in REWARDS if name != "DNOONNXReward"]
 
 def reward_node(graph, name, **changes):
     inputs = {**SETTINGS, **REWARDS[name], **changes}
-    if name == "DNOImageSimilarityReward":
+    if name in ("DNOImageSimilarityReward", "DNODINOv2SimilarityReward"):
         inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=0x30A040)[0]
     return graph.node(name, **inputs)
 

@@ -14,7 +14,11 @@ def files(comfy):
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     own, aesthetic, clip_vision = folders
-    for kind, folder in (("hps", own), ("pickscore", own), ("aesthetic", aesthetic), ("clip_l", clip_vision)):
+    kept = {
+        own: ("hps", "pickscore", "mps", "aesthetic_v25"), aesthetic: ("aesthetic",),
+        clip_vision: ("clip_l", "siglip", "dinov2"),
+    }  # fmt: skip
+    for kind, folder in ((kind, folder) for folder, kinds in kept.items() for kind in kinds):
         tiny_rewards.write(kind, folder)
     for name in (IMAGE_REWARD, CYCLE_REWARD, "vocab.txt", SCORER):
         WRITERS[name](own)

@@ -73,6 +73,13 @@ def test_a_missing_clip_file_is_named_and_not_the_other_one(files):
     assert "sac+logos" not in str(refusal.value).replace(f"'{AESTHETIC}'", "").partition("dependent_outputs")[0]
 
 
+def test_a_missing_siglip_file_is_named_and_not_the_other_one(files):
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, "DNOAestheticV25Reward", siglip_file="gone.pt")[0])
+    with pytest.raises(ValueError, match=r"no file gone.pt .* model.safetensors \(SigLIP\) from huggingface.co/google"):
+        files.run(graph)
+
+
 @pytest.mark.parametrize("name", ["DNOImageReward", "DNOCycleReward"])
 def test_a_missing_vocabulary_is_refused_before_anything_runs(files, name):
     vocabulary = files.folder / "models" / "reward_models" / "vocab.txt"
@@ -94,7 +101,7 @@ def offered(server, name, file="file"):
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_new_node_has_the_file_that_it_wants(files, name):
     for key, file in REWARDS[name].items():
-        if key in ("file", "clip_file"):
+        if key in ("file", "clip_file", "siglip_file"):
             wanted = ".onnx" if name == "DNOONNXReward" else file  # any network there is
             assert offered(files, name, key)[0].endswith(wanted)
 

@@ -18,7 +18,7 @@ import tiny_onnx  # noqa: E402
 import tiny_rewards  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
-KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic")
+KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic", "dinov2", "siglip", "aesthetic_v25", "mps")
 CYCLE_REWARD = "CycleReward-Combo.safetensors"
 
 
