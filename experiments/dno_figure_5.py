@@ -34,7 +34,7 @@ def figure_6(histories, found, item, prompt):
     """Return pictures of one animal: start, the regularised end, the plain search at the same reward and at its end."""
     end = found["with"]["reward"][item][-1]
     passed = (row for row, value in enumerate(found["without"]["reward"][item]) if value >= end)
-    places = {"start": ("with", 0), "with": ("with", -1), "same reward": ("without", next(passed, -1))}
+    places = {"start": ("with", 0), "with": ("with", -1), "equal": ("without", next(passed, -1))}
     pictures = {}
     for name, (arm, row) in (places | {"without": ("without", -1)}).items():
         reward, consistency = found[arm]["reward"][item][row], found[arm]["consistency"][item][row]

@@ -13,8 +13,8 @@ from .experiment import Claim, Experiment
 from .ring_models import ring as draw_points
 from .ring_models import train
 
-POINTS, RING_STEP, RING_ITERATIONS = 400, 3e-4, 20
-STEPS, PICTURES, STEP, ITERATIONS = 8, 4, 5.0, 8
+POINTS, RING_STEP, RING_ITERATIONS = 400, 1e-4, 20
+STEPS, PICTURES, STEP, ITERATIONS = 8, 4, 2.5, 8
 MODELS = "ring", "embedded"
 
 

@@ -130,7 +130,7 @@ def test_the_regulariser_keeps_the_animal_that_the_plain_search_loses(monkeypatc
         monkeypatch.setattr(dno_figure_5, name, value)
     found = {"case": {"seed": 0, "reward": "whiteness"}} | dno_figure_5.run(0, "whiteness")
     names = [caption.split(", ")[1].split("\n")[0] for caption in found["pictures"]]
-    assert names == ["start", "with", "same reward", "without"]
+    assert names == ["start", "with", "equal", "without"]
     rewards = [float(caption.split("\n")[1].split(",")[0]) for caption in found["pictures"]]
     assert rewards[1] <= rewards[2] < rewards[3], "the third has just passed the second"
     for words in ("throughout", "at the end", "slower", "P(z) stays higher", "P(z) tells of the consistency"):
