@@ -11,6 +11,7 @@ The examples in docstrings are run by a test. They begin, each, after
 and may use the names of their own module as they are.
 """
 
+from .asking import Asked, Preference, ask, picks_of
 from .belief import Belief
 from .blocks import Blocks
 from .coarse import CoarseMap
@@ -38,6 +39,7 @@ from .solvers import LGD, TRS, Fast, GradientAscent, Search, Solver, Tilt, Trust
 __all__ = [
     "PICTURE_KINDS",
     "P_SUSPICIOUS",
+    "Asked",
     "Belief",
     "Blocks",
     "CannotBeSearchedError",
@@ -59,6 +61,7 @@ __all__ = [
     "NormRegularizer",
     "NotFiniteError",
     "PictureRegularizer",
+    "Preference",
     "ProbabilityRegularizer",
     "Problem",
     "Pullback",
@@ -75,6 +78,7 @@ __all__ = [
     "TrustAscent",
     "ZeNO",
     "ZerothOrder",
+    "ask",
     "default_solver",
     "diagnose",
     "fast",
@@ -87,6 +91,7 @@ __all__ = [
     "log_probabilities",
     "noise_probability",
     "optimize",
+    "picks_of",
     "reno",
     "sde_step",
     "stages",

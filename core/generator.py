@@ -47,7 +47,7 @@ def generator_map(function, shape, batch=1, most_rows=None, device=None, name=No
     """
     return SampleMap(
         _Generator(function), Schedule((1.0, 0.0)), (batch, *shape), eta=0.0, start=_as_it_is, most_rows=most_rows,
-        device=device, model=name, judge_denoised=True,
+        device=device, model=name,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ which not even a block's graph fits goes back in tiles (`tiles.py`), whose gradi
 import contextlib
 import logging
 import math
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -180,18 +181,22 @@ class Plan:
         sizes: stage -> `Size`, where it was counted.
         tile: side of the tiles, in latents, that the decoder goes back in; None: whole.
         longest: side of the latent, in latents; 0 where the decoder cannot go back in tiles, see `tiles.fits`.
+        always_counts: whether stages are counted once under every setting that keeps no graph, for who wants to know.
+        runs: the `Pullback`s that are not over.
     """
 
     def __init__(self, blocks=None, decoder_blocks=None, free=lambda: None):
         self._blocks, self._free = {STEP: _known(blocks), DECODER: _known(decoder_blocks)}, free
         self._blocks[GUIDED], self._counting = [*self._blocks[STEP], *self._blocks[DECODER]], False
         self.memory, self.kept, self.by_blocks, self.sizes, self._settled = None, 0, set(), {}, True
-        self.tile, self.longest = None, 0
+        self.tile, self.longest, self.always_counts, self.runs = None, 0, False, weakref.WeakSet()
 
     def follow(self, memory):
-        """Begin anew with a setting, unless it is followed already."""
+        """Begin anew with a setting, unless it is followed already; what graphs are kept under another, let go of."""
         if memory == self.memory:
             return
+        for run in self.runs:
+            run.graphs.clear()
         self.memory, self.sizes, self._settled = memory, {}, memory in ("fast", "step", "low")
         self.kept = math.inf if memory == "fast" else 0
         self.by_blocks = {STEP, DECODER, GUIDED} if memory == "low" else set()
@@ -199,7 +204,8 @@ class Plan:
 
     def counts(self, stage):
         """Whether the next graph of a stage shall be made by `counted`."""
-        return not self._settled and stage not in self.sizes
+        wanted = not self._settled or (self.always_counts and not self.kept)
+        return wanted and stage not in self.sizes
 
     def counted(self, stage, run):
         """Return run(), which makes a graph that cannot go back; what autograd would keep decides how others are."""
@@ -214,8 +220,8 @@ class Plan:
         return result
 
     def note(self, stage, size):
-        """Take down the `Size` of a stage; one that does not fit goes block by block from now on."""
-        self.sizes[stage], room = size, self._room()
+        """Take down the `Size` of a stage; where that is not settled, one that does not fit goes block by block."""
+        self.sizes[stage], room = size, None if self._settled else self._room()
         if room is not None and size.whole > room:
             self.by_blocks.add(stage)
         if room is not None and stage == DECODER and size.by_blocks > room:
@@ -261,7 +267,7 @@ class Plan:
     def lower(self, stage=None):
         """Take less memory from now on, in a stage where one is named; return whether there was a way."""
         if self.kept and stage != GUIDED:  # whose runs keep none
-            self.kept, self._settled = 0, True
+            self.kept = 0
         elif stage not in self.by_blocks and any(blocks.all for blocks in self._blocks.get(stage, ())):
             self.by_blocks.add(stage)
         elif stage == DECODER and self._smaller_tile() != self.tile:
@@ -276,16 +282,16 @@ class Plan:
         longest = self.longest if self.tile is None else self.tile
         return next((side for side in TILES if side < longest), self.tile)
 
-    def retried(self, run, let_go, *stages):
+    def retried(self, run, let_go, stage=None):
         """Return run(); where memory runs out, of run() again after let_go(), for as long as there is less to take.
 
-        `stages` are those that it makes graphs of, if any.
+        `stage` is the one that it makes graphs of, if any.
         """
         while True:
             try:
                 return run()
             except RuntimeError as error:
-                if not is_out_of_memory(error) or not any(self.lower(stage) for stage in stages or [None]):
+                if not is_out_of_memory(error) or not self.lower(stage):
                     raise
             let_go()  # out here, where the error no longer holds on to what it was made of
 

@@ -315,6 +315,10 @@ def _is_whole(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_whole(values):
+    return isinstance(values, list) and all(map(_is_whole, values))
+
+
 def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -327,6 +331,7 @@ SETTINGS = {
     "seed": ("a whole number", _is_whole),
     "sampler": ("a text", lambda value: isinstance(value, str)),
     "sampler_options": ("a table", lambda value: isinstance(value, dict)),
+    "picks": ("lists of whole numbers", lambda value: isinstance(value, list) and all(map(_are_whole, value))),
 }
 """What a file may say about the settings that others go by: each in words, and whether a value is of that kind."""
 

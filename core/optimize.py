@@ -1,5 +1,6 @@
 """The loop: evaluate, record, keep the best, update, until the budget is used up or something says stop."""
 
+import contextlib
 import logging
 import math
 import time
@@ -157,18 +158,17 @@ def optimize(
         problem.regularizer = None
     if iterations > 0:
         _leave_out_zeros(problem, noise)
-    if stop is not None:
-        problem.sample_map = replace(problem.sample_map, on_step=_stoppable(problem, stop))
     history = History(reward=name_of(reward), warnings=problem.warnings, iterations=iterations)
     if isinstance(getattr(reward, "part_settings", None), dict):
         history.settings["parts"] = reward.part_settings
-    if check_gradient:
-        history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
-        problem.started = time.perf_counter()
     earlier = given if first > 0 and not torch.equal(given.flat(), noise.flat()) else None
-    noise, done = _iterate(problem, solver, noise, first, earlier, history, callback)
-    log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
-    _conclude(problem, history, floor, diagnose)
+    with _stoppable(problem, stop):
+        if check_gradient:
+            history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
+            problem.started = time.perf_counter()
+        noise, done = _iterate(problem, solver, noise, first, earlier, history, callback)
+        log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
+        _conclude(problem, history, floor, diagnose)
     checkpoint = None  # where the reward or its gradient broke, nobody can go on
     if done is not None:
         checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
@@ -265,9 +265,13 @@ def _conclude(problem, history, floor, diagnose):
         history.diagnosis = _unless_it_breaks(problem, "the diagnosis", diagnosis_of, problem, best.noise)
 
 
+@contextlib.contextmanager
 def _stoppable(problem, stop):
-    """Return the map's `on_step`, which ends the run as well once stop() says so and there is something to keep."""
-    on_step = problem.sample_map.on_step
+    """Let the map's `on_step` end the run as well once stop() says so, where there is a stop and something to keep.
+
+    The map itself is told, and not a copy: that would have a `Plan` of its own, which nobody else could reach.
+    """
+    sample_map, on_step = problem.sample_map, problem.sample_map.on_step
 
     def told(phase, index, total):
         if on_step is not None:
@@ -275,7 +279,11 @@ def _stoppable(problem, stop):
         if problem.latest is not None and not problem.finishing and stop():
             raise Stopped(STOPPED)
 
-    return told
+    sample_map.on_step = on_step if stop is None else told
+    try:
+        yield
+    finally:
+        sample_map.on_step = on_step
 
 
 def verify(problem):

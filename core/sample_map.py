@@ -391,6 +391,7 @@ class Pullback:
             raise RuntimeError("gradients cannot be taken inside torch.inference_mode(); leave it before optimising")
         self._map, self._noise, self._plan = sample_map, noise, sample_map.plan
         self.graphs = {}  # number of a call -> its x and denoised, with the graph
+        self._plan.runs.add(self)
         self._reruns = []  # (index, difference and what is allowed) of each step that was run again
         with torch.no_grad():
             self._samples = self.spared(self._forward)
@@ -423,7 +424,7 @@ class Pullback:
 
     def spared(self, run, stage=None):
         """Return run(), what runs beside the graphs that are kept: once more without them where memory runs out."""
-        return self._plan.retried(run, self.graphs.clear, *([stage] if stage else []))
+        return self._plan.retried(run, self.graphs.clear, stage)
 
     def __call__(self, d_images, d_latent=None):
         """Return d/dz of <d_images, images>: a Noise of gradients, float32 or wider, masked entries 0.
@@ -462,6 +463,7 @@ class Pullback:
     def release(self):
         """Free every graph and stored sample; calling the pullback afterwards is an error."""
         self._samples = self.graphs = self._reruns = None
+        self._plan.runs.discard(self)
 
     def _stored(self):
         if self._samples is None:

@@ -11,7 +11,15 @@ from . import (
     dno_figure_13,
     dno_figure_14,
     dno_figure_16,
+    dno_table_1,
     dno_theorem_1,
+    real_network,
+    zeno_black_box,
+    zeno_deterministic,
+    zeno_protein,
+    zeno_scaling,
+    zeno_terrain,
+    zeno_tilted_law,
 )
 
 MODULES = (
@@ -25,7 +33,15 @@ MODULES = (
     dno_figure_13,
     dno_figure_14,
     dno_figure_16,
+    dno_table_1,
     dno_theorem_1,
+    zeno_scaling,
+    zeno_deterministic,
+    zeno_black_box,
+    zeno_tilted_law,
+    zeno_protein,
+    zeno_terrain,
+    real_network,
 )
 ALL = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
 """Name -> Experiment."""

@@ -38,7 +38,7 @@ def backbone(noise):
 
 
 def _chain(phi, psi):
-    """Place N, CA, C of each residue one after another by its torsion angles, each (rows, L); (rows, L, 3, 3)."""
+    """Place N, CA, C of each residue by its torsion angles (rows, L), and one more N at the end: (rows, 3 L + 1, 3)."""
     rows, residues = phi.shape
     omega = torch.full_like(phi[:, 0], math.pi)
     start = phi.new_tensor([[-1.0, 1.0, 0.0], [0.0, 0.5, 0.3], [0.0, 0.0, 0.0]])
@@ -48,7 +48,9 @@ def _chain(phi, psi):
         torsions = {"N": psi[:, index - 1] if index else omega, "CA": omega, "C": phi[:, index]}
         for name, (length, angle) in BONDS.items():
             atoms.append(_next_atom(*atoms[-3:], length, math.radians(angle), torsions[name]))
-    return torch.stack(atoms[3:], dim=1).unflatten(1, (residues, 3))
+    length, angle = BONDS["N"]
+    atoms.append(_next_atom(*atoms[-3:], length, math.radians(angle), psi[:, -1]))
+    return torch.stack(atoms[3:], dim=1)
 
 
 def _next_atom(a, b, c, length, angle, torsion):
@@ -61,10 +63,10 @@ def _next_atom(a, b, c, length, angle, torsion):
     return c - length * math.cos(angle) * along + radius * sideways
 
 
-def _with_oxygen(atoms):
-    """Add O to N, CA, C (rows, L, 3, 3): in the plane of CA, C and the next N, away from both."""
-    n, ca, c = atoms.unbind(2)
-    following = torch.cat([n[:, 1:], 2 * c[:, -1:] - ca[:, -1:]], dim=1)  # none follows the last: any will do
+def _with_oxygen(chain):
+    """Add O to the N, CA, C of a `_chain`, in the plane of CA, C and the next N, away from both: (rows, L, 4, 3)."""
+    atoms, following = chain[:, :-1].unflatten(1, (-1, 3)), chain[:, 3::3]
+    _, ca, c = atoms.unbind(2)
     away = F.normalize(F.normalize(c - ca, dim=2) + F.normalize(c - following, dim=2), dim=2)
     return torch.cat([atoms, (c + CARBONYL * away)[:, :, None]], dim=2)
 

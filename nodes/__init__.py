@@ -1,6 +1,7 @@
 """ComfyUI nodes: the only part of the pack that imports comfy.
 
     sampler          the DNO Sampler nodes, in KSampler's place
+    ask              DNO Ask: a person in the place of a reward
     search_sampler   the search as a SAMPLER, for nodes of other packs
     search           a search inside ComfyUI's sampling: what the sampler nodes run
     comfy_map        ComfyUI's sampling as a `core.SampleMap`; the way of one noise tensor is written at its top
@@ -24,6 +25,7 @@
 from comfy_api.latest import ComfyExtension
 
 from . import requirements
+from .ask import DNOAsk
 from .embedded_model import DNOLoadEmbeddedModel
 from .noise import DNOLoadNoise, DNONoiseFromBatch, DNONoiseProbability, DNOReplayNoise, DNOSaveNoise, DNOVariations
 from .page import offer_to_stop
@@ -47,6 +49,7 @@ NODES = [
     DNOSampler,
     DNOSamplerAdvanced,
     DNOSearchSampler,
+    DNOAsk,
     DNOSolverGradient,
     DNOSolverTrust,
     DNOSolverTilt,

@@ -7,13 +7,13 @@ tensor's way there, and its gradient's way back:
     DNOSampler.execute              x_T by `comfy.sample.prepare_noise`, the settings as an `Optimization`
     OptimizedSampler.sample         called by the guider: out of inference mode, models loaded, a `ComfyRun` made
     Optimization.search             the SampleMap by `ComfyRun.sample_map`; w_1, w_2, .. by `ComfyRun.first_noise`
-    core.optimize                   the loop; each step of the solver asks `Problem.gradient` or `Problem.candidates`
+    core.optimize                   the loop; each step of the solver asks `Problem.trial` or `Problem.candidates`
     SampleMap.pullback              forward, through the three below
       ComfyRun.start                x at the first sigma, with the img2img latent
       ComfyRun.denoise              the guider's network calls, once a step; w_i enters after each (`sde_step`)
-      decode_raw                    the picture, which the reward scores (`exact`: and d score / d picture)
+      decode_raw                    the picture, which the reward scores (`exact`: and d score / d picture, if accepted)
     Pullback.__call__               back: decode_raw's VJP, each step's by `ComfyRun.denoise` again, start's
-    GradientAscent.step             the Noise of gradients moves the noise; around again
+    TrustAscent.step                the Noise of gradients turns the noise; around again
     found                           the best's latent, picture, noise and history are the node's outputs
 """
 
@@ -60,7 +60,7 @@ class ComfyRun:
         load_again: called before each call, where a reward is asked between calls and may have moved the models out.
         decoder_blocks: the `core.Blocks` of the VAE, or None.
         resident: the `Residency` of its search, or None.
-        sizes: stage -> the `core.memory.Size` that its search has counted.
+        stages: the `graph_sizes.Stages` of its search, or None.
     """
 
     guider: object
@@ -79,7 +79,7 @@ class ComfyRun:
     load_again: object = staticmethod(stays)
     decoder_blocks: core.Blocks | None = None
     resident: object = None
-    sizes: dict = field(default_factory=dict)
+    stages: object = None
 
     @property
     def model_sampling(self):

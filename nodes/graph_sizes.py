@@ -5,7 +5,9 @@ size of the picture: so much was counted in the latest search by a network of it
 largest proportions count of SD 1.5, SDXL, SD3 and Flux at their sizes and of their VAEs (docs/costs.md).
 """
 
-from ..core.memory import DECODER, STEP
+from dataclasses import dataclass
+
+from ..core.memory import DECODER, STEP, Plan
 
 FIRST = {STEP: (20.0, 2.5), DECODER: (2.7, 1.25)}
 """Stage -> what is kept whole, and by blocks, of each byte that ComfyUI estimates for running it."""
@@ -34,3 +36,32 @@ def remember(stage, network, running, size):
     """Take down the `core.memory.Size` that was counted of a stage for which ComfyUI estimates `running` bytes."""
     if running > 0 and size.whole > 0:
         _counted[stage, type(network)] = size.whole / running, size.by_blocks / running
+
+
+@dataclass
+class Stages:
+    """What the stages of one search take beside weights: what earlier searches say, until this one has counted.
+
+    Attributes:
+        estimated: stage -> the network that runs in it, and the bytes that ComfyUI estimates for that without a graph.
+        plan: the `core.memory.Plan` of the search, once there is one.
+    """
+
+    estimated: dict
+    plan: Plan | None = None
+
+    def sizes(self, stage):
+        """Return the bytes that a graph of a stage takes, whole and made block by block."""
+        counted = self.plan and self.plan.sizes.get(stage)
+        return (counted.whole, counted.by_blocks) if counted else of(stage, *self.estimated[stage])
+
+    def needed(self, stage):
+        """Return the bytes that the stage's next graph takes, as the plan makes it; before there is one, whole."""
+        whole, by_blocks = self.sizes(stage)
+        return by_blocks if self.plan is not None and stage in self.plan.by_blocks else whole
+
+    def remember(self):
+        """Take down for later searches what this one has counted."""
+        for stage, size in self.plan.sizes.items():
+            if stage in self.estimated:
+                remember(stage, *self.estimated[stage], size)

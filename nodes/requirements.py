@@ -30,6 +30,16 @@ def met(*packages):
     return f"{found}. {advice()}" if found else True
 
 
+def met_besides(package):
+    """Return as `met` does whether a package is installed that no requirement names, for a node that bridges to it."""
+    if find_spec(package) is not None:
+        return True
+    return (
+        f"the package {package} is not installed. Install it by this command, then start ComfyUI again:"
+        f" {_python()} -m pip install {package}"
+    )
+
+
 def warn():
     """Log which requirements are not met, while ComfyUI starts."""
     found = unmet([name for name in needed() if name not in NEEDLESS])
@@ -69,5 +79,13 @@ def numbers(version):
 
 def advice():
     """Return the command that installs the requirements into the Python that runs."""
-    python, file = (f'"{path}"' if " " in str(path) else path for path in (sys.executable, FILE))
-    return f"Install what is missing by this command, then start ComfyUI again: {python} -m pip install -r {file}"
+    file = _quoted(FILE)
+    return f"Install what is missing by this command, then start ComfyUI again: {_python()} -m pip install -r {file}"
+
+
+def _python():
+    return _quoted(sys.executable)
+
+
+def _quoted(path):
+    return f'"{path}"' if " " in str(path) else path

@@ -10,7 +10,6 @@ alone it leaves in part outside (`recast` differentiates that). Results are the 
 import contextlib
 import logging
 import time
-from functools import partial
 
 import comfy.model_management as mm
 import torch
@@ -103,10 +102,15 @@ class Residency:
 
         Args:
             patchers: ComfyUI's, of the models that it runs.
-            memory_required: bytes, beside the weights.
+            memory_required: () -> bytes, beside the weights; asked each time, since a search learns what it takes.
             whole: for a network that cannot run from outside of the device's memory.
         """
-        return partial(self._enter, patchers, memory_required, force_full_load=whole)
+
+        def enter():
+            if not self.together:
+                self._enter(patchers, memory_required(), force_full_load=whole)
+
+        return enter
 
     def _load_together(self, patchers, memory_required):
         self.together = self._fit(patchers, memory_required)

@@ -71,7 +71,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             sigmas, noise, latent_image, denoise_mask = weights.thaw((sigmas, noise, latent_image, denoise_mask))
             seed = extra_args.get("seed") or 0
             stock = self._stock(model_wrap, model_options, seed, sigmas)
-            most_rows, load_models, load_vae, load_guide = self._loaders(
+            stages, most_rows, load_models, load_vae, load_guide = self._loaders(
                 resident, model_wrap, models, vae_patcher, (guide or self.vae, guide_patcher), noise.shape,
                 calls=stock.traits.calls if stock else len(sigmas) - 1,
                 one_at_a_time=patches.has_cache(model_options),
@@ -93,7 +93,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
             run.decoder_blocks = core.Blocks([vae_patcher.model], decode.func)
             guide_decode = None if guide is None else decoder(guide, guide_patcher, load_guide)
             options = self.optimization.guided_by(guide_decode)
-            run.resident = resident
+            run.resident, run.stages = resident, stages
             with contextlib.ExitStack() as kept:
                 kept.callback(keyframes.close)
                 if differentiates:
@@ -102,10 +102,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
                     hooked = bool(getattr(patcher, "hook_patches", None))
                     kept.enter_context(recast.casting_again([*models, vae_patcher, guide_patcher], hooked))
                 self.result, latent = options.search(run, decode, most_rows)
-            self.result.history.warnings += told(resident)
-            for stage, estimated in self._estimated.items():
-                if stage in run.sizes:
-                    graph_sizes.remember(stage, *estimated, run.sizes[stage])
+            stages.remember()
         return latent
 
     def _guide(self):
@@ -131,7 +128,7 @@ class OptimizedSampler(comfy.samplers.Sampler):
         return stock
 
     def _loaders(self, resident, model_wrap, models, vae_patcher, guide, shape, calls, one_at_a_time):
-        """Return how many pictures are worth one call, and what loads models, VAE and guide before each of their runs.
+        """Return the `Stages`, how many pictures are worth a call, and what loads models, VAE and guide.
 
         Candidates are sampled one call's worth at a time, so that a call's memory is all that they take. A call's worth
         is one candidate where `one_at_a_time`, as a step cache needs, which goes by all rows of a call.
@@ -147,22 +144,23 @@ class OptimizedSampler(comfy.samplers.Sampler):
         decode, guided = (vae.memory_used_decode(seen, vae.vae_dtype) for vae in (self.vae, guide))
         # Decoders of videos work through the frames one after another, but autograd keeps what it needs of all.
         frames = seen[2] if len(seen) == 5 else 1
-        decoded = guided * frames * max(self.optimization.guesses, 1)
-        self._estimated = {STEP: (network, call), DECODER: (guide_patcher.model, decoded)}
+        guesses = self.optimization.guesses(calls)
+        decoded = guided * frames * max(guesses, 1)
+        stages = graph_sizes.Stages({STEP: (network, call), DECODER: (guide_patcher.model, decoded)})
+        hooked = 0
         # What graphs take, whole and by blocks.
         steps, decodes = (call, call), (decode, decode)
         if self.optimization.differentiates:
             hooked = hooks.memory_kept(model_wrap.model_patcher, model_wrap.conds)
             count = self.optimization.graphs(calls)
-            steps = [count * (each + hooked) for each in graph_sizes.of(STEP, network, call)]
+            steps = [count * (each + hooked) for each in stages.sizes(STEP)]
         if self.optimization.differentiates_decoder:
-            decodes = [max(each, decode) for each in graph_sizes.of(DECODER, guide_patcher.model, decoded)]
+            decodes = [max(each, decode) for each in stages.sizes(DECODER)]
             # One stage's graph is there at a time, unless the steps' are kept, or one waits for the decoder's.
-            together = sum if self.optimization.memory == "fast" or self.optimization.guesses else max
+            together = sum if self.optimization.memory == "fast" or guesses else max
             ways = WAYS.get(self.optimization.memory, [WHOLE, BY_BLOCKS])
             sizes = {way: together((steps[way], decodes[way])) for way in ways}
-            way = resident.begin([*models, vae_patcher, guide_patcher], sizes)
-            guided = decodes[way]
+            guided = decodes[resident.begin([*models, vae_patcher, guide_patcher], sizes)]
         alone = self.optimization.differentiates_decoder and not self.optimization.differentiates
         one_at_a_time = one_at_a_time or alone or not resident.together
         free = mm.get_free_memory(model_wrap.model_patcher.load_device)
@@ -171,11 +169,22 @@ class OptimizedSampler(comfy.samplers.Sampler):
         batches = max(min(batches, most), 1)
         if not self.optimization.differentiates_decoder:
             load_vae = partial(residency.load, [vae_patcher], batches * decode)
-            return shape[0] * batches, partial(residency.load, models, batches * call), load_vae, load_vae
-        load_guide = resident.stage([guide_patcher], guided, whole=getattr(guide, "disable_offload", False))
-        load_vae = resident.stage([vae_patcher], decode, whole=getattr(self.vae, "disable_offload", False))
+            load_models = partial(residency.load, models, batches * call)
+            return stages, shape[0] * batches, load_models, load_vae, load_vae
+
+        def step_needs():
+            return call if alone else stages.needed(STEP) + hooked
+
+        def decode_needs():
+            waiting = step_needs() if self.optimization.guesses else 0
+            return max(stages.needed(DECODER), decode) + waiting
+
+        load_guide, load_vae = (
+            resident.stage([patcher], needs, whole=getattr(each, "disable_offload", False))
+            for each, patcher, needs in ((guide, guide_patcher, decode_needs), (self.vae, vae_patcher, lambda: decode))
+        )
         load_vae = load_guide if guide is self.vae else load_vae
-        return shape[0] * batches, resident.stage(models, steps[way]), load_vae, load_guide
+        return stages, shape[0] * batches, resident.stage(models, step_needs), load_vae, load_guide
 
 
 def told(resident):
@@ -293,14 +302,14 @@ class Optimization:
         """What the solver differentiates: True, "decoder" or False, as `core.Solver` says."""
         return self.iterations > 0 and getattr(self.solver or core.default_solver(), "differentiates", True)
 
-    @property
-    def guesses(self):
-        """How many pictures are decoded at once beside a step's graph, as `core.Solver` says; 0: none are."""
-        return getattr(self.solver or core.default_solver(), "guesses", 0) if self.iterations > 0 else 0
+    def guesses(self, calls):
+        """Return how many pictures are decoded at once beside a call's graph, as `core.Solver` says; 0: none are."""
+        guesses = getattr(self.solver or core.default_solver(), "guesses", None)  # a solver need not know
+        return guesses(calls) if guesses and self.iterations > 0 else 0
 
     def graphs(self, calls):
         """Return how many graphs of calls must fit into memory together, of a run of so many calls."""
-        if self.memory != "fast" or self.guesses:
+        if self.memory != "fast":
             return 1
         graphs = getattr(self.solver, "graphs", None)  # a solver need not know
         asked = self.regularizer.calls if isinstance(self.regularizer, core.PictureRegularizer) else 0
@@ -328,12 +337,14 @@ class Optimization:
         with contextlib.closing(page.Progress(self.iterations)) as progress:
             return self._search(run, decode, most_rows, progress)
 
-    def _search(self, run, decode, most_rows, progress):
-        solver = self.solver or core.default_solver()
+    def _prepared(self, run, decode, most_rows, progress):
+        """Return the SampleMap of a `ComfyRun`, gradient and patches of its model checked, and the first noise."""
         sample_map = run.sample_map(
             self.eta, decode, part=self.part, most_rows=most_rows,
             memory=self.memory, on_step=progress.on_step,
         )  # fmt: skip
+        sample_map.plan.always_counts = True
+        run.stages.plan = sample_map.plan
         run.resident.when_in_turns(partial(self._keep_nothing, sample_map))
         if self.start is None:
             noise = run.first_noise(sample_map.injected, self.settings)
@@ -347,6 +358,17 @@ class Optimization:
             self._probe(run, sample_map)
         if self.differentiates:
             sample_map.plan.retried(partial(self._check_gradient, run, sample_map), stays, STEP)
+        return sample_map, noise
+
+    @staticmethod
+    def _with_kept(run, noise):
+        """Let `run.denoise` noise the kept part of an inpainting as `noise` says; return the noise with that in it."""
+        run.noise = noise.initial if noise.kept is None else noise.kept
+        return replace(noise, kept=run.noise if run.denoise_mask is not None else None)
+
+    def _search(self, run, decode, most_rows, progress):
+        solver = self.solver or core.default_solver()
+        sample_map, noise = self._prepared(run, decode, most_rows, progress)
         extra = self._calibration_batches(sample_map) * sample_map.stages
         extra += sample_map.network_calls * sample_map.judge_denoised
         extra += sum(belief.stages(sample_map) for belief in self._beliefs)
@@ -354,9 +376,7 @@ class Optimization:
             extra += self.regularizer.stages(sample_map)
         progress.begin(core.stages(sample_map, solver, self.iterations) + extra)
         reward, *watch = self._calibrated(run, sample_map)
-        # `run.denoise`, which the map calls, noises the kept part of an inpainting with this.
-        run.noise = noise.initial if noise.kept is None else noise.kept
-        noise = replace(noise, kept=run.noise if run.denoise_mask is not None else None)
+        noise = self._with_kept(run, noise)
         result = core.optimize(
             sample_map, reward, noise, solver=solver, regularizer=self.regularizer, iterations=self.iterations,
             seconds=self.seconds, watch=watch, callback=progress.on_iteration, target=self.target,
@@ -366,13 +386,13 @@ class Optimization:
         latent = sample_map.noisy_latent(result.noise) if sample_map.judge_denoised else result.latent
         progress.end()
         result.history.settings |= result.noise.settings
-        run.sizes = sample_map.plan.sizes
+        result.history.warnings += told(run.resident)
         return result, latent
 
     def _keep_nothing(self, sample_map):
         """Keep no step's graph from now on: it would hold the model in the memory that the VAE or a tower needs."""
         sample_map.memory = "step" if self.memory in ("fast", "step") else "low"
-        log.info("memory is %s, since the models are loaded in turn", sample_map.memory)
+        log.info("memory is %s, since the models are loaded in turn", sample_map.plan.memory)
 
     @staticmethod
     def _check_gradient(run, sample_map):

@@ -34,6 +34,7 @@ from .combine import Combine, in_parity, typical
 from .consistency import Consistency
 from .dinov2 import DINOv2Similarity
 from .image_reward import CycleReward, ImageReward
+from .iqa import IQA
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
 from .layout import Layout, Palette, Symmetry
@@ -63,6 +64,7 @@ __all__ = [
     "Contrast",
     "CycleReward",
     "Directions",
+    "IQA",
     "ImageReward",
     "JPEGProxy",
     "Jittered",

@@ -28,8 +28,6 @@ class Solver:
         regularizes_pictures: whether it climbs that of a PictureRegularizer.
         differentiates: what must be differentiable: True the whole sample map, "decoder" its decoder alone, False
             neither.
-        guesses: how many pictures it decodes at once for each of the batch, with a graph, while that of a step waits;
-            0 where it goes back through whole runs, one stage's graph after the other.
         needs_gradient: whether it asks for the reward's own gradient, so that a reward without one is refused before
             anything is sampled.
     """
@@ -37,7 +35,6 @@ class Solver:
     regularized = False
     regularizes_pictures = False
     differentiates = True
-    guesses = 0
 
     @property
     def needs_gradient(self):
@@ -67,6 +64,13 @@ class Solver:
     def graphs(self, calls, iterations):
         """Return how many network calls' graphs a search with kept graphs holds together, `calls` being a run's."""
         return calls
+
+    def guesses(self, calls):
+        """Return how many pictures of each of the batch are decoded at once, with a graph, while a call's graph waits.
+
+        0 where every gradient goes back through a whole run of so many calls, one stage's graph after the other.
+        """
+        return 0
 
     def step(self, problem, noise):
         """Evaluate `noise`; return (the next noise, the Evaluation of this one)."""

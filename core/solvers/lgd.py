@@ -58,8 +58,10 @@ class LGD(Solver):
         check_whole(1, samples=self.samples)
         check_finite(scale=self.scale)
 
-    @property
-    def guesses(self):
+    def graphs(self, calls, iterations):
+        return 1
+
+    def guesses(self, calls):
         return self.samples
 
     def stages(self, sample_map):

@@ -121,11 +121,16 @@ class TrustAscent(SamplesItself):
         self._held = self._after(problem, evaluation, gradient, accepted, passed)
         return self._held.trial(problem.sample_map), evaluation
 
+    def guesses(self, calls):
+        return 1 if self._strength(calls) else 0
+
+    def _strength(self, steps):
+        """Return the strength of the tilted run that the search begins with, 0 for none."""
+        return self.tilt if self.tilt is not None else STRENGTH if steps >= MANY_STEPS else 0.0
+
     def _tilter(self, sample_map):
         """Return the Tilt that makes the first trial, or None."""
-        strength = self.tilt
-        if strength is None:
-            strength = STRENGTH if sample_map.schedule.steps >= MANY_STEPS else 0.0
+        strength = self._strength(sample_map.schedule.steps)
         if not strength or isinstance(sample_map, SamplerMap) or not isinstance(self.estimator, (Exact, Hybrid1)):
             return None
         tilter = Tilt(strength, estimator=self.estimator)

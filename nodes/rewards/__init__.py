@@ -2,6 +2,7 @@
 
     pixels        judge the pixels alone: brightness, contrast, colour, a JPEG's size ..
     layout        judge where shapes stand, a palette, a symmetry
+    iqa           the metrics of the package pyiqa, for whom has it
     consistency   knows the embedded model's pictures
     belief        asks the model that is searched; to watch
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
@@ -14,6 +15,7 @@ from .belief import DNOBelief
 from .combine import DNOCombineRewards
 from .consistency import DNOConsistencyReward
 from .gate import DNOGate
+from .iqa import DNOIQAReward
 from .layout import DNOLayoutReward, DNOPaletteReward, DNOSymmetryReward
 from .networks import (
     DNOAestheticReward,
@@ -62,6 +64,7 @@ REWARDS = [
     DNOPaletteReward,
     DNOSymmetryReward,
     DNOLayoutReward,
+    DNOIQAReward,
     DNOBelief,
     DNOCombineRewards,
     DNOScoreImages,

@@ -7,6 +7,7 @@ taken off. How often the host waits for the device is counted on the pretend dev
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def main():
     figures = {
         "torch": torch.__version__,
         "rounds": options.rounds,
+        "load": os.getloadavg()[0],
         "numbers": {name: core.Noise.randn(shape).initial.numel() * steps for name, (steps, shape) in SIZES.items()},
         "seconds beside the map": {
             size: {name: seconds(*SIZES[size], SEARCHES[name](), options.rounds) for name in TIMED} for size in SIZES

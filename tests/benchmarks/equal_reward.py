@@ -1,5 +1,7 @@
 """Pictures of several solvers where each has reached the same reward: does one of them win by ruining the animal?
 
+CS on the sheet is the consistency with the prompt.
+
     python tests/benchmarks/equal_reward.py --out tests/benchmarks/results/equal_reward.jpg
 
 No floors on the consistency: each search ends where its best has gained as much as is asked, or after 400 calls. The
@@ -32,14 +34,14 @@ def main():
         for prompt, seed in calls.PAIRS[: options.pairs]:
             start, *found = [run(prompt, seed, reward, way, wanted) for way in (None, *WAYS)]
             pictures += plots.to_pictures(torch.cat([each["picture"] for each in (start, *found)]))
-            captions.append(f"{prompt}, {reward}\n{start['score']:.2f}, consistency {start['consistency']:.2f}")
+            captions.append(f"{prompt}, {reward}\n{start['score']:.2f}, CS {start['consistency']:.2f}")
             for way, each in zip(WAYS, found, strict=True):
                 gained, kept = each["score"] - start["score"], each["consistency"]
-                captions.append(f"{way}: +{gained:.2f} in {each['calls']}\nconsistency {kept:.2f}")
+                captions.append(f"{way}: +{gained:.2f}\n{each['calls']} calls, CS {kept:.2f}")
                 numbers.setdefault(reward, {}).setdefault(way, []).append(
                     {"gain": gained, "consistency lost": start["consistency"] - kept, "calls": each["calls"]}
                 )
-    sheet = plots.contact_sheet(pictures, captions, size=128, columns=1 + len(WAYS))
+    sheet = plots.contact_sheet(pictures, captions, size=140, columns=1 + len(WAYS))
     sheet.save(options.out, quality=80)
     summary = {
         reward: {way: told(each, GAINS[reward]) for way, each in ways.items()} for reward, ways in numbers.items()

@@ -3,7 +3,7 @@
 Full-size networks of diffusers' classes, in bfloat16, on fake tensors: nothing is computed and no weights are needed,
 but every tensor has its size, and autograd keeps and frees what it would. Counted are, of a guided call and of a
 decode, what autograd keeps (`core.memory.Saved`) and the most bytes that are alive at once on the way forth and back.
-`--page` writes the table of docs/costs.md from the result.
+`--page-only` writes the table of docs/costs.md from the result.
 """
 
 import argparse
@@ -265,20 +265,35 @@ def at_setting(step, decode, reward, memory, room=None):
     }  # fmt: skip
 
 
-def row(architecture, reward, tower):
-    """Return an architecture's row: its stages, its weights, and each setting."""
-    step, decode, network, vae = stages_of(architecture)
-    weights = {"step": network, "decode": vae, "reward": tower}
+IN_TURN = {"fast": "step", "step": "step"}
+"""Memory -> what the nodes make of it where models take turns; of every other one "low"."""
+
+
+def settings_of(weights, step, decode, reward):
+    """Return each setting of an architecture: its weights in bytes by stage, and its `Stage`s.
+
+    To what `at_setting` says are added the most bytes that are in memory with all weights "together", and "in_turn",
+    with those of the stage that runs alone, where graphs are made as the nodes make them then.
+    """
+    alone = {
+        memory: max(weights[stage] + size for stage, size in at_setting(step, decode, reward, memory)["alive"].items())
+        for memory in ("step", "low")
+    }
     settings = {memory: at_setting(step, decode, reward, memory) for memory in ("fast", "step", "low")}
     for card in CARDS:
         room = card * GIB - CONTEXT - sum(weights.values())
-        if room > 0:
-            settings[f"auto, {card} GiB"] = at_setting(step, decode, reward, "auto", room)
-    for found in settings.values():
-        alive = found["alive"]
-        found["together"] = CONTEXT + sum(weights.values()) + max(alive.values())
-        found["in_turn"] = CONTEXT + max(weights[stage] + alive[stage] for stage in alive)
-    return {"weights": weights, "step": asdict(step), "decode": asdict(decode), "settings": settings}
+        settings[f"auto, {card} GiB"] = at_setting(step, decode, reward, "auto", max(room, 1))
+    for memory, found in settings.items():
+        found["together"] = CONTEXT + sum(weights.values()) + max(found["alive"].values())
+        found["in_turn"] = CONTEXT + alone[IN_TURN.get(memory, "low")]
+    return settings
+
+
+def row(architecture, tower):
+    """Return an architecture's row: its weights and its stages."""
+    step, decode, network, vae = stages_of(architecture)
+    weights = {"step": network, "decode": vae, "reward": tower}
+    return {"weights": weights, "step": asdict(step), "decode": asdict(decode)}
 
 
 def main():
@@ -292,10 +307,13 @@ def main():
             reward, tower = reward_of()
             for architecture in ARCHITECTURES:
                 if options.only is None or architecture.name in options.only:
-                    found["rows"][architecture.name] = row(architecture, reward, tower)
+                    found["rows"][architecture.name] = row(architecture, tower)
                     sys.stderr.write(f"{architecture.name} done\n")
         found |= {"torch": torch.__version__, "steps": STEPS, "reward": asdict(reward), "dtype": str(HALF)}
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    for each in found["rows"].values():
+        stages = (Stage(**stage) for stage in (each["step"], each["decode"], found["reward"]))
+        each["settings"] = settings_of(each["weights"], *stages)
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
     text = PAGE.read_text()
     PAGE.write_text(re.sub(MARKS, lambda _: f"{BEGIN}\n{table(found['rows'])}\n{END}", text, flags=re.DOTALL))
 
@@ -317,18 +335,24 @@ def table(rows):
         lines.append(f"| {name} | {weights} | {' | '.join(stages)} |")
     lines += ["", f"| | {' | '.join(SETTINGS)} |", f"|---|{'---|' * len(SETTINGS)}"]
     for name, each in rows.items():
-        cells = [cell(each["settings"].get(setting)) for setting in SETTINGS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cell(each['settings'], setting) for setting in SETTINGS)} |")
     return "\n".join(lines)
 
 
-SETTINGS = "fast", "step", *(f"auto, {card} GiB" for card in CARDS), "low"
+SETTINGS = "fast", "step", "low", *(f"auto, {card} GiB" for card in CARDS)
 
 
-def cell(found):
-    if found is None:
-        return "-"
-    return f"{found['together'] / GIB:.1f} / {found['in_turn'] / GIB:.1f} ({found['time']:.1f})"
+def cell(settings, setting):
+    """Return what a setting takes: together / in turn; of "auto" on a card, which of the two it comes to there."""
+    found = settings[setting]
+    together, in_turn = (found[place] / GIB for place in ("together", "in_turn"))
+    if not setting.startswith("auto"):
+        calls = settings[IN_TURN.get(setting, "low")]["time"]
+        return f"{together:.1f} ({found['time']:.1f}) / {in_turn:.1f} ({calls:.1f})"
+    card = int(setting.split()[1])
+    if together <= card:
+        return f"{together:.1f} ({found['time']:.1f})"
+    return f"in turn {in_turn:.1f} ({settings['low']['time']:.1f})" if in_turn <= card else "-"
 
 
 if __name__ == "__main__":

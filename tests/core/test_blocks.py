@@ -262,7 +262,8 @@ def test_a_block_with_a_state_is_found_out_and_left_whole():
     assert not blocks.reruns and all(block.whole for block in blocks.all)
 
 
-def test_a_map_with_such_a_block_has_the_right_gradient_from_the_first_on():
+@pytest.mark.parametrize("place", ["denoise", "decode"])
+def test_a_map_with_such_a_block_has_the_right_gradient_from_the_first_on(place):
     def odd(block, x):
         block.calls = getattr(block, "calls", 0) + 1
         return x * (2.0 + block.calls % 2)  # the second of a call's two runs is another
@@ -270,10 +271,10 @@ def test_a_map_with_such_a_block_has_the_right_gradient_from_the_first_on():
     def build(memory):
         network = Network(odd)
         network.call = lambda block, x: (setattr(block, "calls", 0), block(x))[1]
-        return core.SampleMap(
-            lambda x, sigma: network(x.flatten(1)).view_as(x), core.Schedule([3.0, 1.0, 0.0]), (2, 1, 2, 2),
-            memory=memory, blocks=Blocks([network]),
-        )  # fmt: skip
+        settings = {place: lambda x, *sigma: network(x.flatten(1)).view_as(x)}
+        settings |= {"blocks" if place == "denoise" else "decoder_blocks": Blocks([network]), "memory": memory}
+        settings.setdefault("denoise", lambda x, sigma: x / 2)
+        return core.SampleMap(schedule=core.Schedule([3.0, 1.0, 0.0]), shape=(2, 1, 2, 2), **settings)
 
     found = []
     for memory in ("step", "low"):
@@ -281,7 +282,7 @@ def test_a_map_with_such_a_block_has_the_right_gradient_from_the_first_on():
         images, vjp = noise_map.pullback(noise_map.randn(0).to(torch.float64))
         found.append(vjp(torch.ones_like(images)).flat())
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
-    assert all(block.whole for block in noise_map.blocks.all)
+    assert all(block.whole for block in (noise_map.blocks or noise_map.decoder_blocks).all)
 
 
 def test_random_numbers_autocast_and_weights_are_those_of_the_first_run():

@@ -3,13 +3,26 @@
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core.memory import DECODER, GIB, GUIDED, SHARE, STEP, Plan, Saved, Size, check_memory
+from comfyui_dno.core.memory import (
+    DECODER,
+    GIB,
+    GUIDED,
+    SHARE,
+    STEP,
+    Plan,
+    Saved,
+    Size,
+    check_memory,
+    free_bytes,
+    is_out_of_memory,
+)
 from tiny_models import SIGMAS, decode
 
 ROOT = Path(__file__).parents[2]
@@ -208,6 +221,44 @@ def test_guided_runs_are_the_same_block_by_block(solver):
     assert all(block.copied is not None for block in noise_map.blocks.all)
 
 
+@pytest.mark.parametrize("memory, counted", [("step", True), ("low", True), ("fast", False)])
+def test_who_wants_to_know_learns_what_graphs_take_where_none_are_kept_for_no_call_more(memory, counted):
+    _, auto = calls_of("auto", free_memory=lambda: None)
+    plain, _ = calls_of(memory, 2)
+    calls = []
+    noise_map = map_of(watch=lambda: calls.append(1), memory=memory)
+    noise_map.plan.always_counts, by_blocks = True, set(noise_map.plan.by_blocks)
+    found = [gradient(noise_map) for _ in range(2)]
+    assert noise_map.plan.sizes == (auto.plan.sizes if counted else {})
+    assert len(calls) == sum(plain) and noise_map.plan.by_blocks == by_blocks
+    for each in found:
+        torch.testing.assert_close(each, gradient(map_of()), rtol=1e-5, atol=1e-6)
+
+
+def test_graphs_are_let_go_of_in_the_middle_of_a_run_where_another_setting_begins():
+    """As where a reward's network must take the model's place in memory."""
+    noise_map, watched = map_of(memory="fast"), []
+    images, vjp = noise_map.pullback(noise_map.randn(0))
+    watched += [weakref.ref(denoised) for _, denoised in vjp.graphs.values()]
+    noise_map.memory = "low"
+    assert len(watched) == STEPS and noise_map.plan.kept == 0
+    assert not vjp.graphs and not any(each() for each in watched)
+    found = vjp(torch.linspace(-1, 1, images.numel()).view_as(images)).flat()
+    torch.testing.assert_close(found, gradient(map_of()), rtol=1e-5, atol=1e-6)
+    assert all(block.copied is not None for block in noise_map.blocks.all) and not noise_map.plan.runs
+
+
+def test_a_search_that_can_be_stopped_runs_by_the_plan_of_the_map_that_it_is_given():
+    """So that who has the map learns what was counted, and can change its memory while the search runs."""
+    noise_map, steps = map_of(memory="auto", free_memory=lambda: None), []
+    noise_map.on_step = lambda *stage: steps.append(stage)
+    settings = {"solver": core.GradientAscent(), "iterations": 1, "stop": lambda: False}
+    on_step = noise_map.on_step
+    core.optimize(noise_map, rewards.Brightness(), noise_map.randn(0), **settings)
+    assert set(noise_map.plan.sizes) == {STEP, DECODER}
+    assert steps and noise_map.on_step is on_step
+
+
 GUIDED_SOLVERS = pytest.mark.parametrize(
     "solver", [core.LGD(scale=2.0, samples=2), core.Tilt(0.3), core.TrustAscent(tilt=0.3)], ids=lambda each: each.name
 )
@@ -313,6 +364,124 @@ def test_a_plan_that_is_lowered_stays_so_until_another_setting():
     assert (plan.kept, plan.by_blocks) == (0, {STEP})
     plan.follow("step")
     assert (plan.kept, plan.by_blocks) == (0, set())
+
+
+def bytes_for(room, **sizes):
+    """Return a Plan of so many bytes, whose networks have blocks, that was told these sizes by their stages."""
+    plan = Plan(core.Blocks([network()]), core.Blocks([network()]))
+    plan.longest = 100
+    plan.follow(room / GIB)
+    for stage, size in sizes.items():
+        plan.note(stage, Size(*size))
+    return plan
+
+
+@pytest.mark.parametrize("step, decoder, kept", [
+    ((20, 5, 5), (40, 9, 9), 2),  # (90 - 40) / 20
+    ((100, 10, 30), (20, 5, 5), 6),  # the step by blocks: (90 - 30) / 10
+    ((100, 10, 30), (200, 15, 45), 3),  # the decoder by blocks too: (90 - 60) / 10
+    ((100, 80, 30), (20, 5, 5), 0),
+    ((0, 0, 0), (40, 9, 9), 50),
+])
+def test_as_many_graphs_are_kept_as_fit_beside_the_largest_stage(step, decoder, kept):
+    plan = bytes_for(90, step=step, decoder=decoder)
+    plan.settle()
+    assert plan.kept == kept
+    assert plan.by_blocks == {stage for stage, size in ((STEP, step), (DECODER, decoder)) if size[0] > 90}
+
+
+def test_nothing_is_kept_where_no_step_was_counted():
+    plan = bytes_for(90, decoder=(40, 9, 9))
+    plan.settle()
+    assert plan.kept == 0 and not plan.counts(STEP)
+
+
+def test_what_was_decided_stays_whatever_is_free_later():
+    free = [100.0, 1e6]
+    plan = Plan(free=lambda: free.pop(0) / SHARE)
+    plan.follow("auto")
+    plan.sizes[STEP] = Size(10, 5, 5)
+    for _ in range(2):
+        plan.settle()
+        assert plan.kept == 10
+
+
+@pytest.mark.parametrize("size, tile", [((200, 60, 20), None), ((200, 60, 40), 64)])
+def test_tiles_are_taken_where_one_block_does_not_fit_and_by_the_decoder_alone(size, tile):
+    plan = bytes_for(90, decoder=size)
+    assert plan.by_blocks == {DECODER} and plan.tile == tile
+    assert bytes_for(90, step=size).tile is None
+    plan.follow("step")
+    assert plan.tile is None and not plan.sizes
+
+
+def test_of_two_stages_whose_graphs_are_there_at_once_one_block_is_made_again_at_a_time():
+    assert Size(1, 2, 3).beside(Size(10, 20, 5)) == Size(11, 22, 5) and Size(11, 22, 5).by_blocks == 27
+
+
+def test_there_is_no_way_down_for_a_step_that_is_no_row_of_blocks():
+    plan = Plan(core.Blocks([torch.nn.Linear(2, 2)]))
+    plan.follow("step")
+    plan.longest = 100
+    assert not plan.lower(STEP) and not plan.by_blocks and plan.tile is None
+
+
+def test_another_error_is_no_reason_to_take_less_memory():
+    def watch():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    noise_map = map_of(watch=watch, memory="fast")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        noise_map.pullback(noise_map.randn(0))
+    assert noise_map.plan.kept == float("inf")
+
+
+def test_every_backends_words_for_memory_that_is_gone_are_known():
+    known = [torch.cuda.OutOfMemoryError("x"), RuntimeError("MPS backend out of memory"), RuntimeError("Out of memory")]
+    assert all(map(is_out_of_memory, known))
+    assert not is_out_of_memory(RuntimeError("x")) and not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_what_pytorch_has_reserved_and_does_not_use_is_free_too(monkeypatch):
+    told = {"mem_get_info": (100, 1000), "memory_reserved": 50, "memory_allocated": 20}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes("cuda:0") == 130 and free_bytes("cpu") is None
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(WIDTH))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_weights_do_not_count_whether_their_network_is_known_or_not():
+    x, linear, scaled = torch.ones(ROWS, WIDTH, requires_grad=True), torch.nn.Linear(WIDTH, WIDTH), Scaled()
+    linear.requires_grad_(False)
+    with Saved() as saved:
+        _ = (x @ linear.weight, x @ linear.weight.T, x * linear.bias)
+    assert saved.size.whole == 0
+    with Saved(core.Blocks([scaled])) as saved:
+        scaled(x)
+    assert saved.size.whole == 0
+
+
+def test_a_block_that_is_left_whole_counts_as_no_block_and_what_has_no_gradient_is_no_input():
+    class Added(Residual):
+        def forward(self, x, context):
+            return super().forward(x + context)
+
+    net = torch.nn.ModuleList([Added(), Added()]).requires_grad_(False)
+    x, context = torch.ones(ROWS, WIDTH, requires_grad=True), torch.ones(ROWS, WIDTH)
+    blocks = core.Blocks([net])
+    for whole, inputs in ((False, 2 * x.nbytes), (True, x.nbytes + BLOCK)):
+        blocks.all[0].whole = whole
+        with Saved(blocks) as saved, blocks.counted(saved):
+            net[1](net[0](x, context), context)
+        assert saved.size == Size(2 * BLOCK, inputs, BLOCK)
 
 
 RESIDENT = """

@@ -32,6 +32,23 @@ def test_what_was_counted_takes_the_place_of_the_guess_for_networks_of_its_class
     assert graph_sizes.of(stage, network, 100) == (400, 100)
 
 
+def test_a_search_needs_what_earlier_ones_counted_until_it_has_counted_itself_and_tells_later_ones(graph_sizes):
+    step, decoder, network = graph_sizes.STEP, graph_sizes.DECODER, torch.nn.Identity()
+    stages = graph_sizes.Stages({step: (network, 100), decoder: (network, 100)})
+    guess = graph_sizes.of(step, network, 100)
+    assert stages.needed(step) == guess[0], "whole, before there is a plan"
+    stages.plan = core.memory.Plan()
+    stages.plan.follow("low")
+    stages.plan.by_blocks.discard(decoder)
+    assert (stages.needed(step), stages.needed(decoder)) == (guess[1], graph_sizes.of(decoder, network, 100)[0])
+    for stage, whole in ((step, 700), (decoder, 300)):
+        stages.plan.note(stage, core.memory.Size(whole, inputs=30, block=20))
+    assert (stages.needed(step), stages.needed(decoder)) == (50, 300)
+    assert graph_sizes.of(step, network, 100) == guess
+    stages.remember()
+    assert graph_sizes.of(step, network, 200) == (1400, 100)
+
+
 @pytest.mark.parametrize("family", FACTORS)
 def test_the_first_guess_is_enough_for_real_sizes(graph_sizes, family):
     """Their graphs were counted by tests/benchmarks/memory.py; ComfyUI's estimates are worked out by its formulas.

@@ -43,3 +43,11 @@ def test_ksampler_finds_after_a_search_what_it_found_before(report, device):
 def test_the_user_learns_that_models_took_turns_and_how_long_that_took(report, device):
     (warning,) = report[device]["warnings"]
     assert "not in memory together" in warning and " s in all" in warning
+
+
+def test_where_models_begin_to_take_turns_in_a_run_its_graphs_are_let_go_of_and_the_gradient_stays(report):
+    """A graph would hold the model's weights in the memory that the reward's network has come for."""
+    found = report["in the middle"]
+    assert found["kept"] > 0 and found["kept after"] == 0 and found["memory"] == "step", found
+    assert found["error"] < 4e-6 and found["error of the next"] < 4e-6, found
+    assert found["counted"] == ["decoder", "step"], "for the estimate of later searches"

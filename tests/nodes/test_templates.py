@@ -15,7 +15,7 @@ from PIL import Image
 
 NODES = json.loads(Path(__file__).with_name("node_schemas.json").read_text())
 MOST = {"steps": 3, "iterations": 1, "candidates": 2, "q": 2, "samples": 2, "calibrate_on": 2}
-SHOWN = ("SaveImage", "PreviewImage", "DNOReport")
+SHOWN = ("SaveImage", "PreviewImage", "DNOReport", "DNOAsk")
 LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "CLIPLoader": (1,), "VAELoader": (2,)}
 """Outputs of the stock loaders, as numbers of the outputs of the twin that stands in for all of them."""
 REAL = [name for name in names() if "twin" in source(name)]

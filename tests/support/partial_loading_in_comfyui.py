@@ -7,6 +7,7 @@ import json
 import sys
 
 from comfyui_on_the_device import (  # first: it makes the device
+    CPU,
     PRETEND,
     SAMPLING,
     inputs,
@@ -19,7 +20,9 @@ from comfyui_on_the_device import (  # first: it makes the device
 
 import comfy.model_patcher  # isort: skip
 import torch
-from comfyui_dno.nodes import graph_sizes, search
+from comfyui_dno import rewards
+from comfyui_dno.core.scoring import exact
+from comfyui_dno.nodes import graph_sizes, residency, search
 
 # What a stage needs beside weights, so that the budgets below say which weights fit.
 BESIDE = 1e6
@@ -38,6 +41,35 @@ class Gradient:
         evaluation, gradient = problem.gradient(noise)
         self.found = gradient.flat().cpu()
         self.outside = sum(layer.weight.device.type == "cpu" for layer in self.layers)
+        return noise, evaluation
+
+
+class WithTower(rewards.Brightness):
+    """Brightness, for which a network must be in memory that is as large as the model."""
+
+    def __init__(self, size):
+        super().__init__()
+        tower = torch.nn.Sequential(torch.nn.Linear(size // 4000, 1000))
+        self.patcher = comfy.model_patcher.ModelPatcher(tower, PRETEND, CPU)
+
+    def __call__(self, images, prompts=None):
+        residency.load_tower(self.patcher, BESIDE)
+        return super().__call__(images, prompts)
+
+
+class Interrupted(Gradient):
+    """The same, with notes on the graphs that are kept before and after the reward is asked."""
+
+    def step(self, problem, noise):
+        images, vjp = problem.sample_map.pullback(noise)
+        self.notes = {"kept": len(vjp.graphs)}
+        scores, d_images = exact(problem.reward, images)
+        plan = problem.sample_map.plan
+        self.notes |= {"kept after": len(vjp.graphs), "memory": plan.memory}
+        self.found = vjp(d_images).flat().cpu()
+        evaluation, again = problem.gradient(noise)
+        self.notes["error of the next"] = ((again.flat().cpu() - self.found).norm() / self.found.norm()).item()
+        self.notes["counted"] = sorted(plan.sizes)
         return noise, evaluation
 
 
@@ -90,11 +122,26 @@ def small_graph():
     return with_lora(model), *others, settings
 
 
+def in_the_middle(given):
+    """Return what is found of searches whose reward's network takes the place of the models, which fit until then."""
+    model, *others, settings = given
+    both = model.model_size() + settings["vae"].patcher.model_size()
+    found = {}
+    for name, budget, memory in (("large", 1e12, "step"), ("fast", both + 4 * BESIDE, "fast")):
+        give(budget)
+        solver = Interrupted(model)
+        changed = settings | {"reward": WithTower(model.model_size())}
+        searched(1, (model, *others, changed), solver=solver, memory=memory)
+        found[name] = solver
+    large, small = (solver.found for solver in found.values())
+    return found["fast"].notes | {"error": ((small - large).norm() / large.norm()).item()}
+
+
 def main():
     """Measure devices of several sizes, and dynamic video memory; print the differences from a large device."""
     use(PRETEND, PRETEND)
     search.memory_of_a_call = lambda *args: BESIDE
-    graph_sizes.of = lambda *args: (BESIDE, BESIDE)
+    graph_sizes.Stages.sizes = lambda *args: (BESIDE, BESIDE)
     overwrite_what_was_cast()
     given, large = small_graph(), (1e12,)
     weights, beside = given[0].model_size(), BESIDE
@@ -104,13 +151,13 @@ def main():
     }  # fmt: skip
     gradient, outside, stock_latent, _, warnings = measured(given, *large)
     assert outside == 0 and not warnings, (outside, warnings)
+    report = {"in the middle": in_the_middle(given)}
     if hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
         import dynamic_memory
 
         mm.unload_all_models()
         dynamic_memory.use()
         devices["dynamic video memory"] = small_graph(), *large
-    report = {}
     for name, device in devices.items():
         found, outside, before, after, warnings = measured(*device)
         report[name] = {

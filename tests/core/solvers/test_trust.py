@@ -376,3 +376,5 @@ def test_by_itself_it_begins_with_a_tilted_run_where_there_are_many_steps(steps,
     )
     assert torch.equal(by_itself[1].noise.flat(), told[1].noise.flat())
     assert core.default_solver().tilt is None
+    # What ComfyUI is asked for: a tilt decodes while a step's graph waits.
+    assert core.default_solver().guesses(steps) == tilted

@@ -48,8 +48,8 @@ HIGHER, MORE = 1.2, 30
 """Nodes with widgets are up to so many times as high, and more, in the front end's Nodes 2.0 as classic ones are."""
 TEXT, PICTURE, REPORT, NOTE = 110, (350, 265), (350, 400), 180
 """Height of a prompt, sizes of a picture and of a report with both pictures, height of the note."""
-SAID = {"DNOScoreImages": 70, "DNODiagnostics": 50, "DNONoiseProbability": 30}
-"""Height that a node takes besides once it has run, for a text of many lines."""
+SAID = {"DNOAsk": 420, "DNOScoreImages": 70, "DNODiagnostics": 50, "DNONoiseProbability": 30}
+"""Height that a node takes besides once it has run, for a text of many lines or its pictures."""
 WIDE, SPARE = 400, 35
 """Width that the front end gives to nodes with a text among their widgets, and what it makes them too high."""
 COLORS = {

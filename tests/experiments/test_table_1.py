@@ -1,0 +1,64 @@
+"""Table 1's arithmetic on results made up for it, and one small search and tuning of each kind."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_dno.experiments import dno_table_1 as table
+from comfyui_dno.experiments import preference_scorers
+
+
+def a_search(way, reward, seed, start, gains):
+    by_budget = {str(budget): start + gain for budget, gain in zip(table.BUDGETS, gains, strict=True)}
+    return {"case": {"way": way, "reward": reward, "seed": seed}, "start": start, "by_budget": by_budget}
+
+
+def a_tuning(way, reward, gain):
+    rows = [
+        {"prompt": prompt, "start": start, "score": start + gain * (1 + place)}
+        for place, prompt in enumerate(table.PROMPTS)
+        for start in (0.0, 2.0)
+    ]
+    return {"case": {"way": way, "reward": reward, "seed": 0}, "seen": rows, "unseen": rows}
+
+
+def test_gains_are_in_units_of_plain_pictures_and_averaged_over_both_rewards():
+    results = [a_tuning(way, reward, 1.0) for way in table.TUNINGS for reward in table.REWARDS]
+    for reward, factor in zip(table.REWARDS, (1.0, 3.0), strict=True):
+        results += [a_search("PRNO", reward, seed, 5.0, [factor * (seed + k) for k in range(4)]) for seed in (0, 1)]
+    unit = torch.tensor([0.0, 2.0] * len(table.PROMPTS) * len(table.TUNINGS)).std().item()
+    assert table.spread(results, "first") == pytest.approx(unit)
+    assert table.gains(results, "PRNO", table.BUDGETS[1]) == pytest.approx([2 / unit, 4 / unit])
+    assert table.gains(results, "PRNO", start=table.BUDGETS[1]) == pytest.approx([4 / unit, 4 / unit])
+    # The prompts of seeds 0 and 1 were gained 1 and 2 by tuning, and the search gained (3 + 9) / 2 and (4 + 12) / 2.
+    assert table.over_tuned(results, "ddpo") == pytest.approx([(6 - 1) / unit, (8 - 2) / unit])
+
+
+def test_more_seeds_add_searches_and_tune_nothing_anew():
+    few, many = table.cases(1), table.cases(3)
+    assert all(case in many for case in few)
+    tunings = [case for case in many if case["way"] in table.TUNINGS]
+    assert len(tunings) == len(table.TUNINGS) * len(table.REWARDS)
+    assert len(many) == len(tunings) + 3 * len(table.REWARDS) * len(table.SEARCHES)
+
+
+def test_a_search_is_recorded_by_the_seconds_it_has_spent(monkeypatch):
+    monkeypatch.setattr(table, "BUDGETS", (1, 3))
+    judge, other = preference_scorers.trained(0)
+    found = table.searched("Trust", judge, other, "black cat", seed=0)
+    seconds = [spent for spent, _ in found["curve"]]
+    assert seconds == sorted(seconds) and seconds[-1] < 30
+    assert found["start"] <= found["by_budget"]["1"] <= found["by_budget"]["3"]
+    assert found["by_budget"]["3"] == max([found["start"]] + [s for spent, s in found["curve"] if spent <= 3])
+    assert found["pictures"]["best"].dtype == torch.uint8 and found["pictures"]["best"].shape == (3, 128, 128)
+
+
+def test_a_tuned_model_is_compared_with_the_one_it_was_on_the_same_noises(monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setitem(table.TUNINGS, "alignprop", replace(table.TUNINGS["alignprop"], updates=1, batch=2, lr=0.0))
+    monkeypatch.setattr(table, "SAMPLES", 2)
+    judge, other = preference_scorers.trained(0)
+    found = table.tuned("alignprop", judge, other)
+    assert [row["prompt"] for row in found["unseen"]] == [p for p in table.UNSEEN for _ in range(2)]
+    for row in found["seen"] + found["unseen"]:  # a learning rate of 0 changes nothing
+        assert row["score"] == pytest.approx(row["start"], abs=1e-4) and row["kept"] == pytest.approx(0, abs=1e-4)
