@@ -69,7 +69,7 @@ def test_the_way_of_the_dinov2_node_reaches_its_reward(files):
         graph = Scoring(files)
         picture = graph.node("EmptyImage", width=50, height=40, batch_size=1, color=0xA03040)[0]
         (scores[by],), _, _ = graph.scored(picture, reward_node(graph, "DNODINOv2SimilarityReward", by=by)[0])
-    tower = rewards.load_tower(files.folder / "models" / "reward_models" / DINOV2)
+    tower = rewards.load_tower(files.folder / "models" / "clip_vision" / DINOV2)
     reference, picture = (
         torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 40, 50) / 255 for colour in ([48, 160, 64], [160, 48, 64])
     )
