@@ -17,6 +17,7 @@ CHEAPER = {
 KNOWN = {
     "search": "core.optimize(\n    sample_map,\n", "resume": "Noise.load", "pipeline": "load_pipeline",
     "tower": "HPS_v2.1_compressed.pt", "onnx": "OnnxPixels", "own reward": "NODE_CLASS_MAPPINGS",
+    "generator": "core.generator_map(",
 }  # fmt: skip
 
 
@@ -74,3 +75,9 @@ def test_the_documented_onnx_file_scores(run, tmp_path):
 
 def test_the_documented_reward_of_ones_own_is_a_reward(run):
     run(block("own reward") + "assert RednessReward().make(2.0)[0](torch.rand(2, 3, 8, 8)).shape == (2,)")
+
+
+def test_the_documented_generator_is_searched(run):
+    code = f"import torch\nfrom comfyui_dno import core\n{block('generator')}"
+    better = "compactness(result.images) > compactness(backbone(sample_map.randn(seed=0).initial))"
+    run(f"{code}\nassert ({better}).all()")
