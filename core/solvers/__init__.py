@@ -29,8 +29,8 @@ __all__ = ["LGD", "TRS", "Fast", "GradientAscent", "Search", "Solver", "Tilt", "
 def default_solver():
     """Return the solver of a search for which none is chosen: TrustAscent, which has nothing to tune.
 
-    Of many steps it begins with a tilted run. With the same floors it was ahead of Adam at three learning rates, on
-    maps of 4, 8 and 20 steps, see docs/results.md.
+    Of many steps it begins with a tilted run. With the same floors it was ahead of Adam at three learning rates on a
+    map of 8 steps, and on the few pairs that were run of 4 and 20 steps, see docs/results.md.
 
     Example:
         >>> default_solver().name
