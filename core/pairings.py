@@ -65,10 +65,14 @@ def autocorrelation(z):
         >>> autocorrelation(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
         tensor([[-1.,  1.]])
     """
+    return _products(z) / _square(z)
+
+
+def _products(z):
+    """Return sum_i z_i z_(i+s) of the shifts s = 1 .. n // 2, (B, n // 2)."""
     n = z.shape[-1]
-    spectrum = torch.fft.rfft(z)
-    products = torch.fft.irfft(spectrum.real.square() + spectrum.imag.square(), n=n)
-    return products[:, 1 : n // 2 + 1] / _square(z)
+    power = torch.view_as_real(torch.fft.rfft(z)).square_().sum(dim=-1)
+    return torch.fft.irfft(power, n=n)[:, 1 : n // 2 + 1]
 
 
 class _WorstCorrelation(torch.autograd.Function):
@@ -80,7 +84,7 @@ class _WorstCorrelation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z):
-        shift = autocorrelation(z).abs().argmax(dim=-1, keepdim=True) + 1
+        shift = _products(z).abs_().argmax(dim=-1, keepdim=True) + 1
         # Once more by the sum itself, since a transform in float32 is less exact.
         rho = (z * _shifted(z, shift)).sum(dim=-1, keepdim=True) / _square(z)
         ctx.save_for_backward(z, shift, rho)
@@ -94,9 +98,12 @@ class _WorstCorrelation(torch.autograd.Function):
 
 
 def _shifted(z, shift):
-    """Return z_(i+s) of noise z (B, n) and shifts (B, 1). A gather, so that no shift is waited for on a device."""
-    places = torch.arange(z.shape[-1], device=z.device)
-    return z.gather(-1, (places + shift) % z.shape[-1])
+    """Return z_(i+s) of noise z (B, n) and shifts (B, 1), picked by place: no shift is waited for on a device."""
+    found, n = torch.empty_like(z), z.shape[-1]
+    for row, by, shifted in zip(z, shift.to(torch.int32), found, strict=True):
+        places = torch.arange(n, dtype=torch.int32, device=z.device).add_(by).remainder_(n)
+        torch.index_select(row, 0, places, out=shifted)
+    return found
 
 
 def _square(z):

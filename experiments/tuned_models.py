@@ -211,7 +211,8 @@ def _best_latents(unet, reward, prompt, eta, count=2):
 
 def _errors(new_map, old_map, latents):
     """Return e - e_old (2, B) of latents (2, B, C, H, W) at one noise level a column, the same for both rows."""
-    sigmas = torch.tensor(new_map.schedule.sigmas[:-1])[torch.randint(STEPS, (latents.shape[1],))]
+    levels = torch.tensor(new_map.schedule.sigmas[:-1])
+    sigmas = levels[torch.randint(len(levels), (latents.shape[1],))]
     noise = torch.randn_like(latents[0])
     with torch.no_grad():
         before = torch.stack([v_error(old_map, latent, noise, sigmas) for latent in latents])

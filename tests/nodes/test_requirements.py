@@ -26,7 +26,7 @@ finder.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else
 importlib.metadata.version = lambda name: "4.40.1" if name == "transformers" else version(name)
 """
 OLD, NO_CLIP = "transformers is 4.40.1, expected 4.50 or later", "the package open_clip_torch is not installed"
-NEEDS_TEXTS = ("DNOHPSReward", "DNOPickScoreReward", "DNOCLIPScoreReward", "DNODirectionReward")
+NEEDS_TEXTS = ("DNOHPSReward", "DNOPickScoreReward", "DNOCLIPScoreReward", "DNODirectionReward", "DNOMPSReward")
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,8 @@ def test_every_template_has_a_source_and_a_picture():
 
 
 def test_every_node_of_the_pack_is_shown_in_a_template():
-    assert set(NODES) <= {node["type"] for name in names() for node in template(name)["nodes"]}
+    """But for the one that needs a package, pyiqa, under a licence that not everybody may use."""
+    assert set(NODES) - {"DNOIQAReward"} <= {node["type"] for name in names() for node in template(name)["nodes"]}
 
 
 @pytest.mark.parametrize("name", names())

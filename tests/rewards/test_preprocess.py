@@ -106,7 +106,7 @@ def test_a_cosine_score_agrees_with_the_references_to_a_thousandth(rule):
     preprocess = Preprocess(rule=rule)
     torch.testing.assert_close(cosine(preprocess(images, parity=True)), expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(cosine(preprocess(images)), expected, rtol=0, atol=1e-3)
-    assert (cosine(preprocess(images.flip(2))) - expected).abs() > 1e-2
+    assert (cosine(preprocess(images.flip(2))) - expected).abs() > 5e-3
 
 
 @pytest.mark.parametrize("rule", RULES)

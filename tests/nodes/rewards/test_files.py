@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from comfy_server import find_comfyui
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from reward_nodes import AESTHETIC, CLIP_L, HPS, PICKSCORE, REWARDS, reward_node, stock_clip_vision
@@ -226,4 +227,7 @@ def test_a_search_with_gradients_loads_each_network_before_it_runs_where_not_all
     assert all(loaded for _, loaded in short["runs"])
     assert max(short["resident"]) <= SHARE * max(short["sizes"]) < max(ample["resident"])
     assert len(ample["resident"]) < len(short["resident"]), "where all fit, nothing is swapped"
-    assert [row["score"] for row in rows] == [row["score"] for row in expected] and best.equal(same)
+    # In turns a gradient goes back block by block, which is the same up to rounding.
+    for row, other in zip(rows, expected, strict=True):
+        assert row["score"] == pytest.approx(other["score"], abs=1e-6)
+    torch.testing.assert_close(best, same, rtol=1e-4, atol=1e-4)
