@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import core, rewards
+from .drawing import panels
 
 IN_ONE_CALL = 16
 TERRAIN = {"terrain_diffusion": "adaptive-terrain-diffusion==0.4.2"}
@@ -163,6 +164,15 @@ def leads(results, unit, first="ZeNO", second="best of N", **case):
         most = min(ours[seed][unit][-1], theirs[seed][unit][-1])
         found.append(best_at(ours[seed], unit, most) - best_at(theirs[seed], unit, most))
     return found
+
+
+def draw_panels(results, by, values, names):
+    """Return a Figure with a panel for each value of the cases' `by`: the arms' mean gains by seconds."""
+    figure, (row,) = panels(1, len(values))
+    for axes, value in zip(row, values, strict=True):
+        draw_curves(axes, [result for result in results if result["case"][by] == value], "seconds", names)
+        axes.set_title(value)
+    return figure
 
 
 def draw_curves(axes, results, unit, names):

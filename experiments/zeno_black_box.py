@@ -35,17 +35,6 @@ def claims():
         )
 
 
-def draw(results):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
-    for axes, reward in zip(figure.subplots(1, len(REWARDS)), REWARDS, strict=True):
-        of_reward = [result for result in results if result["case"]["reward"] == reward]
-        noise_searches.draw_curves(axes, of_reward, "seconds", ARMS)
-        axes.set_title(reward)
-    return figure
-
-
 EXPERIMENT = Experiment(
     name="zeno_black_box",
     title="ZeNO: rewards without a gradient",
@@ -58,5 +47,5 @@ EXPERIMENT = Experiment(
     cases=cases,
     run=run,
     claims=tuple(claims()),
-    draw=draw,
+    draw=partial(noise_searches.draw_panels, by="reward", values=REWARDS, names=ARMS),
 )  # fmt: skip

@@ -41,17 +41,6 @@ def claims():
         )
 
 
-def draw(results):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
-    for axes, generator in zip(figure.subplots(1, len(GENERATORS)), GENERATORS, strict=True):
-        of_generator = [result for result in results if result["case"]["generator"] == generator]
-        noise_searches.draw_curves(axes, of_generator, "seconds", ARMS)
-        axes.set_title(generator)
-    return figure
-
-
 EXPERIMENT = Experiment(
     name="zeno_deterministic",
     title="ZeNO: deterministic and one-step generators",
@@ -64,5 +53,5 @@ EXPERIMENT = Experiment(
     cases=cases,
     run=run,
     claims=tuple(claims()),
-    draw=draw,
+    draw=partial(noise_searches.draw_panels, by="generator", values=GENERATORS, names=ARMS),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .pictures import rgb
-from .pixels import LUMA
+from .pixels import luma
 
 DIRECTIONS = 32
 """Along so many directions of RGB are two palettes compared."""
@@ -148,8 +148,8 @@ class Layout:
 
     def _maps(self, pictures):
         """Return what is compared of pictures (B, 3, h, w), a list of (B, ..) maps."""
-        luma = (pictures * pictures.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
-        scaled = [F.avg_pool2d(luma, scale) if scale > 1 else luma for scale in SCALES]
+        planes = luma(pictures)[:, None]
+        scaled = [F.avg_pool2d(planes, scale) for scale in SCALES]
         return [scaled[-1][:, 0]] if self.by == "light" else [_edges(each)[:, 0] for each in scaled]
 
 

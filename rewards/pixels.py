@@ -64,7 +64,7 @@ class Contrast:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
-        contrast = _deviation(_luma(images))
+        contrast = _deviation(luma(images))
         return -contrast if self.negative else contrast
 
 
@@ -179,17 +179,17 @@ class Sharpness:
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1], 3 x 3 pixels or more."""
-        luma = _luma(images)
-        if min(luma.shape[1:]) < 3:
+        plane = luma(images)
+        if min(plane.shape[1:]) < 3:
             raise ValueError(f"images are {tuple(images.shape)}; {self.name} expects 3 x 3 pixels or more")
-        across = luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
-        down = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1]
-        sharpness = _deviation(across + down - 4 * luma[:, 1:-1, 1:-1])
+        across = plane[:, 1:-1, :-2] + plane[:, 1:-1, 2:]
+        down = plane[:, :-2, 1:-1] + plane[:, 2:, 1:-1]
+        sharpness = _deviation(across + down - 4 * plane[:, 1:-1, 1:-1])
         return -sharpness if self.negative else sharpness
 
 
-def _luma(images):
-    """Return (B, H, W), float32 or wider."""
+def luma(images):
+    """Return how light each pixel of pictures (B, 3, H, W) is, (B, H, W), float32 or wider."""
     images = rgb(images)
     return (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1)
 
