@@ -9,11 +9,10 @@ import itertools
 import statistics
 import time
 
-import torch
-
 from .. import core, rewards
 from .drawing import panels
 from .experiment import Claim, Experiment
+from .noise_searches import small
 from .preference_scorers import trained
 from .tuned_models import CFG, STEPS, TUNINGS, tune
 
@@ -92,7 +91,7 @@ def searched(way, judge, other, prompt, seed):
     in_time = {budget: [score for seconds, score in curve if seconds <= budget] for budget in BUDGETS}
     return {
         "start": start, "by_budget": {str(budget): max([start, *found]) for budget, found in in_time.items()},
-        "curve": curve, "seconds_spent": curve[-1][0], "pictures": {"best": _picture(result.images)}, **rises,
+        "curve": curve, "seconds_spent": curve[-1][0], "pictures": {"best": small(result.images)}, **rises,
     }  # fmt: skip
 
 
@@ -119,38 +118,38 @@ def _judged(unet, prompts, judge, other):
         columns = {"start": judge(before), "score": judge(after), "kept": kept, "other": other(after) - other(before)}
         for place in range(SAMPLES):
             rows.append({"prompt": prompt} | {name: values[place].item() for name, values in columns.items()})
-        rows[0].setdefault("picture", _picture(after))
+        rows[0].setdefault("picture", small(after))
     return rows
 
 
-def _picture(images):
-    return (images[0].clamp(0, 1) * 255).round().to(torch.uint8)
-
-
 def of(results, way, reward):
-    """Return the results of a way and a reward, by seed."""
-    return [found for found in results if (found["case"]["way"], found["case"]["reward"]) == (way, reward)]
+    """Return the results of a way and a reward, seed -> result; of a case that has failed there is none."""
+    found = {}
+    for result in results:
+        if (result["case"]["way"], result["case"]["reward"]) == (way, reward):
+            found[result["case"]["seed"]] = result
+    return found
 
 
 def gains(results, way, budget=BUDGETS[-1], start=None):
-    """Return a search's gain by a budget over its start, or over its score by the budget `start`: one a seed.
+    """Return a search's gain by a budget over its start, or over its score by the budget `start`: seed -> gain.
 
     Each is the mean over both rewards, in units of the standard deviation of plain pictures' scores.
     """
-    found = []
+    found = {}
     for reward in REWARDS:
         unit = spread(results, reward)
-        rows = of(results, way, reward)
-        begin = [row["start"] if start is None else row["by_budget"][str(start)] for row in rows]
-        found.append([(row["by_budget"][str(budget)] - b) / unit for row, b in zip(rows, begin, strict=True)])
-    return [statistics.fmean(pair) for pair in zip(*found, strict=True)]
+        for seed, row in of(results, way, reward).items() if unit else ():
+            begin = row["start"] if start is None else row["by_budget"][str(start)]
+            found.setdefault(seed, []).append((row["by_budget"][str(budget)] - begin) / unit)
+    return {seed: statistics.fmean(both) for seed, both in sorted(found.items()) if len(both) == len(REWARDS)}
 
 
 def tuned_gains(results, way, prompts="seen"):
-    """Return the mean gain of a tuned model over the model as it was, in the same units, by prompt."""
+    """Return the mean gain of a tuned model over the model as it was, in the same units, prompt -> gain."""
     found = {}
     for reward in REWARDS:
-        for tuning in of(results, way, reward):
+        for tuning in of(results, way, reward).values():
             for row in tuning[prompts]:
                 gain = (row["score"] - row["start"]) / spread(results, reward)
                 found.setdefault(row["prompt"], []).append(gain)
@@ -158,20 +157,23 @@ def tuned_gains(results, way, prompts="seen"):
 
 
 def spread(results, reward):
-    """Return the standard deviation of plain pictures' scores: those that the tuned models are compared with."""
-    starts = [row["start"] for way in TUNINGS for found in of(results, way, reward) for row in found["seen"]]
-    return statistics.stdev(starts)
+    """Return the standard deviation of plain pictures' scores: those that tuned models are compared with.
+
+    It is None where no tuning is there.
+    """
+    starts = [row["start"] for way in TUNINGS for found in of(results, way, reward).values() for row in found["seen"]]
+    return statistics.stdev(starts) if starts else None
 
 
 def over(one, other):
-    """Return the differences of two lists."""
-    return [a - b for a, b in zip(one, other, strict=True)]
+    """Return the differences of two dicts of gains, one for each seed that both have."""
+    return [one[seed] - other[seed] for seed in one if seed in other]
 
 
 def over_tuned(results, way):
     """Return PRNO's gain by the largest budget, less that of a tuned model on the same prompt: one a seed."""
-    by_prompt = tuned_gains(results, way)
-    return [gain - by_prompt[PROMPTS[seed % len(PROMPTS)]] for seed, gain in enumerate(gains(results, "PRNO"))]
+    by_prompt, ours = tuned_gains(results, way), gains(results, "PRNO")
+    return over(ours, {seed: by_prompt[p] for seed in ours if (p := PROMPTS[seed % len(PROMPTS)]) in by_prompt})
 
 
 def draw(results):
@@ -180,14 +182,15 @@ def draw(results):
     for place, reward in zip(axes, REWARDS, strict=True):
         unit = spread(results, reward)
         for number, way in enumerate(SEARCHES):
-            rises = [[row["by_budget"][str(b)] - row["start"] for row in of(results, way, reward)] for b in BUDGETS]
-            means = [statistics.fmean(rise) / unit for rise in rises]
-            place.plot(BUDGETS, means, "o-", color=f"C{number}", markersize=4, label=way)
+            if unit and (found := of(results, way, reward).values()):
+                rises = [[row["by_budget"][str(b)] - row["start"] for row in found] for b in BUDGETS]
+                means = [statistics.fmean(rise) / unit for rise in rises]
+                place.plot(BUDGETS, means, "o-", color=f"C{number}", markersize=4, label=way)
         for number, way in enumerate(TUNINGS):
-            (found,) = of(results, way, reward)
-            mean = statistics.fmean((row["score"] - row["start"]) / unit for row in found["seen"])
-            label = f"{way}, tuned for {found['seconds_spent']:.0f} s"
-            place.axhline(mean, linestyle=(0, (2 + number, 2)), color="black", linewidth=1, label=label)
+            for found in of(results, way, reward).values():
+                mean = statistics.fmean((row["score"] - row["start"]) / unit for row in found["seen"])
+                label = f"{way}, tuned for {found['seconds_spent']:.0f} s"
+                place.axhline(mean, linestyle=(0, (2 + number, 2)), color="black", linewidth=1, label=label)
         place.set_xscale("log", base=2)
         place.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
         place.set(xlabel="seconds of one core for a picture", ylabel="gain, standard deviations of plain pictures")
@@ -215,12 +218,12 @@ EXPERIMENT = Experiment(
         Claim(
             "Table 1: PRNO is above plain sampling in its smallest time.",
             f"gain of PRNO in {BUDGETS[0]} s, standard deviations of plain pictures",
-            lambda results: gains(results, "PRNO", BUDGETS[0]),
+            lambda results: list(gains(results, "PRNO", BUDGETS[0]).values()),
         ),
         Claim(
             "Table 1: the longer the search, the higher the reward.",
             f"gain of PRNO from {BUDGETS[1]} to {BUDGETS[3]} s, standard deviations of plain pictures",
-            lambda results: gains(results, "PRNO", start=BUDGETS[1]),
+            lambda results: list(gains(results, "PRNO", start=BUDGETS[1]).values()),
         ),
         Claim(
             "Table 1 and Section 5.2: LGD performs badly with such rewards, with 100 samples, too.",

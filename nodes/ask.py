@@ -18,7 +18,7 @@ from ..core import plots
 from ..core.history import thumbnail
 from . import gradients, page, requirements, sockets
 from .report import as_image, files
-from .sampler import checked_latent, decoded
+from .sampler import checked_latent, decoded, inputs_of_ksampler
 from .search import Optimization, OptimizedSampler, told
 
 TILE = 256
@@ -46,24 +46,9 @@ class DNOAsk(io.ComfyNode):
                     tooltip="The random seed of the first picture and of all that are near it. Another seed begins"
                     " anew: empty the picks then.",
                 ),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=10000,
-                    tooltip="Denoising steps of one picture; the time of a round grows with them.",
-                ),
-                io.Float.Input(
-                    "cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                    tooltip="Classifier-free guidance: higher follows the prompt more closely.",
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How noise is gradually removed to form the image.",
-                ),
-                io.Conditioning.Input("positive", tooltip="What to include in the image."),
-                io.Conditioning.Input("negative", tooltip="What to exclude from the image."),
-                io.Latent.Input("latent_image", tooltip="The latent image to denoise, of one picture; with its mask."),
-                io.Float.Input(
-                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Below 1 the structure of the input image is kept (image to image).",
+                *inputs_of_ksampler(
+                    steps="Denoising steps of one picture; the time of a round grows with them.",
+                    latent_image="The latent image to denoise, of one picture; with its mask.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the latents to the pictures that you judge."),
                 io.Float.Input(

@@ -41,24 +41,9 @@ class DNOSampler(io.ComfyNode):
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                     tooltip="The random seed of the noise that the search starts from.",
                 ),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=10000,
-                    tooltip="Denoising steps of one sampling run; its time grows with them.",
-                ),
-                io.Float.Input(
-                    "cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                    tooltip="Classifier-free guidance: higher follows the prompt more closely.",
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How noise is gradually removed to form the image.",
-                ),
-                io.Conditioning.Input("positive", tooltip="What to include in the image."),
-                io.Conditioning.Input("negative", tooltip="What to exclude from the image."),
-                io.Latent.Input("latent_image", tooltip="The latent image to denoise; masks and batches are honoured."),
-                io.Float.Input(
-                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Below 1 the structure of the input image is kept (image to image).",
+                *inputs_of_ksampler(
+                    steps="Denoising steps of one sampling run; its time grows with them.",
+                    latent_image="The latent image to denoise; masks and batches are honoured.",
                 ),
                 *required_of_a_search(),
                 *optional_of_a_search(),
@@ -144,6 +129,28 @@ class DNOSamplerAdvanced(io.ComfyNode):
         samples = samples.to(comfy.model_management.intermediate_device())
         denoised = denoised_of(guider.model_patcher, sampler, samples, sigmas)
         return found(sampler.result, samples, denoised, latent_image, vae, cls.hidden)
+
+
+def inputs_of_ksampler(steps, latent_image):
+    """Return KSampler's inputs from the steps on, but for `sampler_name`; given are the tooltips of two of them."""
+    return [
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip=steps),
+        io.Float.Input(
+            "cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
+            tooltip="Classifier-free guidance: higher follows the prompt more closely.",
+        ),
+        io.Combo.Input(
+            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
+            tooltip="How noise is gradually removed to form the image.",
+        ),
+        io.Conditioning.Input("positive", tooltip="What to include in the image."),
+        io.Conditioning.Input("negative", tooltip="What to exclude from the image."),
+        io.Latent.Input("latent_image", tooltip=latent_image),
+        io.Float.Input(
+            "denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
+            tooltip="Below 1 the structure of the input image is kept (image to image).",
+        ),
+    ]  # fmt: skip
 
 
 def required_of_a_search():

@@ -28,10 +28,24 @@ def test_gains_are_in_units_of_plain_pictures_and_averaged_over_both_rewards():
         results += [a_search("PRNO", reward, seed, 5.0, [factor * (seed + k) for k in range(4)]) for seed in (0, 1)]
     unit = torch.tensor([0.0, 2.0] * len(table.PROMPTS) * len(table.TUNINGS)).std().item()
     assert table.spread(results, "first") == pytest.approx(unit)
-    assert table.gains(results, "PRNO", table.BUDGETS[1]) == pytest.approx([2 / unit, 4 / unit])
-    assert table.gains(results, "PRNO", start=table.BUDGETS[1]) == pytest.approx([4 / unit, 4 / unit])
+    assert table.gains(results, "PRNO", table.BUDGETS[1]) == pytest.approx({0: 2 / unit, 1: 4 / unit})
+    assert table.gains(results, "PRNO", start=table.BUDGETS[1]) == pytest.approx({0: 4 / unit, 1: 4 / unit})
     # The prompts of seeds 0 and 1 were gained 1 and 2 by tuning, and the search gained (3 + 9) / 2 and (4 + 12) / 2.
     assert table.over_tuned(results, "ddpo") == pytest.approx([(6 - 1) / unit, (8 - 2) / unit])
+
+
+@pytest.mark.parametrize(("tuned", "counts"), [
+    (("first", "second"), [2, 2, 0, 2, 0, 0, 1, 2]), (("first",), [0] * 8), ((), [0] * 8),
+])  # fmt: skip
+def test_a_report_is_made_where_cases_have_failed(tuned, counts):
+    """Trust has lost another seed than PRNO, LGD with 100 samples all, and PRNO's seed 3 one reward."""
+    results = [a_tuning("spin", reward, 1.0) | {"seconds_spent": 60.0} for reward in tuned]
+    results.append(a_search("PRNO", "second", 3, 5.0, range(4)))
+    for way in ("PRNO", "Trust", "Tilt", "LGD, n = 10"):
+        seeds = (1, 2) if way == "Trust" else (0, 1)
+        results += [a_search(way, reward, seed, 5.0, range(4)) for reward in table.REWARDS for seed in seeds]
+    assert [len(claim.values(results)) for claim in table.EXPERIMENT.claims] == counts
+    assert len(table.EXPERIMENT.draw(results).axes) == 2
 
 
 def test_more_seeds_add_searches_and_tune_nothing_anew():
@@ -50,7 +64,7 @@ def test_a_search_is_recorded_by_the_seconds_it_has_spent(monkeypatch):
     assert seconds == sorted(seconds) and seconds[-1] < 30
     assert found["start"] <= found["by_budget"]["1"] <= found["by_budget"]["3"]
     assert found["by_budget"]["3"] == max([found["start"]] + [s for spent, s in found["curve"] if spent <= 3])
-    assert found["pictures"]["best"].dtype == torch.uint8 and found["pictures"]["best"].shape == (3, 128, 128)
+    assert found["pictures"]["best"].dtype == torch.uint8 and found["pictures"]["best"].shape == (3, 64, 64)
 
 
 def test_a_tuned_model_is_compared_with_the_one_it_was_on_the_same_noises(monkeypatch):
