@@ -8,6 +8,7 @@ import torch
 
 from .. import core, rewards
 from . import noise_searches
+from .drawing import panels
 from .experiment import Claim, Experiment
 from .noise_searches import chosen
 
@@ -76,13 +77,10 @@ def kept(results, judge, allowed):
 
 
 def draw(results):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
-    curves, *panels = figure.subplots(1, 3)
+    figure, ((curves, *others),) = panels(1, 3)
     noise_searches.draw_curves(curves, results, "seconds", ARMS)
     curves.set_ylabel("gain in ln P(cat)")
-    for axes, judge in zip(panels, ("consistency", "safe"), strict=True):
+    for axes, judge in zip(others, ("consistency", "safe"), strict=True):
         for index, arm in enumerate(ARMS):
             for result in chosen(results, arm=arm).values():
                 axes.plot([0, 1], [result[judge][when] for when in ("start", "best")], color=f"C{index}", marker="o")

@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from .. import core
@@ -112,8 +113,6 @@ def run(arm, seed):
 
 
 def draw(results):
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.8), dpi=100, layout="constrained")
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
     noise_searches.draw_curves(left, results, "evaluations", ARMS)

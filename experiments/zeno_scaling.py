@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from .. import rewards
 from . import noise_searches
+from .drawing import panels
 from .experiment import Claim, Experiment
 from .noise_searches import best_at, chosen
 
@@ -65,10 +66,8 @@ def claims():
 
 
 def draw(results):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
-    for axes, (generator, budgets) in zip(figure.subplots(1, len(BUDGETS)), BUDGETS.items(), strict=True):
+    figure, (row,) = panels(1, len(BUDGETS))
+    for axes, (generator, budgets) in zip(row, BUDGETS.items(), strict=True):
         longest = chosen(results, generator=generator, arm="best of N").values()
         by_arm = {
             "ZeNO": [

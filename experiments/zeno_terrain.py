@@ -3,6 +3,7 @@
 from functools import partial
 
 from . import noise_searches
+from .drawing import panels
 from .experiment import Claim, Experiment
 
 ARMS = ("ZeNO", "best of N")
@@ -20,10 +21,8 @@ def run(arm, seed):
 
 
 def draw(results):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.6), dpi=100, layout="constrained")
-    noise_searches.draw_curves(figure.subplots(), results, "evaluations", ARMS)
+    figure, ((axes,),) = panels(1, 1)
+    noise_searches.draw_curves(axes, results, "evaluations", ARMS)
     return figure
 
 

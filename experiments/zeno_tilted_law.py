@@ -5,6 +5,7 @@ import math
 import torch
 
 from .. import core
+from .drawing import panels
 from .experiment import Claim, Experiment
 
 DIMENSION, CHAINS = 16, 32
@@ -67,10 +68,8 @@ def claims():
 
 
 def draw(results):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.8), dpi=100, layout="constrained")
-    for axes, (law, (_, mean, deviation)) in zip(figure.subplots(1, len(LAWS)), LAWS.items(), strict=True):
+    figure, (row,) = panels(1, len(LAWS))
+    for axes, (law, (_, mean, deviation)) in zip(row, LAWS.items(), strict=True):
         for result in results:
             if result["case"]["law"] == law:
                 standard = torch.special.ndtri(torch.tensor(result["levels"]))
