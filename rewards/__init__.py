@@ -23,6 +23,7 @@ One picture's way to its score, and back to the gradient by the picture:
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
           MPS.__call__              MpsTower.judge: Preprocess, both towers, what the patches read, a cosine
           ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
+          VLMJudge.__call__         8 bits -> VlmTower.answers: processor, model, logits of yes and no; no gradient
             networks.run            out of and into float32, whatever the network's dtype
 """
 
@@ -45,10 +46,13 @@ from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
 from .towers import load_tower
 from .vision_tower import VisionTower
+from .vlm_judge import HPSv3, VLMJudge
+from .vlm_tower import VlmTower
 
 __all__ = [
     "DINOv2Similarity",
     "HPS",
+    "HPSv3",
     "JPEG",
     "MPS",
     "ONNX",
@@ -78,7 +82,9 @@ __all__ = [
     "Sharpness",
     "Similarity",
     "Symmetry",
+    "VLMJudge",
     "VisionTower",
+    "VlmTower",
     "in_parity",
     "load_tower",
     "typical",

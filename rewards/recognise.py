@@ -77,6 +77,16 @@ def likeness(path, name, source):
     return LIKELY if source in said else OTHER if said else POSSIBLE
 
 
+def answers(config):
+    """Whether a config.json, of this path, is of a model that answers questions about pictures."""
+    try:
+        said = json.loads(Path(config).read_text(encoding="utf-8"))
+        tuned = any(str(name).endswith("ForConditionalGeneration") for name in said["architectures"])
+        return tuned and "vision_config" in said
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def tensors_of(path):
     """Return name -> shape of the tensors in a file, without "module." and "model." before them all.
 

@@ -1,7 +1,8 @@
 """One tower for one file: rewards that use the same weights share them, and what was embedded with them.
 
-    path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower or MpsTower
-         --onnx_file.read-> Graph -----------------> OnnxTower
+path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower or MpsTower
+     --onnx_file.read-> Graph -----------------> OnnxTower
+folder --transformers-> a model of its own ----> VlmTower
 """
 
 import threading
@@ -16,6 +17,7 @@ from .clip_tower import ClipTower
 from .mps_tower import MpsTower
 from .onnx_tower import OnnxTower
 from .vision_tower import VisionTower
+from .vlm_tower import VlmTower
 
 _towers, _loading = weakref.WeakValueDictionary(), threading.Lock()
 
@@ -25,9 +27,10 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
 
     Args:
         path: a CLIP file of either layout (HPS, PickScore, CLIP itself, or an image tower alone), ImageReward's or
-            CycleReward's, MPS's, a DINOv2 or a SigLIP, or one that ends in .onnx.
+            CycleReward's, MPS's, a DINOv2 or a SigLIP, or one that ends in .onnx; or the folder of a vision-language
+            model.
         device: where the networks are put at first.
-        dtype: of the networks; what goes in and out is float32 or wider.
+        dtype: of the networks; what goes in and out is float32 or wider. A vision-language model keeps its own.
         activation: of a CLIP whose own is not what `clip_tower.activation` expects.
         folders: where else to look for the vocabulary that ImageReward needs, which may also lie beside the file.
 
@@ -36,7 +39,7 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
         ValueError: see `weights.read`; or it is a file of something else.
     """
     beside, path = Path(path).parent, Path(path).resolve()  # caches of downloads hold links to files elsewhere
-    if not path.is_file():
+    if not path.exists():
         raise weights.missing(path)
     status, device = path.stat(), torch.empty(0, device=device).device  # "cuda" is "cuda:0"
     key = (path, status.st_ino, status.st_mtime_ns, status.st_size, device, dtype, activation)
@@ -49,7 +52,9 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
 
 
 def _made(path, device, dtype, activation, folders):
-    """Return a new tower of a file."""
+    """Return a new tower of a file, or of a folder."""
+    if path.is_dir():
+        return VlmTower(path, device)
     if path.suffix.lower() == ".onnx":
         return OnnxTower(path, device, dtype)
     state = weights.read_as(path, *weights.CLIP_KINDS, "ImageReward", "MPS", *weights.VISION_KINDS)

@@ -7,6 +7,7 @@
     belief        asks the model that is searched; to watch
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
     onnx          likewise, any network in an ONNX file
+    vlm           likewise, a vision-language model in a folder
     combine       several as one
     score         what a reward thinks of pictures that are there already; `gate` parts them
 """
@@ -40,6 +41,7 @@ from .pixels import (
     DNOSharpnessReward,
 )
 from .score import DNOPickBest, DNOScoreImages
+from .vlm import DNOVLMJudgeReward
 
 REWARDS = [
     DNOBrightnessReward,
@@ -56,6 +58,7 @@ REWARDS = [
     DNOImageSimilarityReward,
     DNODINOv2SimilarityReward,
     DNODirectionReward,
+    DNOVLMJudgeReward,
     DNOONNXReward,
     DNOContrastReward,
     DNOSaturationReward,

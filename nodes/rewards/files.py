@@ -10,6 +10,7 @@ import contextlib
 import os
 import weakref
 from functools import partial
+from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -22,8 +23,11 @@ from .. import residency
 from ..names import listed
 
 KEY = "reward_models"
+OF_OTHERS = "LLM"
+"""The folder in models that other packs keep vision-language models in."""
 NO_FILE = "no file in models/reward_models"
 """What a list offers first where no file is what its node wants; saved workflows may have it."""
+NO_FOLDER = "no folder in models/reward_models"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _of_clip_vision = weakref.WeakValueDictionary()
@@ -91,6 +95,41 @@ def tower(name, source, dtype):
     """Return the tower of a listed file: the same one for all nodes with this file and this of `DTYPES`."""
     path, folders = path_of(name, source), folder_paths.get_folder_paths(KEY)
     return managed(rewards.load_tower(path, mm.unet_offload_device(), DTYPES[dtype], folders=folders))
+
+
+def model_folders():
+    """Return name -> path of the folders with a vision-language model, in those for reward models and `OF_OTHERS`."""
+    bases = [*folder_paths.get_folder_paths(KEY), os.path.join(folder_paths.models_dir, OF_OTHERS)]
+    configs = (
+        (Path(base), file)
+        for base in bases
+        for depth in ("*", "*/*")
+        for file in Path(base).glob(f"{depth}/config.json")
+    )
+    found = {}
+    for base, file in configs:
+        if recognise.answers(file):
+            found.setdefault(file.parent.relative_to(base).as_posix(), file.parent)
+    return found
+
+
+def folder_of(name):
+    """Return the path of a listed folder, or raise FileNotFoundError, which says where to get it and to put it."""
+    folders = model_folders()
+    known = listed(name, folders)
+    if known is None:
+        usual, page = weights.SOURCES["VLM"]
+        which = "" if name == NO_FOLDER else f" {name}"
+        raise FileNotFoundError(
+            f"there is no folder{which} with a vision-language model in {folder_paths.get_folder_paths(KEY)[0]}."
+            f" Download {usual}, all of its files, from {page}"
+        )
+    return folders[known]
+
+
+def folder_tower(name):
+    """Return the tower of a listed folder: the same one for all nodes with it."""
+    return managed(rewards.load_tower(folder_of(name), mm.unet_offload_device()))
 
 
 def clip_vision_tower(clip_vision, dtype):

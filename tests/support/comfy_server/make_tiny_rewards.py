@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_onnx  # noqa: E402
 import tiny_rewards  # noqa: E402
+import tiny_vlm  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
 KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic", "dinov2", "siglip", "aesthetic_v25", "mps")
 CYCLE_REWARD = "CycleReward-Combo.safetensors"
+VLM, HPSV3 = "Qwen2-VL-2B-Instruct", "HPSv3"
 
 
 def write_blip(name, folder, **settings):
@@ -34,8 +36,10 @@ WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for ki
     "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
     tiny_onnx.SCORER: lambda folder: tiny_onnx.write_scorer(folder / tiny_onnx.SCORER),
     tiny_onnx.NSFW: lambda folder: tiny_onnx.write_nsfw(folder / tiny_onnx.NSFW),
+    VLM: lambda folder: tiny_vlm.write_qwen2_vl(folder / VLM),
+    HPSV3: lambda folder: tiny_vlm.write_qwen2_vl(folder / HPSV3, rating=True),
 }
-"""One file for each reward node: name -> write it into a folder."""
+"""One file, or folder, for each reward node: name -> write it into a folder."""
 
 
 def write_missing(folder):
