@@ -23,6 +23,7 @@ One picture's way to its score, and back to the gradient by the picture:
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
           MPS.__call__              MpsTower.judge: Preprocess, both towers, what the patches read, a cosine
           ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
+          ShownText.__call__        a box, OnnxPixels -> OnnxTower's network -> CTC
           VLMJudge.__call__         8 bits -> VlmTower.answers: processor, model, logits of yes and no; no gradient
             networks.run            out of and into float32, whatever the network's dtype
 """
@@ -44,6 +45,7 @@ from .mps_tower import MpsTower
 from .onnx import ONNX, OnnxPixels
 from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
+from .shown_text import ShownText
 from .towers import load_tower
 from .vision_tower import VisionTower
 from .vlm_judge import HPSv3, VLMJudge
@@ -80,6 +82,7 @@ __all__ = [
     "PickScore",
     "Saturation",
     "Sharpness",
+    "ShownText",
     "Similarity",
     "Symmetry",
     "VLMJudge",

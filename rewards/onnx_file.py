@@ -16,8 +16,11 @@ import torch
 
 from . import weights
 
+METADATA = 14
+"""Number of the field of a model that says what its author pleased."""
+
 MESSAGES = {
-    "model": {7: ("graph", "graph"), 8: ("opset_import", ["opset"])},
+    "model": {7: ("graph", "graph"), 8: ("opset_import", ["opset"]), METADATA: ("metadata_props", ["entry"])},
     "opset": {1: ("domain", "text"), 2: ("version", "int")},
     "graph": {
         1: ("node", ["node"]), 5: ("initializer", ["tensor"]), 11: ("input", ["value"]), 12: ("output", ["value"]),
@@ -107,12 +110,14 @@ class Graph:
         weights: name -> tensor on the CPU.
         inputs: those that are no weights.
         outputs: names.
+        metadata: name -> text, whatever the author has put there.
     """
 
     nodes: list
     weights: dict
     inputs: list
     outputs: list
+    metadata: dict
 
 
 @torch.inference_mode(False)
@@ -132,12 +137,24 @@ def read(path, dtype=torch.float32):
         raise weights.missing(path, "ONNX")
     if path.stat().st_size == 0:
         raise _damaged(path)
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        return _graph(_parsed(memoryview(mapped), "model"), path, dtype)
+        return _graph(_parsed(_mapped(path), "model"), path, dtype)
     except (AttributeError, LookupError, RuntimeError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise _damaged(path) from error
+
+
+def metadata_of(path):
+    """Return name -> text, what a file says of itself; its graph is passed over. Of what is no such file, nothing."""
+    try:
+        entries = [_parsed(value, "entry") for number, value in _fields(_mapped(Path(path))) if number == METADATA]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return {entry.key: entry.value for entry in entries}
+
+
+def _mapped(path):
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _damaged(path):
@@ -227,7 +244,8 @@ def _graph(model, path, dtype):
     kept = {tensor.name: _tensor(tensor, path, dtype) for tensor in model.graph.initializer}
     inputs = [_input(value, dtype) for value in model.graph.input if value.name not in kept]
     nodes = [_node(node, path, opset, dtype) for node in model.graph.node]
-    return Graph(nodes, kept, inputs, [value.name for value in model.graph.output])
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return Graph(nodes, kept, inputs, [value.name for value in model.graph.output], metadata)
 
 
 def _input(value, dtype):

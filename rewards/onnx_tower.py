@@ -32,6 +32,7 @@ class OnnxTower(Tower):
     Attributes: Tower's, and
         inputs: what the network takes, `onnx_file.Input` each.
         outputs: names of what it gives.
+        metadata: name -> text, what the file says besides.
     """
 
     def __init__(self, path, device="cpu", dtype=torch.float32):
@@ -51,6 +52,7 @@ class OnnxTower(Tower):
             raise ValueError(f"dtype is {dtype}; expected {' or '.join(map(str, DTYPES))} for an ONNX file")
         graph = onnx_file.read(path, dtype)
         self.inputs, self.outputs, self.dtype = graph.inputs, graph.outputs, dtype
+        self.metadata = graph.metadata
         # Outside inference mode: weights made inside it could take part in no gradient.
         with torch.inference_mode(False), torch.no_grad():
             self.module = Network(graph, self.name).to(device).eval().requires_grad_(False)

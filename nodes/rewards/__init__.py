@@ -7,6 +7,7 @@
     belief        asks the model that is searched; to watch
     networks      read a file of the user's; `files` lists the files and lets ComfyUI manage their networks
     onnx          likewise, any network in an ONNX file
+    text          likewise, a recogniser of text lines
     vlm           likewise, a vision-language model in a folder
     combine       several as one
     score         what a reward thinks of pictures that are there already; `gate` parts them
@@ -41,6 +42,7 @@ from .pixels import (
     DNOSharpnessReward,
 )
 from .score import DNOPickBest, DNOScoreImages
+from .text import DNOTextReward
 from .vlm import DNOVLMJudgeReward
 
 REWARDS = [
@@ -59,6 +61,7 @@ REWARDS = [
     DNODINOv2SimilarityReward,
     DNODirectionReward,
     DNOVLMJudgeReward,
+    DNOTextReward,
     DNOONNXReward,
     DNOContrastReward,
     DNOSaturationReward,

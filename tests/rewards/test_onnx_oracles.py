@@ -87,6 +87,20 @@ def test_gradients_are_those_of_differences(name):
     torch.testing.assert_close(gradient.norm(), differences, rtol=1e-3, atol=0)
 
 
+def test_a_text_is_as_probable_as_onnxruntime_and_pytorchs_ctc_find_it():
+    package, file, _ = FILES["text recogniser"]
+    session = onnxruntime.InferenceSession(str(path_of(package, file)), providers=["CPUExecutionProvider"])
+    reward = rewards.ShownText(rewards.load_tower(path_of(package, file)), "HELLO", (0.25, 0.5, 0.5, 0.25))
+    images = tiny_rewards.pictures(2, 96, 192)
+    (chances,) = session.run(None, {"x": reward.lines(images).numpy()})
+    characters = session.get_modelmeta().custom_metadata_map["character"].splitlines()
+    labels = torch.tensor([[1 + characters.index(character) for character in "HELLO"]] * 2)
+    logs = torch.tensor(chances).double().log().movedim(1, 0)
+    lengths = torch.full((2,), len(logs)), torch.full((2,), 5)
+    expected = -torch.nn.functional.ctc_loss(logs, labels, *lengths, reduction="none") / 5
+    torch.testing.assert_close(reward(images).double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def nsfw(**settings):
     pixels = rewards.OnnxPixels(kept=0.875, scale=255, mean=(104, 117, 123), std=(1,), channels="BGR")
     return rewards.ONNX(rewards.load_tower(path_of(*NSFW)), pixels, **settings)

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import tiny_onnx
 import tiny_rewards
 import torch
 from comfyui_dno.rewards import recognise, weights
@@ -57,6 +58,14 @@ def test_a_siglip_of_another_width_is_not_the_one_that_is_wanted(tmp_path):
 ])
 def test_an_onnx_file_is_told_by_its_ending_alone(file, source, expected):
     assert likeness(file, file, source) == expected
+
+
+def test_a_recogniser_of_text_is_told_by_the_characters_that_it_lists(tmp_path):
+    reads, scores = tiny_onnx.write_recogniser(tmp_path / "a.onnx"), tiny_onnx.write_scorer(tmp_path / "b.onnx")
+    found = [[likeness(path, path.name, source) for source in ("Text", "ONNX", "HPS")] for path in (reads, scores)]
+    assert found == [[LIKELY, POSSIBLE, OTHER], [OTHER, LIKELY, OTHER]]
+    (cut := tmp_path / "cut.onnx").write_bytes(reads.read_bytes()[:-20])
+    assert likeness(cut, cut.name, "Text") == OTHER and likeness("no.safetensors", "no.safetensors", "Text") == OTHER
 
 
 def test_a_name_does_not_make_another_kind_of_file_the_one_that_is_wanted(all_files):

@@ -27,7 +27,7 @@ FITS = {
     "DNOCLIPScoreReward": "CLIP-ViT-H-14.safetensors", "DNODirectionReward": "CLIP-ViT-H-14.safetensors",
     "DNOImageSimilarityReward": "CLIP-ViT-H-14.safetensors", "DNOONNXReward": "scorer.onnx",
     "DNODINOv2SimilarityReward": "dinov2-base.safetensors", "DNOAestheticV25Reward": "aesthetic_predictor_v2_5.pth",
-    "DNOMPSReward": "MPS.safetensors",
+    "DNOMPSReward": "MPS.safetensors", "DNOTextReward": "ch_PP-OCRv4_rec_infer.onnx",
 }  # fmt: skip
 """The file that a reward's node wants as a rule; now and then it gets another."""
 MOST = {

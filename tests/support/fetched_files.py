@@ -62,3 +62,10 @@ LAION_HEAD = InWheel(
     "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
 )
 """LAION's improved aesthetic predictor, as its authors published it."""
+
+RECOGNISER = InWheel(
+    "rapidocr-onnxruntime==1.4.4",
+    "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+    "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+)
+"""PP-OCRv4's recogniser of text lines, Chinese and Latin, as RapidOCR packs it."""

@@ -5,7 +5,7 @@ import json
 import tiny_rewards
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from safetensors.torch import save_file
-from tiny_onnx import SCORER
+from tiny_onnx import RECOGNISER, SCORER
 
 HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
     "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
@@ -32,14 +32,18 @@ REWARDS = {
         "std": "0.229, 0.224, 0.225", "channels": "RGB", "layout": "auto", "output": "0", "class_index": 0,
         "activation": "none", "negative": False,
     },
+    "DNOTextReward": {"file": RECOGNISER, "text": "CAT", "x": 0.0, "y": 0.35, "width": 1.0, "height": 0.3},
 }
+WITHOUT_NETWORK_SETTINGS = ("DNOTextReward",)
+"""Those that have neither dtype nor crops."""
 
 
-NEED_TRANSFORMERS = [name for name in REWARDS if name != "DNOONNXReward"]
+NEED_TRANSFORMERS = [name for name in REWARDS if name not in ("DNOONNXReward", "DNOTextReward")]
 
 
 def reward_node(graph, name, **changes):
-    inputs = {**SETTINGS, **REWARDS[name], **changes}
+    settings = {} if name in WITHOUT_NETWORK_SETTINGS else SETTINGS
+    inputs = {**settings, **REWARDS[name], **changes}
     if name in ("DNOImageSimilarityReward", "DNODINOv2SimilarityReward"):
         inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=0x30A040)[0]
     return graph.node(name, **inputs)

@@ -8,7 +8,10 @@ import struct
 import torch
 from comfyui_dno.rewards.onnx_file import MESSAGES
 
-SCORER, NSFW = "scorer.onnx", "open_nsfw.onnx"
+SCORER, NSFW, RECOGNISER = "scorer.onnx", "open_nsfw.onnx", "ch_PP-OCRv4_rec_infer.onnx"
+CLASSES = 64
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+"""What the tiny recogniser lists; its classes are these, blank and a space, as the real one's are."""
 CODES = {torch.float32: 1, torch.int64: 7}
 """ONNX's numbers of these types."""
 
@@ -63,7 +66,7 @@ def value(name, *sizes, code=1):
     return {"name": name, "type": {"tensor_type": {"elem_type": code, "shape": {"dim": dims}}}}
 
 
-def save(path, nodes, weights, inputs, outputs, opset=17):
+def save(path, nodes, weights, inputs, outputs, opset=17, metadata=()):
     """Write a file.
 
     Args:
@@ -72,6 +75,7 @@ def save(path, nodes, weights, inputs, outputs, opset=17):
         weights: name -> tensor.
         inputs, outputs: of `value`.
         opset: version of the operators.
+        metadata: pairs of a name and a text.
     """
     graph = {
         "node": nodes, "initializer": [tensor(*weight) for weight in weights.items()],
@@ -81,7 +85,9 @@ def save(path, nodes, weights, inputs, outputs, opset=17):
     named = _field(2, "tiny", "text")
     body = written(graph, "graph") + named
     head = _field(1, 8, "int") + _field(7, body, "bytes")
-    path.write_bytes(head + written({"opset_import": [{"domain": "", "version": opset}]}, "model"))
+    said = [{"key": key, "value": text} for key, text in metadata]
+    tail = {"opset_import": [{"domain": "", "version": opset}], "metadata_props": said}
+    path.write_bytes(head + written(tail, "model"))
     return path
 
 
@@ -123,3 +129,26 @@ def write_nsfw(path):
     ]
     weights = network().state_dict() | {"share": torch.tensor(1 / 50)}
     return save(path, nodes, weights, rows, probabilities)
+
+
+def recogniser(classes=CLASSES):
+    """Return the layer of `write_recogniser`, in PyTorch: lines (B, 3, 48, W) -> logits (B, classes, 1, W / 8)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, classes, (48, 8), stride=(48, 8)).requires_grad_(False)
+    layer.weight *= 20  # so that it is sure of what it sees
+    return layer
+
+
+def write_recogniser(path, listed=CHARACTERS, classes=CLASSES):
+    """Write a stand-in for RapidOCR's recogniser of text lines: of its input, output, places and list of characters."""
+    nodes = [
+        node("Conv", ["x", "weight", "bias"], ["seen"], strides=[48, 8]),
+        node("Squeeze", ["seen", "axes"], ["rows"]),
+        node("Transpose", ["rows"], ["places"], perm=[0, 2, 1]),
+        node("Softmax", ["places"], ["chances"], axis=2),
+    ]
+    weights = recogniser(classes).state_dict() | {"axes": torch.tensor([2])}
+    said = [("character", "\n".join(listed))] if listed else []
+    inputs, outputs = [value("x", "batch", 3, "height", "width")], [value("chances", "batch", "places", classes)]
+    return save(path, nodes, weights, inputs, outputs, metadata=said)

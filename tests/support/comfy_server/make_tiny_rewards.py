@@ -36,6 +36,7 @@ WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for ki
     "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
     tiny_onnx.SCORER: lambda folder: tiny_onnx.write_scorer(folder / tiny_onnx.SCORER),
     tiny_onnx.NSFW: lambda folder: tiny_onnx.write_nsfw(folder / tiny_onnx.NSFW),
+    tiny_onnx.RECOGNISER: lambda folder: tiny_onnx.write_recogniser(folder / tiny_onnx.RECOGNISER),
     VLM: lambda folder: tiny_vlm.write_qwen2_vl(folder / VLM),
     HPSV3: lambda folder: tiny_vlm.write_qwen2_vl(folder / HPSV3, rating=True),
 }
