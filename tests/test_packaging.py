@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_pack_and_nothing_else(installed):
     assert "core/models/embedded/model.safetensors" in names
     assert {"nodes/__init__.py", "nodes/rewards/__init__.py", "example_workflows/01 Quickstart.json"} <= names
     assert {"locales/zh/nodeDefs.json", "locales/en/main.json", "web/stop.js", "web/docs/DNOSampler.md"} <= names
-    assert {"requirements.txt", "rewards/hpsv3_instruction.txt"} <= names
+    assert {"requirements.txt", "rewards/hpsv3_instruction.txt", "rewards/lpips.safetensors"} <= names
     assert not [name for name in names if name.startswith(("tests", "core/models/embedded/training"))]
 
 

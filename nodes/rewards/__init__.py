@@ -29,6 +29,7 @@ from .networks import (
     DNOHPSReward,
     DNOImageReward,
     DNOImageSimilarityReward,
+    DNOLPIPSReward,
     DNOMPSReward,
     DNOPickScoreReward,
 )
@@ -59,6 +60,7 @@ REWARDS = [
     DNOAestheticV25Reward,
     DNOImageSimilarityReward,
     DNODINOv2SimilarityReward,
+    DNOLPIPSReward,
     DNODirectionReward,
     DNOVLMJudgeReward,
     DNOTextReward,

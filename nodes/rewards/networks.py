@@ -214,6 +214,33 @@ class DNODINOv2SimilarityReward(FileReward):
         return of_crops(rewards.DINOv2Similarity(cls.tower(file, dtype), pictures, by=by), crops)
 
 
+class DNOLPIPSReward(FileReward):
+    source = "LPIPS"
+    packages = ()
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DNOLPIPSReward", display_name="LPIPS Reward", category=sockets.REWARDS,
+            description="How like a reference the picture looks to people, place by place: minus the LPIPS distance, 0"
+            " the same picture, -0.7 another one. By the convolutions of AlexNet, VGG16 or SqueezeNet.",
+            **sockets.aliases("reward", "lpips", "perceptual", "similarity", "reference", "likeness"),
+            inputs=[
+                file_input("file", cls.source),
+                io.Image.Input(
+                    "reference", tooltip="What the pictures shall look like, resized to them; of several, the mean"
+                    " counts.",
+                ),
+            ],
+            outputs=[sockets.Reward.Output("reward", display_name="reward", tooltip="For the DNO Sampler.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file, reference) -> io.NodeOutput:
+        tower = cls.tower(file, "float32")
+        return io.NodeOutput(rewards.LPIPS(tower, pictures_of(reference, "the reference's pictures")))
+
+
 class DNOAestheticV25Reward(FileReward):
     source = "Aesthetic V2.5"
     siglip_source = "SigLIP"

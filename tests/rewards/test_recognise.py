@@ -13,7 +13,7 @@ KEPT_AS = {  # file of the fixtures -> what it may be; the first is a pickle, wh
     "hps": ("HPS", "PickScore", "CLIP ViT-L/14"), "pickscore": ("HPS", "PickScore"), "clip_h": ("HPS", "PickScore"),
     "clip_l": ("CLIP ViT-L/14",), "aesthetic": ("Aesthetic",), "ImageReward.pt": ("ImageReward",),
     "CycleReward.pt": ("CycleReward",), "dinov2": ("DINOv2",), "dinov2_meta": ("DINOv2",), "siglip": ("SigLIP",),
-    "aesthetic_v25": ("Aesthetic V2.5",), "mps": ("MPS",),
+    "aesthetic_v25": ("Aesthetic V2.5",), "mps": ("MPS",), "squeezenet": ("LPIPS",),
 }  # fmt: skip
 SOURCES = tuple(recognise.KINDS)
 
@@ -42,7 +42,7 @@ def test_of_files_with_the_same_tensors_the_names_decide(all_files, name, source
     ("siglip", "siglip-so400m-patch14-384/model.safetensors", "SigLIP"),
     ("siglip", "sigclip_vision_patch14_384.safetensors", "SigLIP"),
     ("aesthetic_v25", "aesthetic_predictor_v2_5.pth", "Aesthetic V2.5"),
-    ("mps", "mpsv1/model.safetensors", "MPS"),
+    ("mps", "mpsv1/model.safetensors", "MPS"), ("squeezenet", "squeezenet1_1-b8a52dc0.pth", "LPIPS"),
 ])
 def test_files_under_their_usual_names_are_likely_what_they_are(all_files, kind, name, source):
     assert likeness(all_files[kind], name, source) == LIKELY

@@ -11,8 +11,8 @@ HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
     "HPS_v2.1_compressed.pt", "PickScore_v1.safetensors", "sac+logos+ava1-l14-linearMSE.pth",
     "clip-vit-large-patch14.safetensors", "ImageReward.pt", "image_tower.safetensors",
 )  # fmt: skip
-DINOV2, SIGLIP, AESTHETIC_V25, MPS = (
-    tiny_rewards.FILES[kind][0] for kind in ("dinov2", "siglip", "aesthetic_v25", "mps")
+DINOV2, SIGLIP, AESTHETIC_V25, MPS, SQUEEZENET = (
+    tiny_rewards.FILES[kind][0] for kind in ("dinov2", "siglip", "aesthetic_v25", "mps", "squeezenet")
 )
 SETTINGS = {"dtype": "float32", "crops": 0}
 REWARDS = {
@@ -26,6 +26,7 @@ REWARDS = {
     "DNOAestheticV25Reward": {"file": AESTHETIC_V25, "siglip_file": SIGLIP},
     "DNOImageSimilarityReward": {"file": CLIP_L},
     "DNODINOv2SimilarityReward": {"file": DINOV2, "by": "subject"},
+    "DNOLPIPSReward": {"file": SQUEEZENET},
     "DNODirectionReward": {"file": CLIP_L, "more": "a cat", "less": "a dog"},
     "DNOONNXReward": {
         "file": SCORER, "size": 0, "fit": "stretch", "kept": 1.0, "range": "0 to 1", "mean": "0.485, 0.456, 0.406",
@@ -34,17 +35,17 @@ REWARDS = {
     },
     "DNOTextReward": {"file": RECOGNISER, "text": "CAT", "x": 0.0, "y": 0.35, "width": 1.0, "height": 0.3},
 }
-WITHOUT_NETWORK_SETTINGS = ("DNOTextReward",)
+WITHOUT_NETWORK_SETTINGS = ("DNOTextReward", "DNOLPIPSReward")
 """Those that have neither dtype nor crops."""
 
 
-NEED_TRANSFORMERS = [name for name in REWARDS if name not in ("DNOONNXReward", "DNOTextReward")]
+NEED_TRANSFORMERS = [name for name in REWARDS if name not in ("DNOONNXReward", *WITHOUT_NETWORK_SETTINGS)]
 
 
 def reward_node(graph, name, **changes):
     settings = {} if name in WITHOUT_NETWORK_SETTINGS else SETTINGS
     inputs = {**settings, **REWARDS[name], **changes}
-    if name in ("DNOImageSimilarityReward", "DNODINOv2SimilarityReward"):
+    if name in ("DNOImageSimilarityReward", "DNODINOv2SimilarityReward", "DNOLPIPSReward"):
         inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=0x30A040)[0]
     return graph.node(name, **inputs)
 

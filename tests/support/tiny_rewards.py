@@ -174,6 +174,13 @@ def aesthetic_v25_head(seed=0):
     return randomize(head, seed)
 
 
+def squeezenet_model(seed=0):
+    """Return torchvision's own SqueezeNet 1.1, full size, which is tiny."""
+    from torchvision import models
+
+    return randomize(models.squeezenet1_1(weights=None), seed, std=0.1)
+
+
 def half(state):
     return {key: value.half() for key, value in state.items()}
 
@@ -205,6 +212,7 @@ FILES = {
     "siglip": ("siglip-so400m-patch14-384.safetensors", lambda: siglip_model(11).state_dict()),
     "aesthetic_v25": ("aesthetic_predictor_v2_5.pth", lambda: aesthetic_v25_head(12).state_dict()),
     "mps": ("MPS.safetensors", lambda: mps_state(13)),
+    "squeezenet": ("squeezenet1_1-b8a52dc0.pth", lambda: dict(squeezenet_model(14).state_dict())),
     "aesthetic_port": ("sac-logos-ava1-l14-linearMSE.safetensors", lambda: aesthetic_head(8).state_dict()),
 }
 """What is meant: (its file's usual name, where that tells anything, and what it holds)."""

@@ -15,7 +15,7 @@ def files(comfy):
         folder.mkdir(parents=True, exist_ok=True)
     own, aesthetic, clip_vision = folders
     kept = {
-        own: ("hps", "pickscore", "mps", "aesthetic_v25"), aesthetic: ("aesthetic",),
+        own: ("hps", "pickscore", "mps", "aesthetic_v25", "squeezenet"), aesthetic: ("aesthetic",),
         clip_vision: ("clip_l", "siglip", "dinov2"),
     }  # fmt: skip
     for kind, folder in ((kind, folder) for folder, kinds in kept.items() for kind in kinds):

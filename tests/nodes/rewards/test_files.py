@@ -58,7 +58,7 @@ def test_the_nodes_stay_on_the_page_while_the_folder_is_gone(files):
 def test_a_missing_file_is_refused_before_anything_runs(files, name, file):
     graph = Workflow()
     graph.node("DNOTestTower", reward=reward_node(graph, name, file=file)[0])
-    sources = "(huggingface|github|pypi)"
+    sources = "(huggingface|github|pypi|download)"
     with pytest.raises(ValueError, match=rf"there is no file .*reward_models.* from {sources}") as refusal:
         files.run(graph)
     assert ("gone.pt" in str(refusal.value)) == (file == "gone.pt")

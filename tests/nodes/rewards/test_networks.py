@@ -6,7 +6,17 @@ import pytest
 import torch
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from comfyui_dno import rewards
-from reward_nodes import AESTHETIC, CLIP_L, DINOV2, HPS, IMAGE_REWARD, REWARDS, reward_node, stock_clip_vision
+from reward_nodes import (
+    AESTHETIC,
+    CLIP_L,
+    DINOV2,
+    HPS,
+    IMAGE_REWARD,
+    REWARDS,
+    SQUEEZENET,
+    reward_node,
+    stock_clip_vision,
+)
 from scoring import Scoring
 from tiny_onnx import SCORER
 from workflows import Workflow
@@ -79,6 +89,17 @@ def test_the_way_of_the_dinov2_node_reaches_its_reward(files):
     assert scores["subject"] != pytest.approx(scores["places"], abs=1e-3)
 
 
+def test_the_reference_of_the_lpips_node_reaches_its_reward(files):
+    graph = Scoring(files)
+    picture = graph.node("EmptyImage", width=50, height=40, batch_size=1, color=0xA03040)[0]
+    (found,), _, _ = graph.scored(picture, reward_node(graph, "DNOLPIPSReward")[0])
+    reference, image = (
+        torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 40, 50) / 255 for colour in ([48, 160, 64], [160, 48, 64])
+    )
+    tower = rewards.load_tower(files.folder / "models" / "reward_models" / SQUEEZENET)
+    assert found == pytest.approx(rewards.LPIPS(tower, reference)(image).item(), abs=1e-4)
+
+
 def test_means_that_are_no_numbers_are_refused_before_anything_runs(files):
     graph = Workflow()
     graph.node("DNOTestTower", reward=reward_node(graph, "DNOONNXReward", mean="0.5, half, 0.5")[0])
@@ -120,6 +141,7 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
         ("DNOMPSReward", {"file": HPS}, ["of kind MPS", f"found {HPS}, of kind CLIP", "renamed to MPS.safetensors"]),
         ("DNOCLIPScoreReward", {"file": DINOV2}, ["of kind CLIP", f"found {DINOV2}, of kind DINOv2"]),
         ("DNODINOv2SimilarityReward", {"file": CLIP_L}, ["of kind DINOv2", f"found {CLIP_L}, of kind CLIP"]),
+        ("DNOLPIPSReward", {"file": DINOV2}, ["of kind LPIPS", f"found {DINOV2}, of kind DINOv2", "LPIPS: alexnet"]),
         ("DNOAestheticV25Reward", {"file": AESTHETIC}, ["'aesthetic head'", "expected 'aesthetic head (v2.5"]),
         ("DNOAestheticV25Reward", {"siglip_file": DINOV2}, ["of kind SigLIP", f"found {DINOV2}, of kind DINOv2"]),
         ("DNOPickScoreReward", {"file": "page.safetensors"}, ["no weights file", "web page"]),

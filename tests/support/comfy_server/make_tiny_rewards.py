@@ -19,7 +19,7 @@ import tiny_rewards  # noqa: E402
 import tiny_vlm  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
-KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic", "dinov2", "siglip", "aesthetic_v25", "mps")
+KINDS = ("hps", "pickscore", "clip_l", "clip_h", "aesthetic", "dinov2", "siglip", "aesthetic_v25", "mps", "squeezenet")
 CYCLE_REWARD = "CycleReward-Combo.safetensors"
 VLM, HPSV3 = "Qwen2-VL-2B-Instruct", "HPSv3"
 
