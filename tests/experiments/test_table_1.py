@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfyui_dno import core, rewards
 from comfyui_dno.experiments import dno_table_1 as table
 from comfyui_dno.experiments import preference_scorers
 
 
 def a_search(way, reward, seed, start, gains):
     by_budget = {str(budget): start + gain for budget, gain in zip(table.BUDGETS, gains, strict=True)}
-    return {"case": {"way": way, "reward": reward, "seed": seed}, "start": start, "by_budget": by_budget}
+    case = {"way": way, "reward": reward, "seed": seed}
+    return {"case": case, "start": start, "by_budget": by_budget, "end": start + gains[-1], "seconds_spent": 30.0}
 
 
 def a_tuning(way, reward, gain):
@@ -54,6 +56,23 @@ def test_more_seeds_add_searches_and_tune_nothing_anew():
     tunings = [case for case in many if case["way"] in table.TUNINGS]
     assert len(tunings) == len(table.TUNINGS) * len(table.REWARDS)
     assert len(many) == len(tunings) + 3 * len(table.REWARDS) * len(table.SEARCHES)
+
+
+def test_every_way_of_searching_can_be_begun():
+    assert all(isinstance(begin()[0], core.Solver) for begin in table.SEARCHES.values())
+
+
+@pytest.mark.parametrize("way", table.ONE_RUN)
+def test_one_guided_run_is_let_finish_and_counts_whole(way, monkeypatch):
+    monkeypatch.setattr(table, "BUDGETS", (0,))
+    monkeypatch.setattr(table, "STEPS", 4)
+    monkeypatch.setitem(table.SEARCHES, "LGD, n = 100", lambda: (core.LGD(samples=2), None))
+    found = table.searched(way, rewards.Brightness(), rewards.Contrast(), "black cat", 0)
+    assert found["end"] >= found["start"] == found["by_budget"]["0"] and found["seconds_spent"] > 0
+    results = [{"case": {"way": way, "reward": reward, "seed": 0}} | found for reward in table.REWARDS]
+    results += [a_tuning("spin", reward, 1.0) for reward in table.REWARDS]
+    expected = (found["end"] - found["start"]) / table.spread(results, "first")
+    assert table.gains(results, way) == pytest.approx({0: expected})
 
 
 def test_a_search_is_recorded_by_the_seconds_it_has_spent(monkeypatch):
