@@ -33,12 +33,14 @@ class Found:
     Attributes:
         experiment: an Experiment.
         results: of its finished cases.
+        judged: those of them that claims and figure are made of.
         missing: how many cases have failed.
         verdicts: one a claim.
     """
 
     experiment: object
     results: list
+    judged: list
     missing: int
     verdicts: list
 
@@ -47,8 +49,10 @@ class Found:
         from ..experiments.experiment import verdict
 
         results = [job.result() for job in jobs if job.finished]
-        verdicts = [verdict(claim.values(results)) for claim in experiment.claims]
-        return cls(experiment, results, len(jobs) - len(results), verdicts)
+        broken = {job.case["seed"] for job in jobs if not job.finished} if experiment.whole_seeds else ()
+        judged = [result for result in results if result["case"]["seed"] not in broken]
+        verdicts = [verdict(claim.values(judged)) for claim in experiment.claims]
+        return cls(experiment, results, judged, len(jobs) - len(results), verdicts)
 
     @property
     def claimed(self):
@@ -112,7 +116,8 @@ def _section(found, out):
         return [*blocks, ("p", experiment.lacks)]
     blocks += [("p", f"{experiment.setting} {counted(len(found.results), 'case')}, {duration(seconds)} of one core.")]
     if found.missing:
-        blocks += [("p", f"{counted(found.missing, 'case')} failed and are missing here.")]
+        with_them = ", with all else of its seed" if experiment.whole_seeds else ""
+        blocks += [("p", f"{counted(found.missing, 'case')} failed: missing below{with_them}.")]
     blocks += [("table", [VERDICT, *(_row(claim, verdict) for claim, verdict in found.claimed)])]
     pictures = [file for file in (_figure(experiment), _sheet(experiment)) if (out / file).is_file()]
     return blocks + [("image", experiment.title, file) for file in pictures]
@@ -171,10 +176,9 @@ def _write_csv(path, rows):
 
 def _write_pictures(found, out):
     """Draw the figure and the contact sheet of an experiment that has results."""
-    if not found.results:
-        return
-    with whole_file(out / _figure(found.experiment)) as path:
-        found.experiment.draw(found.results).savefig(path)
+    if found.judged:
+        with whole_file(out / _figure(found.experiment)) as path:
+            found.experiment.draw(found.judged).savefig(path)
     pictured = [result for result in found.results if result["pictures"]][:DOWN]
     if pictured:
         with whole_file(out / _sheet(found.experiment)) as path:

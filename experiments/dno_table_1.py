@@ -260,5 +260,6 @@ EXPERIMENT = Experiment(
         ),
     ),
     draw=draw,
+    whole_seeds=False,  # the tunings are of seed 0, and compared with the searches of all
     needs={"peft": "peft"},
 )
