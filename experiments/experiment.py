@@ -51,8 +51,9 @@ class Experiment:
             setting is never mixed with another's: change the words when you change the numbers.
         cases: number of seeds -> independent cases, each the keyword arguments of `run`, JSON types. More seeds add
             cases and change none.
-        run: one case -> what was measured, JSON types. Under "pictures" it may give small pictures by name, uint8
-            (3, H, W). A module's function, since other processes call it.
+        run: one case -> what was measured, by names other than "case", "seconds" and "commit", JSON types. Under
+            "pictures" it may give small pictures by name, uint8 (3, H, W). A module's function, since other processes
+            call it.
         claims: of the paper.
         draw: results, one or more -> a matplotlib Figure. A result is what `run` returned with "case", "seconds" and,
             by name, the paths of its "pictures".
