@@ -21,8 +21,8 @@ from ..core.words import counted, duration
 from .report import STYLE, html_table
 
 PAGE = "report.html"
-TILE, ACROSS, DOWN = 112, 8, 6
-"""Of a contact sheet: pixels of a picture, and at most so many in a row, and rows."""
+TILE, ACROSS, DOWN, SINGLE = 112, 8, 6, 16
+"""Of a contact sheet: pixels of a picture, at most so many in a row, rows, and cases where each has one picture."""
 VERDICT = ["claim", "effect", "verdict", "mean", "95 % interval", "effect size", "seeds"]
 
 
@@ -179,24 +179,24 @@ def _write_pictures(found, out):
     if found.judged:
         with whole_file(out / _figure(found.experiment)) as path:
             found.experiment.draw(found.judged).savefig(path)
-    pictured = [result for result in found.results if result["pictures"]][:DOWN]
+    pictured = [result for result in found.results if result["pictures"]]
     if pictured:
         with whole_file(out / _sheet(found.experiment)) as path:
             _contact_sheet(pictured).save(path, quality=85)
 
 
 def _contact_sheet(results):
-    """Show each case's pictures in a row, each with its name; the first with its case as well."""
+    """Show each case's pictures in a row, each with its name, the first with its case as well; or cases of one each."""
     width = min(max(len(result["pictures"]) for result in results), ACROSS)
     pictures, captions = [], []
-    for result in results:
+    for result in results[: DOWN if width > 1 else SINGLE]:
         named = list(result["pictures"].items())[:width]
-        about = ", ".join(str(value) for value in result["case"].values())
+        about = ", ".join(str(value) for value in result["case"].values() if value not in result["pictures"])
         for index in range(width):
             name, path = named[index] if index < len(named) else ("", None)
             pictures.append(Image.open(path).convert("RGB") if path else Image.new("RGB", (TILE, TILE), "white"))
             captions.append(f"{about if index == 0 else ''}\n{name}")
-    return plots.contact_sheet(pictures, captions, columns=width, size=TILE)
+    return plots.contact_sheet(pictures, captions, columns=width if width > 1 else ACROSS, size=TILE)
 
 
 def _markdown(blocks):
