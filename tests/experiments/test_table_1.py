@@ -6,7 +6,6 @@ import pytest
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.experiments import dno_table_1 as table
-from comfyui_dno.experiments import preference_scorers
 
 
 def a_search(way, reward, seed, start, gains):
@@ -77,7 +76,7 @@ def test_one_guided_run_is_let_finish_and_counts_whole(way, monkeypatch):
 
 def test_a_search_is_recorded_by_the_seconds_it_has_spent(monkeypatch):
     monkeypatch.setattr(table, "BUDGETS", (1, 3))
-    judge, other = preference_scorers.trained(0)
+    judge, other = rewards.Brightness(), rewards.Contrast()
     found = table.searched("Trust", judge, other, "black cat", seed=0)
     seconds = [spent for spent, _ in found["curve"]]
     assert seconds == sorted(seconds) and seconds[-1] < 30
@@ -90,7 +89,8 @@ def test_a_tuned_model_is_compared_with_the_one_it_was_on_the_same_noises(monkey
     pytest.importorskip("peft")
     monkeypatch.setitem(table.TUNINGS, "alignprop", replace(table.TUNINGS["alignprop"], updates=1, batch=2, lr=0.0))
     monkeypatch.setattr(table, "SAMPLES", 2)
-    judge, other = preference_scorers.trained(0)
+    monkeypatch.setattr(table, "STEPS", 3)
+    judge, other = rewards.Brightness(), rewards.Contrast()
     found = table.tuned("alignprop", judge, other)
     assert [row["prompt"] for row in found["unseen"]] == [p for p in table.UNSEEN for _ in range(2)]
     for row in found["seen"] + found["unseen"]:  # a learning rate of 0 changes nothing
