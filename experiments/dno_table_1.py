@@ -43,13 +43,17 @@ SEARCHES = {
 """Rows of the table that search: a solver and a regulariser. The last three are ours."""
 ONE_RUN = "LGD, n = 10", "LGD, n = 100", "Tilt"
 """Those that are one guided run, and over when it is, however long it takes."""
+LONG, FEW = ("LGD, n = 100",), 4
+"""Those that take minutes, and how many seeds they are given."""
 
 
 def cases(seeds):
     """Return the tunings of both rewards, which are made once, and the searches of every way, reward and seed."""
     tunings = [{"way": way, "reward": reward, "seed": 0} for way in TUNINGS for reward in REWARDS]
     searches = itertools.product(range(seeds), REWARDS, SEARCHES)
-    return tunings + [{"way": way, "reward": reward, "seed": seed} for seed, reward, way in searches]
+    return tunings + [
+        {"way": way, "reward": reward, "seed": seed} for seed, reward, way in searches if seed < FEW or way not in LONG
+    ]
 
 
 def run(way, reward, seed):
@@ -236,7 +240,8 @@ EXPERIMENT = Experiment(
         ),
         Claim(
             "Table 1 and Section 5.2: LGD performs badly with such rewards, with 100 samples, too.",
-            f"gain of PRNO in {BUDGETS[-1]} s minus that of LGD, n = 100, standard deviations of plain pictures",
+            f"gain of PRNO in {BUDGETS[-1]} s minus that of LGD, n = 100, standard deviations of plain pictures; the"
+            f" first {FEW} seeds",
             lambda results: over(gains(results, "PRNO"), gains(results, "LGD, n = 100")),
         ),
         *(

@@ -55,6 +55,7 @@ def test_more_seeds_add_searches_and_tune_nothing_anew():
     tunings = [case for case in many if case["way"] in table.TUNINGS]
     assert len(tunings) == len(table.TUNINGS) * len(table.REWARDS)
     assert len(many) == len(tunings) + 3 * len(table.REWARDS) * len(table.SEARCHES)
+    assert len(table.cases(table.FEW + 2)) - len(table.cases(table.FEW + 1)) == 2 * (len(table.SEARCHES) - 1)
 
 
 def test_every_way_of_searching_can_be_begun():
