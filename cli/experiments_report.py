@@ -186,15 +186,16 @@ def _write_pictures(found, out):
 
 
 def _contact_sheet(results):
-    """Show each case's pictures in a row, each with its name, the first with its case as well; or cases of one each."""
-    width = min(max(len(result["pictures"]) for result in results), ACROSS)
+    """Show each case's pictures in a row, as many as each has, with their names, the first with its case as well.
+
+    Where a case has only one, the cases stand side by side.
+    """
+    width = min(ACROSS, *(len(result["pictures"]) for result in results))
     pictures, captions = [], []
     for result in results[: DOWN if width > 1 else SINGLE]:
-        named = list(result["pictures"].items())[:width]
         about = ", ".join(str(value) for value in result["case"].values() if value not in result["pictures"])
-        for index in range(width):
-            name, path = named[index] if index < len(named) else ("", None)
-            pictures.append(Image.open(path).convert("RGB") if path else Image.new("RGB", (TILE, TILE), "white"))
+        for index, (name, path) in enumerate(list(result["pictures"].items())[:width]):
+            pictures.append(Image.open(path).convert("RGB"))
             captions.append(f"{about if index == 0 else ''}\n{name}")
     return plots.contact_sheet(pictures, captions, columns=width if width > 1 else ACROSS, size=TILE)
 

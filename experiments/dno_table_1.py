@@ -202,7 +202,7 @@ def draw(results):
             for found in of(results, way, reward).values():
                 mean = statistics.fmean((row["score"] - row["start"]) / unit for row in found["seen"])
                 label = f"{way}, tuned for {found['seconds_spent']:.0f} s"
-                place.axhline(mean, linestyle=(0, (2 + number, 2)), color="black", linewidth=1, label=label)
+                place.axhline(mean, linestyle=(":", "-.", "--")[number], color="black", linewidth=1, label=label)
         place.set_xscale("log", base=2)
         place.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
         place.set(xlabel="seconds of one core for a picture", ylabel="gain, standard deviations of plain pictures")
