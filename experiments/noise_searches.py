@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import core, rewards
-from .drawing import panels
+from .drawing import logarithmic, panels
 
 IN_ONE_CALL = 16
 TERRAIN = {"terrain_diffusion": "adaptive-terrain-diffusion==0.4.2"}
@@ -211,6 +211,7 @@ def draw_curves(axes, results, unit, names):
             spent = [statistics.fmean(each[unit][place] for each in found) for place in range(last)]
             gain = [statistics.fmean(each["best"][place] - each["start"] for each in found) for place in range(last)]
             axes.plot(spent, gain, color=f"C{index}", label=arm)
-    axes.set(xscale="log", xlabel=unit, ylabel="gain of the best")
+    logarithmic(axes)
+    axes.set(xlabel=unit, ylabel="gain of the best")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
