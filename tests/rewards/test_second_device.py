@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import tiny_onnx
 import tiny_rewards
+import tiny_vlm
 import torch
 from comfyui_dno import rewards
 from comfyui_dno.core.scoring import exact, score
@@ -90,6 +91,24 @@ def test_a_siglip_scores_as_on_the_cpu(device, files):
 
 def test_an_mps_scores_as_on_the_cpu(device, files):
     assert_scores_as_on_the_cpu(lambda place: rewards.MPS(load_tower(files["mps"], place)), device, atol=1e-2)
+
+
+def test_lpips_scores_as_on_the_cpu(device, files):
+    reference = tiny_rewards.pictures(seed=5)
+    assert_scores_as_on_the_cpu(lambda place: rewards.LPIPS(load_tower(files["squeezenet"], place), reference), device)
+
+
+def test_a_text_is_read_as_on_the_cpu(device, tmp_path):
+    path = tiny_onnx.write_recogniser(tmp_path / "recogniser.onnx")
+    box = (0, 0.25, 1, 0.25)
+    assert_scores_as_on_the_cpu(lambda place: rewards.ShownText(load_tower(path, place), "book", box), device)
+
+
+@pytest.mark.parametrize("rating", [False, True])
+def test_vision_language_models_score_as_on_the_cpu(device, tmp_path, rating):
+    folder = tiny_vlm.write_qwen2_vl(tmp_path / "vlm", rating=rating)
+    kind = rewards.HPSv3 if rating else rewards.VLMJudge
+    assert_scores_as_on_the_cpu(lambda place: kind(load_tower(folder, place)), device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
