@@ -2,11 +2,11 @@
 
     python tests/benchmarks/reward_models.py --out tests/benchmarks/results/reward_models.json
 
-Of each model and dtype: memory and one core's time to load the file and to score a picture of 512 x 512 with gradient,
-in a process of its own; then, against float32, the score's change and the gradient's error relative to its norm. Memory
-is what the process has of its own at most, and what stays mapped of the file. HPS, PickScore and CLIP ViT-H/14 are one
-architecture, as are CLIPScore with ViT-L/14 and the aesthetic predictor. float16 is left out: a CPU's backward pass in
-it is a hundred times slower. Needs 15 GB of memory and 4 GB of disk at a time.
+Of each model and dtype: memory and one core's time to load the file and to score a picture of 512 x 512, with gradient
+where there is one, in a process of its own; then, against float32, the score's change and the gradient's error relative
+to its norm. Memory is what the process has of its own at most, and what stays mapped of the file. HPS, PickScore and
+CLIP ViT-H/14 are one architecture, as are CLIPScore with ViT-L/14 and the aesthetic predictor. float16 is left out: a
+CPU's backward pass in it is a hundred times slower. Needs 15 GB of memory and 5 GB of disk at a time.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from typing import Any
 import psutil
 import torch
 from comfyui_dno import rewards
-from comfyui_dno.core.scoring import exact
+from comfyui_dno.core.scoring import exact, score
+from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import study  # noqa: E402
 import tiny_rewards  # noqa: E402
+import tiny_vlm  # noqa: E402
 from tiny_image_reward import image_reward_state, write_vocabulary  # noqa: E402
 
 PROMPTS = ["a cat"]
@@ -53,11 +56,13 @@ class Model:
         reward: of a tower.
         write: called with a path and whether it shall be of full size.
         dtype: of the real files, and of these.
+        dtypes: of the networks that are measured.
     """
 
     reward: Any
     write: Any
     dtype: torch.dtype
+    dtypes: tuple = (torch.float32, torch.bfloat16)
 
 
 def write_image_reward(path, full):
@@ -133,6 +138,16 @@ def write_mps(path, full):
     torch.save(reader | tiny_rewards.prefixed(dict(drawn(shapes)), "mps.model."), path)
 
 
+def write_torchvision(name, path, full):
+    """Write one of torchvision's networks, which has one size alone."""
+    torch.save(getattr(models, name)(weights=None).state_dict(), path)
+
+
+def write_vlm(path, full):
+    sizes = {"sizes": tiny_vlm.QWEN2_VL_2B, "std": 0.02} if full else {}
+    tiny_vlm.write_qwen2_vl(path, dtype=torch.bfloat16, **sizes)
+
+
 def drawn(shapes):
     """Yield (name, weight) of a CLIP's size: normal numbers of 0.02, the scales of layer norms around 1."""
     generator = torch.Generator().manual_seed(0)
@@ -150,6 +165,10 @@ def dinov2(tower):
     return rewards.DINOv2Similarity(tower, tiny_rewards.pictures(1, 512, 512, seed=1))
 
 
+def lpips(tower):
+    return rewards.LPIPS(tower, tiny_rewards.pictures(1, 512, 512, seed=1))
+
+
 MODELS = {
     "HPS": Model(rewards.HPS, write_hps, torch.float16),
     "CLIPScore ViT-L/14": Model(rewards.CLIPScore, write_clip_l, torch.float32),
@@ -157,18 +176,23 @@ MODELS = {
     "DINOv2 base": Model(dinov2, write_dinov2, torch.float32),
     "Aesthetic V2.5": Model(aesthetic_v25, write_siglip, torch.float32),
     "MPS": Model(rewards.MPS, write_mps, torch.float32),
+    "LPIPS AlexNet": Model(lpips, partial(write_torchvision, "alexnet"), torch.float32),
+    "LPIPS VGG16": Model(lpips, partial(write_torchvision, "vgg16"), torch.float32),
+    "LPIPS SqueezeNet": Model(lpips, partial(write_torchvision, "squeezenet1_1"), torch.float32),
+    "VLM judge Qwen2-VL-2B": Model(rewards.VLMJudge, write_vlm, torch.bfloat16, (torch.bfloat16,)),
 }
 
 
-def of_model(name, dtypes=(torch.float32, torch.bfloat16)):
+def of_model(name, dtypes=None):
     """Write a file of full size and return its figures, dtype by dtype; the file is gone afterwards."""
-    figures = {}
+    figures, dtypes = {}, dtypes or MODELS[name].dtypes
     with tempfile.TemporaryDirectory() as folder:
         full, tiny = Path(folder) / "full.pt", Path(folder) / "tiny.pt"
         write_vocabulary(Path(folder) / "vocab.txt")
         for path in (tiny, full):
             MODELS[name].write(path, full=path is full)
-        figures["file_bytes"] = full.stat().st_size
+        files = full.iterdir() if full.is_dir() else [full]
+        figures["file_bytes"] = sum(file.stat().st_size for file in files)
         judged = {}
         for dtype in dtypes:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -182,27 +206,32 @@ def of_model(name, dtypes=(torch.float32, torch.bfloat16)):
 
 
 def measure(name, path, tiny, dtype):
-    """Load a file and score a picture with gradient, in a process that does nothing else.
+    """Load a file and score a picture, with gradient where there is one, in a process that does nothing else.
 
     A tiny file goes first, so that libraries and code are not counted.
 
     Returns:
-        figures in bytes and seconds, the scores (1,) and the gradient (1, 3, 512, 512).
+        figures in bytes and seconds, the scores (1,) and the gradient (1, 3, 512, 512), None where there is none.
     """
     images, reward = tiny_rewards.pictures(1, 512, 512), MODELS[name].reward
-    exact(reward(rewards.load_tower(tiny, dtype=dtype)), images, PROMPTS)
+    asked(reward(rewards.load_tower(tiny, dtype=dtype)), images)
     start = time.process_time()
     with PeakMemory() as memory:
         judge = reward(rewards.load_tower(path, dtype=dtype))
         loaded, loaded_at = memory.peak, time.process_time()
-        scores, gradient = exact(judge, images, PROMPTS)
+        scores, gradient = asked(judge, images)
         scored_at, mapped = time.process_time(), memory.mapped()
-    assert scores.isfinite().all() and gradient.isfinite().all() and gradient.any()
+    assert scores.isfinite().all() and (gradient is None or gradient.isfinite().all() and gradient.any())
     figures = {
         "load_bytes": loaded, "load_seconds": round(loaded_at - start, 2),
         "score_bytes": memory.peak, "score_seconds": round(scored_at - loaded_at, 2), "mapped_bytes": mapped,
     }  # fmt: skip
     return figures, scores, gradient
+
+
+def asked(reward, images):
+    """Return a reward's scores and its gradient, None where it has none."""
+    return exact(reward, images, PROMPTS) if reward.differentiable else (score(reward, images, PROMPTS), None)
 
 
 class PeakMemory:

@@ -81,6 +81,13 @@ def test_a_reward_that_is_a_network_is_refused_before_the_search(bare, name):
     assert OLD in message and (NO_CLIP in message) == (name in NEEDS_TEXTS), message
 
 
+def test_a_vision_language_model_is_refused_where_transformers_is_too_old_before_its_folder_is_missed(bare):
+    graph = Workflow()
+    graph.reward = graph.node("DNOVLMJudgeReward", folder="gone", question="Is it?", prompt="", scale="log-odds")[0]
+    graph.keep("latent", graph.dno(iterations=1)[0])
+    assert OLD in refusal(bare, graph)
+
+
 def test_what_needs_no_such_package_runs_and_the_console_says_what_is_missing(bare):
     graph = Workflow()
     graph.keep("image", graph.dno(iterations=1)[1])

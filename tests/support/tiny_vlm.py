@@ -3,6 +3,8 @@
 Classes, names of tensors and files are transformers' own; the tokenizers know all bytes and the words yes and no.
 """
 
+import contextlib
+
 import torch
 from tiny_rewards import randomize
 
@@ -24,26 +26,34 @@ TEXT = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
+VISION = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+ROTARY = {"type": "mrope", "mrope_section": [1, 1, 2]}
+SIZES = {**TEXT, "rope_scaling": ROTARY, "vision_config": VISION, "tie_word_embeddings": False}
+QWEN2_VL_2B = {
+    "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "max_position_embeddings": 32768, "vocab_size": 151936, "tie_word_embeddings": True,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
+}  # fmt: skip
+"""Those of Qwen2-VL-2B-Instruct."""
 
 
-def write_qwen2_vl(folder, seed=0, dtype=torch.float32, rating=False):
+def write_qwen2_vl(folder, seed=0, dtype=torch.float32, rating=False, sizes=SIZES, std=0.3):
     """Write a Qwen2-VL, and return its folder; with HPSv3's head, embeddings are cut to the tokens there are."""
     import transformers
     from safetensors.torch import load_file, save_file
 
     tokenizer = _tokenizer("Qwen2TokenizerFast", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
-    rotary = {"type": "mrope", "mrope_section": [1, 1, 2]}
+    patches = {"patch_size": 14, "in_channels": 3, "in_chans": 3, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    words = {"vocab_size": len(tokenizer) + (1 if rating else 64)}
     config = transformers.Qwen2VLConfig(
-        **TEXT, vocab_size=len(tokenizer) + (1 if rating else 64), rope_scaling=rotary, tie_word_embeddings=False,
-        vision_config={
-            "depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14,
-            "in_channels": 3, "in_chans": 3, "spatial_merge_size": 2, "temporal_patch_size": 2,
-        },
+        **words | sizes | {"vision_config": sizes["vision_config"] | patches},
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
         image_token_id=ids["image_pad"], video_token_id=ids["video_pad"], vision_start_token_id=ids["vision_start"],
     )  # fmt: skip
-    model = randomize(transformers.Qwen2VLForConditionalGeneration(config), seed, std=0.3).to(dtype)
+    with made_in(dtype):
+        model = randomize(transformers.Qwen2VLForConditionalGeneration(config), seed, std)
     model.save_pretrained(folder)
     if rating:
         file = folder / "model.safetensors"
@@ -56,6 +66,16 @@ def write_qwen2_vl(folder, seed=0, dtype=torch.float32, rating=False):
         parts.append(transformers.Qwen2VLVideoProcessor())
     transformers.Qwen2VLProcessor(*parts, chat_template=QWEN_TEMPLATE).save_pretrained(folder)
     return folder
+
+
+@contextlib.contextmanager
+def made_in(dtype):
+    """Let networks be made in this dtype, without a copy in float32 first."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def write_llava(folder, seed=0, chat_template=LLAVA_TEMPLATE):
