@@ -22,6 +22,7 @@ One picture's way to its score, and back to the gradient by the picture:
                                     Preprocess -> VisionTower.embed -> a cosine               (DINOv2, SigLIP)
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
           MPS.__call__              MpsTower.judge: Preprocess, both towers, what the patches read, a cosine
+          FaceSimilarity.__call__   FaceDetector -> a Frame, cropped -> FaceNetTower or OnnxTower -> a cosine
           ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
             networks.run            out of and into float32, whatever the network's dtype
 """
@@ -33,6 +34,8 @@ from .clip_tower import ClipTower
 from .combine import Combine, in_parity, typical
 from .consistency import Consistency
 from .dinov2 import DINOv2Similarity
+from .face import FaceSimilarity
+from .facenet_tower import FaceNetTower
 from .image_reward import CycleReward, ImageReward
 from .iqa import IQA
 from .jitter import Jittered
@@ -40,6 +43,7 @@ from .jpeg import JPEG, JPEGProxy
 from .layout import Layout, Palette, Symmetry
 from .mps import MPS
 from .mps_tower import MpsTower
+from .mtcnn import FaceDetector
 from .onnx import ONNX, OnnxPixels
 from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
@@ -64,6 +68,9 @@ __all__ = [
     "Contrast",
     "CycleReward",
     "Directions",
+    "FaceDetector",
+    "FaceNetTower",
+    "FaceSimilarity",
     "IQA",
     "ImageReward",
     "JPEGProxy",

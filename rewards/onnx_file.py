@@ -157,7 +157,7 @@ def _varint(part, place):
             return (value - (1 << 64) if value >> 63 else value), place
 
 
-def _fields(part):
+def fields(part):
     """Yield (number, value) of a message, a memoryview: each value is an int or a part of it."""
     place = 0
     while place < len(part):
@@ -177,7 +177,7 @@ def _parsed(part, message):
     """Return a message's fields by name."""
     known = MESSAGES[message]
     found = {name: [] if isinstance(kind, list) else EMPTY.get(kind) for name, kind in known.values()}
-    for number, value in _fields(part):
+    for number, value in fields(part):
         name, kind = known.get(number, (None, None))
         if isinstance(kind, list):
             found[name] += _repeated(value, *kind)

