@@ -3,7 +3,7 @@
     picture --FaceDetector--> its largest face --Frame--> a square --FaceNet or an ArcFace--> an embedding --> a cosine
 
     0.5 to 1       as a rule one person in two pictures
-    -0.1 to 0.3    two people
+    -0.2 to 0.5    two people, about 0 as a rule
     -1             no face was found
 
 Where the face is is found anew in each picture, without gradient; the gradient says how to change the face that is

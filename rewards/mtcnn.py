@@ -65,7 +65,7 @@ class FaceDetector(Tower):
 
     Example:
         >>> detector = rewards.load_tower("onet.pt")
-        >>> detector.faces(torch.full((1, 3, 64, 64), 0.5))
+        >>> detector.faces(torch.zeros(1, 3, 64, 64))
         [[]]
     """
 

@@ -64,8 +64,9 @@ def test_where_there_is_none_no_face_is_found(detector):
 
 
 def test_small_faces_are_left_out_where_they_are_not_wanted(detector):
-    picture = bright((60, 40, 24))
-    assert detector.faces(picture, least=20)[0] and not detector.faces(picture, least=60)[0]
+    found = {least: detector.faces(bright((40, 20, 90)), least)[0] for least in (20, 60)}
+    widths = {least: min((face.box[2] - face.box[0]).item() for face in faces) for least, faces in found.items()}
+    assert widths[20] < 25 and widths[60] > 50
 
 
 def test_pictures_of_a_batch_are_judged_apart(detector):

@@ -27,7 +27,7 @@ FITS = {
     "DNOCLIPScoreReward": "CLIP-ViT-H-14.safetensors", "DNODirectionReward": "CLIP-ViT-H-14.safetensors",
     "DNOImageSimilarityReward": "CLIP-ViT-H-14.safetensors", "DNOONNXReward": "scorer.onnx",
     "DNODINOv2SimilarityReward": "dinov2-base.safetensors", "DNOAestheticV25Reward": "aesthetic_predictor_v2_5.pth",
-    "DNOMPSReward": "MPS.safetensors",
+    "DNOMPSReward": "MPS.safetensors", "DNOFaceReward": "20180402-114759-vggface2.pt",
 }  # fmt: skip
 """The file that a reward's node wants as a rule; now and then it gets another."""
 MOST = {

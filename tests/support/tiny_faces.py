@@ -79,7 +79,7 @@ def facenet_state(seed=0, narrow=NARROW):
 
 
 def mtcnn_state(name):
-    """Return the weights of one of MTCNN's networks that finds a face where pixels are brighter than 0.6 or so.
+    """Return the weights of one of MTCNN's networks that finds a face where pixels are brighter than 0.35.
 
     The first channel of each layer is the mean of what it sees; the head turns it into a probability.
     """
@@ -94,7 +94,7 @@ def mtcnn_state(name):
             seen, channels = weight[0] if layer == "conv1" else weight[0, 0], len(weight)
         seen.fill_(1 / seen.numel())
         state[f"prelu{layer[-1]}.weight"].fill_(1)  # no bend
-    state[f"{heads[0]}.weight"][1, 0], state[f"{heads[0]}.bias"][1] = 6.0, -0.8
+    state[f"{heads[0]}.weight"][1, 0], state[f"{heads[0]}.bias"][1] = 6.0, 2.65
     if name == "onet":
         state[f"{heads[2]}.bias"].copy_((torch.tensor(FIVE_POINTS) / FIVE_POINTS_SIZE).T.flatten())
     return state
@@ -144,6 +144,6 @@ def write_all(folder):
 
 def portraits(count=2, seed=0, dtype=torch.float32):
     """Return pictures with one bright place each, in which the twin of MTCNN finds faces."""
-    pictures = 0.2 + 0.1 * tiny_rewards.pictures(count, 44, 52, seed=seed, dtype=dtype)
+    pictures = 0.1 + 0.1 * tiny_rewards.pictures(count, 44, 52, seed=seed, dtype=dtype)
     pictures[..., 7:37, 11:41] = 0.7 + 0.2 * tiny_rewards.pictures(count, 30, 30, seed=seed + 1, dtype=dtype)
     return pictures

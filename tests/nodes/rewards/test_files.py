@@ -102,7 +102,7 @@ def offered(server, name, file="file"):
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_new_node_has_the_file_that_it_wants(files, name):
     for key, file in REWARDS[name].items():
-        if key in ("file", "clip_file", "siglip_file"):
+        if key in ("file", "clip_file", "siglip_file", "detector_file"):
             wanted = ".onnx" if name == "DNOONNXReward" else file  # any network there is
             assert offered(files, name, key)[0].endswith(wanted)
 
