@@ -227,7 +227,7 @@ class DNOFaceReward(FileReward):
             " About 0.5 to 1 the same, -0.2 to 0.5 another; -1 where there is no face.",
             io.Image.Input(
                 "reference",
-                tooltip="A picture of the person, whose largest face counts, from the front; of several, the mean counts.",
+                tooltip="A picture of the person, from the front, whose largest face counts; of several, the mean.",
             ),
             file_input("detector_file", cls.detector_source),
         )  # fmt: skip
