@@ -21,8 +21,8 @@ from ..core.words import counted, duration
 from .report import STYLE, html_table
 
 PAGE = "report.html"
-TILE, ACROSS, DOWN = 112, 8, 6
-"""Of a contact sheet: pixels of a picture, and at most so many in a row, and rows."""
+TILE, ACROSS, DOWN, SINGLE = 112, 8, 6, 16
+"""Of a contact sheet: pixels of a picture, at most so many in a row, rows, and cases where each has one picture."""
 VERDICT = ["claim", "effect", "verdict", "mean", "95 % interval", "effect size", "seeds"]
 
 
@@ -33,12 +33,14 @@ class Found:
     Attributes:
         experiment: an Experiment.
         results: of its finished cases.
+        judged: those of them that claims and figure are made of.
         missing: how many cases have failed.
         verdicts: one a claim.
     """
 
     experiment: object
     results: list
+    judged: list
     missing: int
     verdicts: list
 
@@ -47,8 +49,10 @@ class Found:
         from ..experiments.experiment import verdict
 
         results = [job.result() for job in jobs if job.finished]
-        verdicts = [verdict(claim.values(results)) for claim in experiment.claims]
-        return cls(experiment, results, len(jobs) - len(results), verdicts)
+        broken = {job.case["seed"] for job in jobs if not job.finished} if experiment.whole_seeds else ()
+        judged = [result for result in results if result["case"]["seed"] not in broken]
+        verdicts = [verdict(claim.values(judged)) for claim in experiment.claims]
+        return cls(experiment, results, judged, len(jobs) - len(results), verdicts)
 
     @property
     def claimed(self):
@@ -112,7 +116,8 @@ def _section(found, out):
         return [*blocks, ("p", experiment.lacks)]
     blocks += [("p", f"{experiment.setting} {counted(len(found.results), 'case')}, {duration(seconds)} of one core.")]
     if found.missing:
-        blocks += [("p", f"{counted(found.missing, 'case')} failed and are missing here.")]
+        with_them = ", with all else of its seed" if experiment.whole_seeds else ""
+        blocks += [("p", f"{counted(found.missing, 'case')} failed: missing below{with_them}.")]
     blocks += [("table", [VERDICT, *(_row(claim, verdict) for claim, verdict in found.claimed)])]
     pictures = [file for file in (_figure(experiment), _sheet(experiment)) if (out / file).is_file()]
     return blocks + [("image", experiment.title, file) for file in pictures]
@@ -171,28 +176,28 @@ def _write_csv(path, rows):
 
 def _write_pictures(found, out):
     """Draw the figure and the contact sheet of an experiment that has results."""
-    if not found.results:
-        return
-    with whole_file(out / _figure(found.experiment)) as path:
-        found.experiment.draw(found.results).savefig(path)
-    pictured = [result for result in found.results if result["pictures"]][:DOWN]
+    if found.judged:
+        with whole_file(out / _figure(found.experiment)) as path:
+            found.experiment.draw(found.judged).savefig(path)
+    pictured = [result for result in found.results if result["pictures"]]
     if pictured:
         with whole_file(out / _sheet(found.experiment)) as path:
             _contact_sheet(pictured).save(path, quality=85)
 
 
 def _contact_sheet(results):
-    """Show each case's pictures in a row, each with its name; the first with its case as well."""
-    width = min(max(len(result["pictures"]) for result in results), ACROSS)
+    """Show each case's pictures in a row, as many as each has, with their names, the first with its case as well.
+
+    Where a case has only one, the cases stand side by side.
+    """
+    width = min(ACROSS, *(len(result["pictures"]) for result in results))
     pictures, captions = [], []
-    for result in results:
-        named = list(result["pictures"].items())[:width]
-        about = ", ".join(str(value) for value in result["case"].values())
-        for index in range(width):
-            name, path = named[index] if index < len(named) else ("", None)
-            pictures.append(Image.open(path).convert("RGB") if path else Image.new("RGB", (TILE, TILE), "white"))
+    for result in results[: DOWN if width > 1 else SINGLE]:
+        about = ", ".join(str(value) for value in result["case"].values() if value not in result["pictures"])
+        for index, (name, path) in enumerate(list(result["pictures"].items())[:width]):
+            pictures.append(Image.open(path).convert("RGB"))
             captions.append(f"{about if index == 0 else ''}\n{name}")
-    return plots.contact_sheet(pictures, captions, columns=width, size=TILE)
+    return plots.contact_sheet(pictures, captions, columns=width if width > 1 else ACROSS, size=TILE)
 
 
 def _markdown(blocks):

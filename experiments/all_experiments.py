@@ -21,6 +21,7 @@ MODULES = (
     "zeno_tilted_law",
     "zeno_protein",
     "zeno_terrain",
+    "zeno_gan",
     "real_network",
 )
 """Names of the modules, which are those of their experiments."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 
 def panels(rows, columns, width=4.0, height=3.2):
@@ -18,6 +19,14 @@ def band(axes, curves, label, color, xs=None, style="-"):
     axes.plot(xs, mean, style, color=color, label=label)
     axes.fill_between(xs, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
     axes.grid(alpha=0.3)
+
+
+def logarithmic(axes):
+    """Make the axis across logarithmic, with 1, 2, 5, 10, .. written out, of which a short range has some too."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def spread(axes, groups):

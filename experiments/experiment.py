@@ -51,11 +51,14 @@ class Experiment:
             setting is never mixed with another's: change the words when you change the numbers.
         cases: number of seeds -> independent cases, each the keyword arguments of `run`, JSON types. More seeds add
             cases and change none.
-        run: one case -> what was measured, JSON types. Under "pictures" it may give small pictures by name, uint8
-            (3, H, W). A module's function, since other processes call it.
+        run: one case -> what was measured, by names other than "case", "seconds" and "commit", JSON types. Under
+            "pictures" it may give small pictures by name, uint8 (3, H, W). A module's function, since other processes
+            call it.
         claims: of the paper.
-        draw: results -> a matplotlib Figure. A result is what `run` returned with "case", "seconds" and, by name, the
-            paths of its "pictures".
+        draw: results, one or more -> a matplotlib Figure. A result is what `run` returned with "case", "seconds" and,
+            by name, the paths of its "pictures".
+        whole_seeds: whether claims and figure compare the cases of a seed, so that they are not shown a seed of which
+            one has failed.
         needs: names of the modules that it imports and the pack does not require, each with the package that pip
             installs it by; without them it is left out.
     """
@@ -68,6 +71,7 @@ class Experiment:
     run: Callable[..., dict]
     claims: tuple[Claim, ...]
     draw: Callable
+    whole_seeds: bool = True
     needs: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -15,11 +15,13 @@ import torch
 from torch.nn import functional as F
 
 from .. import core, rewards
-from .drawing import panels
+from .drawing import logarithmic, panels
 
 IN_ONE_CALL = 16
 TERRAIN = {"terrain_diffusion": "adaptive-terrain-diffusion==0.4.2"}
 """Module and package of `terrain`."""
+FACES = {"gan_face_generate": "gan_face_generate==1.1.1"}
+"""Module and package of `faces`."""
 
 
 def random_network():
@@ -58,6 +60,22 @@ def terrain():
 def _terrain_network():
     folder = find_spec("terrain_diffusion").submodule_search_locations[0]
     return rewards.OnnxTower(Path(folder) / "weights/terrain_consistency_unet_difficulty100.onnx").module
+
+
+def faces():
+    """Return the DCGAN of faces (64 x 64, of 100 numbers) in gan_face_generate, nobody's here."""
+    generator = _face_generator()
+    return core.generator_map(lambda noise: (generator(noise) + 1) / 2, (100, 1, 1), most_rows=IN_ONE_CALL)
+
+
+@cache
+def _face_generator():
+    from gan_face_generate.models import Generator
+
+    generator = Generator(ngpu=0, nc=3, nz=100, ngf=64)
+    path = Path(find_spec("gan_face_generate").submodule_search_locations[0]) / "weights.tar"
+    generator.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["netG_state_dict"])
+    return generator.eval().requires_grad_(False)
 
 
 class Detector:
@@ -116,14 +134,15 @@ def search(sample_map, reward, arm, evaluations, seed):
     """Run one search from a seed's noise.
 
     Returns:
-        its curve {"evaluations": [..], "seconds": [..], "best": [..]}, and "start", the first noise's score; and the
-        core.Result.
+        its curve {"evaluations": [..], "processor seconds": [..], "best": [..]}, and "start", the first noise's score;
+        and the core.Result.
     """
-    counted, curve, started = Counted(reward), {"evaluations": [], "seconds": [], "best": []}, time.process_time()
+    counted, started = Counted(reward), time.process_time()
+    curve = {"evaluations": [], "processor seconds": [], "best": []}
 
     def note(evaluation, best):
         curve["evaluations"].append(counted.count)
-        curve["seconds"].append(round(time.process_time() - started, 3))
+        curve["processor seconds"].append(round(time.process_time() - started, 3))
         curve["best"].append(round(best.scores.item(), 4))
 
     solver, iterations = arms(evaluations, seed)[arm]
@@ -137,10 +156,10 @@ def small(images, side=64):
 
 
 def best_at(result, unit, most):
-    """Return the best score that a search had found within `most` of a unit, "evaluations" or "seconds".
+    """Return the best score that a search had found within `most` of a unit, "evaluations" or "processor seconds".
 
     Example:
-        >>> best_at({"seconds": [1, 2, 3], "best": [0.1, 0.5, 0.6]}, "seconds", 2.5)
+        >>> best_at({"processor seconds": [1, 2, 3], "best": [0.1, 0.5, 0.6]}, "processor seconds", 2.5)
         0.5
     """
     within = [best for spent, best in zip(result[unit], result["best"], strict=True) if spent <= most]
@@ -170,7 +189,7 @@ def draw_panels(results, by, values, names):
     """Return a Figure with a panel for each value of the cases' `by`: the arms' mean gains by seconds."""
     figure, (row,) = panels(1, len(values))
     for axes, value in zip(row, values, strict=True):
-        draw_curves(axes, [result for result in results if result["case"][by] == value], "seconds", names)
+        draw_curves(axes, [result for result in results if result["case"][by] == value], "processor seconds", names)
         axes.set_title(value)
     return figure
 
@@ -181,7 +200,7 @@ def draw_curves(axes, results, unit, names):
     Args:
         axes: of matplotlib.
         results: of one panel.
-        unit: "evaluations" or "seconds".
+        unit: "evaluations" or "processor seconds".
         names: of the arms.
     """
     for index, arm in enumerate(names):
@@ -192,6 +211,7 @@ def draw_curves(axes, results, unit, names):
             spent = [statistics.fmean(each[unit][place] for each in found) for place in range(last)]
             gain = [statistics.fmean(each["best"][place] - each["start"] for each in found) for place in range(last)]
             axes.plot(spent, gain, color=f"C{index}", label=arm)
-    axes.set(xscale="log", xlabel=unit, ylabel="gain of the best")
+    logarithmic(axes)
+    axes.set(xlabel=unit, ylabel="gain of the best")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

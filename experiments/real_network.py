@@ -78,7 +78,7 @@ def kept(results, judge, allowed):
 
 def draw(results):
     figure, ((curves, *others),) = panels(1, 3)
-    noise_searches.draw_curves(curves, results, "seconds", ARMS)
+    noise_searches.draw_curves(curves, results, "processor seconds", ARMS)
     curves.set_ylabel("gain in ln P(cat)")
     for axes, judge in zip(others, ("consistency", "safe"), strict=True):
         for index, arm in enumerate(ARMS):
@@ -116,7 +116,7 @@ EXPERIMENT = Experiment(
         Claim(
             "ZeNO, key results: competitive or superior performance compared to gradient-based methods.",
             "ln P(cat) minus that of DNO (Trust, exact gradient) at equal seconds",
-            partial(noise_searches.leads, unit="seconds", second="DNO, Trust"),
+            partial(noise_searches.leads, unit="processor seconds", second="DNO, Trust"),
         ),
     ),
     draw=draw,

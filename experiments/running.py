@@ -30,6 +30,9 @@ from PIL import Image
 
 from ..core.files import to_json, whole_file
 
+KNOWN = {"case", "seconds", "commit"}
+"""What is known of every case, under these names, beside what it has measured."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -81,7 +84,7 @@ class Job:
                 f"{self.path} was made in the setting {setting!r}, which is now {self.setting!r}. {advice}"
             )
         paths = {name: self.path.parent / file for name, file in pictures.items()}
-        return record["found"] | {key: record[key] for key in ("case", "seconds", "commit")} | {"pictures": paths}
+        return record["found"] | {key: record[key] for key in KNOWN} | {"pictures": paths}
 
 
 def jobs_of(experiment, seeds, out, commit="unknown"):
@@ -143,6 +146,8 @@ def work(job):
     started = time.process_time()
     try:
         found = job.run(**job.case)
+        if taken := KNOWN & found.keys():
+            raise ValueError(f"{job.run.__module__}.run returned {sorted(taken)}, which every result has of its own")
         pictures = {name: _keep(job, name, picture) for name, picture in found.pop("pictures", {}).items()}
         seconds = round(time.process_time() - started, 1)
         record = {"setting": job.setting, "case": job.case, "commit": job.commit, "seconds": seconds}

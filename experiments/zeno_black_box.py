@@ -31,7 +31,7 @@ def claims():
         yield Claim(
             "Key results: competitive or superior performance compared to gradient-based methods.",
             f"{reward}: reward minus that of DNO with Hybrid-2 at equal seconds",
-            partial(noise_searches.leads, unit="seconds", second="DNO, Hybrid-2", reward=reward),
+            partial(noise_searches.leads, unit="processor seconds", second="DNO, Hybrid-2", reward=reward),
         )
 
 

@@ -37,7 +37,7 @@ def claims():
         yield Claim(
             "Key results: competitive or superior performance compared to gradient-based methods.",
             f"{generator}: brightness minus that of DNO (Trust, exact gradient) at equal seconds",
-            partial(noise_searches.leads, unit="seconds", second="DNO, Trust", generator=generator),
+            partial(noise_searches.leads, unit="processor seconds", second="DNO, Trust", generator=generator),
         )
 
 

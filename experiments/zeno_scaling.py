@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from .. import rewards
 from . import noise_searches
-from .drawing import panels
+from .drawing import logarithmic, panels
 from .experiment import Claim, Experiment
 from .noise_searches import best_at, chosen
 
@@ -82,7 +82,8 @@ def draw(results):
             means = [statistics.fmean(each) if each else math.nan for each in gains]
             spread = [statistics.stdev(each) if len(each) > 1 else 0 for each in gains]
             axes.errorbar(budgets, means, spread, label=arm, marker="o", capsize=3)
-        axes.set(xscale="log", xlabel="evaluations", ylabel="gain in reward (JPEG)", title=generator)
+        logarithmic(axes)
+        axes.set(xlabel="evaluations", ylabel="gain in reward (JPEG)", title=generator)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure

@@ -25,7 +25,7 @@ from pathlib import Path
 import study
 import torch
 from comfyui_dno import core, rewards
-from torch.nn import functional as F
+from comfyui_dno.experiments.noise_searches import Detector, random_network
 
 IN_ONE_CALL = 16
 ROUNDS = {6: 97, 25: 401, 100: 1601}
@@ -73,39 +73,9 @@ def arms(rounds, seed):
     }
 
 
-class Detector:
-    """How many of the 8 x 8 tiles of a picture are brighter on average than a threshold: 0 .. 64."""
-
-    name, differentiable = "detector", False
-
-    def __init__(self, threshold):
-        self.threshold = threshold
-
-    def __call__(self, images, prompts=None):
-        return (F.adaptive_avg_pool2d(images.mean(dim=1), 8) > self.threshold).flatten(1).sum(dim=1).float()
-
-
-def surrogate_map():
-    """Return the map that costs next to nothing: pictures (3, 64, 64) of x_T (4, 32, 32), by three smooth layers."""
-    generator = torch.Generator().manual_seed(7)
-    weights = [
-        torch.randn(shape, generator=generator) / (shape[1] * 25) ** 0.5
-        for shape in ((16, 4, 5, 5), (16, 16, 5, 5), (3, 16, 5, 5))
-    ]
-
-    def decode(latent):
-        x = F.interpolate(latent, scale_factor=2, mode="bilinear", align_corners=False)
-        for weight in weights[:-1]:
-            x = 2 * torch.conv2d(x, weight, padding=2).tanh()
-        return torch.conv2d(x, weights[-1], padding=2).sigmoid()
-
-    schedule = core.Schedule((1.0, 0.0))
-    return core.SampleMap(lambda x, sigma: x / 2**0.5, schedule, (1, 4, 32, 32), eta=0.0, decode=decode)
-
-
 def map_of(part):
     if part == "surrogate":
-        return surrogate_map()
+        return random_network()
     return core.load_embedded(**EMBEDDED, most_rows=IN_ONE_CALL, keep_graphs=True)
 
 

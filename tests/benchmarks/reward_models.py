@@ -93,6 +93,46 @@ def write_clip_l(path, full):
     torch.save(dict(drawn(shapes)), path)
 
 
+def write_dinov2(path, full):
+    from transformers import Dinov2Config, Dinov2Model
+
+    model = tiny_rewards.dinov2_model() if not full else Dinov2Model(Dinov2Config(image_size=518, patch_size=14))
+    torch.save(dict(drawn(tiny_rewards.hub_state(model))), path)
+
+
+def write_siglip(path, full):
+    from transformers import SiglipConfig, SiglipModel
+
+    if not full:
+        return torch.save(tiny_rewards.siglip_model().state_dict(), path)
+    vision = {
+        "hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304,
+        "image_size": 384, "patch_size": 14,
+    }  # fmt: skip
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 100}
+    with torch.device("meta"):
+        shapes = SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).state_dict()
+    torch.save(dict(drawn(shapes)), path)
+
+
+def write_mps(path, full):
+    from transformers import CLIPConfig, CLIPModel
+
+    if not full:
+        return torch.save(tiny_rewards.mps_state(), path)
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    config = CLIPConfig(
+        text_config=text | {"projection_dim": 1024}, vision_config=vision | {"projection_dim": 1024, "patch_size": 14},
+        projection_dim=1024,
+    )  # fmt: skip
+    with torch.device("meta"):
+        shapes = CLIPModel(config).state_dict()
+    state = tiny_rewards.mps_state(heads=16, hidden=4096, layers=4)
+    reader = {name: weight for name, weight in state.items() if not name.startswith("mps.model.")}
+    torch.save(reader | tiny_rewards.prefixed(dict(drawn(shapes)), "mps.model."), path)
+
+
 def drawn(shapes):
     """Yield (name, weight) of a CLIP's size: normal numbers of 0.02, the scales of layer norms around 1."""
     generator = torch.Generator().manual_seed(0)
@@ -101,10 +141,22 @@ def drawn(shapes):
         yield name, torch.empty(weight.shape).normal_(1.0 if is_scale else 0.0, 0.02, generator=generator)
 
 
+def aesthetic_v25(tower):
+    with tempfile.TemporaryDirectory() as folder:
+        return rewards.AestheticV25(tower, tiny_rewards.write("aesthetic_v25", Path(folder)))
+
+
+def dinov2(tower):
+    return rewards.DINOv2Similarity(tower, tiny_rewards.pictures(1, 512, 512, seed=1))
+
+
 MODELS = {
     "HPS": Model(rewards.HPS, write_hps, torch.float16),
     "CLIPScore ViT-L/14": Model(rewards.CLIPScore, write_clip_l, torch.float32),
     "ImageReward": Model(rewards.ImageReward, write_image_reward, torch.float32),
+    "DINOv2 base": Model(dinov2, write_dinov2, torch.float32),
+    "Aesthetic V2.5": Model(aesthetic_v25, write_siglip, torch.float32),
+    "MPS": Model(rewards.MPS, write_mps, torch.float32),
 }
 
 

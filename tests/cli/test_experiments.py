@@ -45,8 +45,12 @@ def test_the_report_has_a_verdict_for_every_claim_and_the_pictures_beside_it(tmp
 
 
 def test_a_failed_case_is_said_and_the_rest_is_reported(tmp_path, capsys):
-    assert command(tmp_path, "flawed", "--seeds", "2") == 1
-    assert "1 case failed" in (tmp_path / "report.md").read_text()
+    assert command(tmp_path, "flawed", "--seeds", "3") == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "1 case failed: missing below, with all else of its seed." in text
+    verdicts = list(csv.DictReader((tmp_path / "verdicts.csv").open()))
+    assert [row["seeds"] for row in verdicts] == ["2", "2"], "of the broken seed no effect can be told"
+    assert len((tmp_path / "toy.csv").read_text().splitlines()) == 1 + 5, "what was measured of it is kept"
     assert "ZeroDivisionError: the second seed's flaw" in capsys.readouterr().err
 
 

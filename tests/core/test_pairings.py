@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core import pairings
 from comfyui_dno.core.pairings import autocorrelation, log_pairing_probability
 from comfyui_dno.core.regularizer import log_noise_probability, permuted_log_probabilities
 from tiny_models import sample_map
@@ -148,3 +149,22 @@ def test_it_takes_a_fraction_of_what_the_permutations_would():
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.1
+
+
+def test_a_device_without_fourier_transforms_has_them_done_on_the_cpu(pretend, monkeypatch):
+    """As DirectML: any complex number there is an error."""
+    on_any_device = torch.fft.rfft
+
+    def rfft(z, *rest, **named):
+        if z.device.type != "cpu":
+            raise NotImplementedError("complex numbers are not there")
+        return on_any_device(z, *rest, **named)
+
+    field = moving_average(drawn(2, 16, 16), 2).flatten(1)
+    expected = log_pairing_probability(field)
+    monkeypatch.setattr(torch.fft, "rfft", rfft)
+    pairings._transforms.cache_clear()
+    found = log_pairing_probability(field.to(pretend))
+    pairings._transforms.cache_clear()
+    assert found.device.type == pretend.type and (expected < -1).all()
+    torch.testing.assert_close(found.cpu(), expected)

@@ -55,6 +55,12 @@ def test_every_claim_says_where_the_paper_has_it():
             assert claim.text.split(":")[0] != claim.text and claim.effect
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_claims_on_no_results_have_no_effects(name):
+    """Which is what is left where each seed has lost a case."""
+    assert [list(claim.values([])) for claim in ALL[name].claims] == [[] for _ in ALL[name].claims]
+
+
 def test_the_examples_of_the_contract_run():
     import doctest
 

@@ -56,6 +56,17 @@ def test_a_case_that_fails_leaves_its_reason_and_the_others_go_on(tmp_path):
     assert jobs[2].finished and not jobs[2].error.exists()
 
 
+def timed(seed, arm):
+    return {"level": 0.0, "seconds": [1.0, 2.0]}
+
+
+def test_a_case_may_not_measure_what_every_result_has_under_that_name(tmp_path):
+    """Else its curve by seconds would be hidden by the seconds that the whole case took."""
+    jobs, told = run(replace(toy_experiments.TOY, run=timed), tmp_path, seeds=1)
+    assert not any(job.finished for job in jobs)
+    assert all("returned ['seconds'], which every result has of its own" in reason for reason in told.values())
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_run_keeps_what_is_finished_and_leaves_no_process(tmp_path, processes):
     jobs = running.jobs_of(toy_experiments.SLOW, 3, tmp_path)

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfyui_dno import core, rewards
 from comfyui_dno.experiments import dno_table_1 as table
-from comfyui_dno.experiments import preference_scorers
 
 
 def a_search(way, reward, seed, start, gains):
     by_budget = {str(budget): start + gain for budget, gain in zip(table.BUDGETS, gains, strict=True)}
-    return {"case": {"way": way, "reward": reward, "seed": seed}, "start": start, "by_budget": by_budget}
+    case = {"way": way, "reward": reward, "seed": seed}
+    return {"case": case, "start": start, "by_budget": by_budget, "end": start + gains[-1], "seconds_spent": 30.0}
 
 
 def a_tuning(way, reward, gain):
@@ -54,11 +55,29 @@ def test_more_seeds_add_searches_and_tune_nothing_anew():
     tunings = [case for case in many if case["way"] in table.TUNINGS]
     assert len(tunings) == len(table.TUNINGS) * len(table.REWARDS)
     assert len(many) == len(tunings) + 3 * len(table.REWARDS) * len(table.SEARCHES)
+    assert len(table.cases(table.FEW + 2)) - len(table.cases(table.FEW + 1)) == 2 * (len(table.SEARCHES) - 1)
+
+
+def test_every_way_of_searching_can_be_begun():
+    assert all(isinstance(begin()[0], core.Solver) for begin in table.SEARCHES.values())
+
+
+@pytest.mark.parametrize("way", table.ONE_RUN)
+def test_one_guided_run_is_let_finish_and_counts_whole(way, monkeypatch):
+    monkeypatch.setattr(table, "BUDGETS", (0,))
+    monkeypatch.setattr(table, "STEPS", 4)
+    monkeypatch.setitem(table.SEARCHES, "LGD, n = 100", lambda: (core.LGD(samples=2), None))
+    found = table.searched(way, rewards.Brightness(), rewards.Contrast(), "black cat", 0)
+    assert found["end"] >= found["start"] == found["by_budget"]["0"] and found["seconds_spent"] > 0
+    results = [{"case": {"way": way, "reward": reward, "seed": 0}} | found for reward in table.REWARDS]
+    results += [a_tuning("spin", reward, 1.0) for reward in table.REWARDS]
+    expected = (found["end"] - found["start"]) / table.spread(results, "first")
+    assert table.gains(results, way) == pytest.approx({0: expected})
 
 
 def test_a_search_is_recorded_by_the_seconds_it_has_spent(monkeypatch):
     monkeypatch.setattr(table, "BUDGETS", (1, 3))
-    judge, other = preference_scorers.trained(0)
+    judge, other = rewards.Brightness(), rewards.Contrast()
     found = table.searched("Trust", judge, other, "black cat", seed=0)
     seconds = [spent for spent, _ in found["curve"]]
     assert seconds == sorted(seconds) and seconds[-1] < 30
@@ -71,7 +90,8 @@ def test_a_tuned_model_is_compared_with_the_one_it_was_on_the_same_noises(monkey
     pytest.importorskip("peft")
     monkeypatch.setitem(table.TUNINGS, "alignprop", replace(table.TUNINGS["alignprop"], updates=1, batch=2, lr=0.0))
     monkeypatch.setattr(table, "SAMPLES", 2)
-    judge, other = preference_scorers.trained(0)
+    monkeypatch.setattr(table, "STEPS", 3)
+    judge, other = rewards.Brightness(), rewards.Contrast()
     found = table.tuned("alignprop", judge, other)
     assert [row["prompt"] for row in found["unseen"]] == [p for p in table.UNSEEN for _ in range(2)]
     for row in found["seen"] + found["unseen"]:  # a learning rate of 0 changes nothing

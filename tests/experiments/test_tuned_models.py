@@ -83,6 +83,7 @@ def test_the_error_of_spin_is_that_of_the_networks_own_v():
 @pytest.mark.parametrize("name", tuned.TUNINGS)
 def test_tuning_moves_the_weights_of_the_lora_and_draws_the_same_from_a_seed(name, monkeypatch):
     monkeypatch.setattr(tuned, "CHOSEN_OF", 2)
+    monkeypatch.setattr(tuned, "STEPS", 4)
     before = torch.get_rng_state()
     first, again = (tuned.tune(small(name, 2), rewards.Brightness(), PROMPTS, seed=5)[0] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -91,7 +92,8 @@ def test_tuning_moves_the_weights_of_the_lora_and_draws_the_same_from_a_seed(nam
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
 
 
-def test_alignprop_raises_the_reward_of_pictures_that_it_has_not_seen():
+def test_alignprop_raises_the_reward_of_pictures_that_it_has_not_seen(monkeypatch):
+    monkeypatch.setattr(tuned, "STEPS", 4)
     unet, seconds = tuned.tune(replace(small("alignprop", 4), lr=1e-2), rewards.Brightness(), PROMPTS)
     maps = [core.load_embedded(PROMPTS, steps=tuned.STEPS, cfg=tuned.CFG, unet=each) for each in (unet, None)]
     noise = maps[0].randn(77)

@@ -37,10 +37,10 @@ def ended_from_outside(seed, arm):
 
 
 def gains(results):
-    """Return high minus low, one a seed that has both."""
+    """Return high minus low, one a seed; every seed has both."""
     levels = {(result["case"]["seed"], result["case"]["arm"]): result["level"] for result in results}
     seeds = sorted({seed for seed, _ in levels})
-    return [levels[seed, "high"] - levels[seed, "low"] for seed in seeds if (seed, "low") in levels]
+    return [levels[seed, "high"] - levels[seed, "low"] for seed in seeds]
 
 
 def losses(results):
