@@ -1,6 +1,6 @@
 """Searches by networks of other people with their own weights, from noise to pictures: before and after are written.
 
-The files are fetched on first use, 150 MB; where that cannot be done, the tests are skipped. Run with
+The files are fetched on first use, 135 MB; where that cannot be done, the tests are skipped. Run with
 
     pytest -m slow tests/rewards/test_real_weights.py --basetemp=FOLDER
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.rewards.face_crop import FIVE_POINTS_SIZE, Frame, cropped, five_points_frame
-from fetched_files import ASTRONAUT, FACENET_GRAPH, MTCNN_FILES, NSFW_CLASSIFIER
+from fetched_files import ASTRONAUT, FACE_GENERATOR, FACENET_GRAPH, MTCNN_FILES, NSFW_CLASSIFIER
 from frozen_graph import facenet_state
 from PIL import Image
 from torch.nn import functional as F
@@ -89,6 +89,26 @@ def aligned(detector, picture):
     return cropped(picture[0], Frame(matrix, FIVE_POINTS_SIZE + 2 * MARGIN))
 
 
+@pytest.fixture(scope="module")
+def generate():
+    """The generator of a GAN of faces: noise (B, 100, 1, 1) -> pictures (B, 3, 64, 64)."""
+    state = torch.load(fetched(FACE_GENERATOR), map_location="cpu", weights_only=True)["netG_state_dict"]
+
+    def normed(x, name):
+        mean, variance, weight, bias = (
+            state[f"main.{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, variance, weight, bias)
+
+    def generate(noise):
+        x = F.relu(normed(F.conv_transpose2d(noise, state["main.0.weight"]), 1))
+        for layer in (3, 6, 9):
+            x = F.relu(normed(F.conv_transpose2d(x, state[f"main.{layer}.weight"], stride=2, padding=1), layer + 1))
+        return (F.conv_transpose2d(x, state["main.12.weight"], stride=2, padding=1).tanh() + 1) / 2
+
+    return generate
+
+
 def test_faces_of_one_person_are_alike_and_of_two_are_not(detector, facenet, people):
     first, second = people
     small = F.interpolate(first, scale_factor=0.5, mode="bilinear", antialias=True)
@@ -115,4 +135,16 @@ def test_a_search_shows_the_one_face_in_the_others_place(tmp_path, detector, fac
     write(tmp_path, before, result.images)
     assert (toward(before) < 0.85).all() and (toward(result.images) > 0.9).all()
     assert (away(result.images) < away(before)).all() and (away(result.images) < 0.3).all()
+    assert result.history.warnings == []
+
+
+def test_a_gan_of_faces_makes_faces_that_are_more_like_a_reference(tmp_path, detector, facenet, generate, people):
+    """From noise by a network of other people to a score by two more: four faces towards the astronaut's."""
+    reward = rewards.FaceSimilarity(facenet, detector, people[0])
+    sample_map = core.generator_map(generate, (100, 1, 1), batch=4)
+    noise = sample_map.randn(seed=1)
+    before = sample_map.sample(noise)
+    result = core.optimize(sample_map, reward, noise, iterations=20)
+    write(tmp_path, before, result.images)
+    assert (reward(before) < 0.3).all() and (reward(result.images) > reward(before) + 0.15).all()
     assert result.history.warnings == []

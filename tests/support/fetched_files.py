@@ -102,3 +102,10 @@ ASTRONAUT = InWheel(
     "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
 )
 """NASA's portrait of Eileen Collins, 512 x 512, in the public domain."""
+
+FACE_GENERATOR = InWheel(
+    "gan_face_generate==1.1.1",
+    "gan_face_generate/weights.tar",
+    "0c3b90b138cfc4e8a73310b9fd5ce2a8f1f3a542a037de277412307fcd28771f",
+)
+"""A DCGAN of faces, 64 x 64, of 100 normal numbers, trained on DigiFace-1M (MIT)."""
