@@ -161,21 +161,19 @@ def _repeat(state, name, scale):
 def folded(state):
     """Return the weights without normalisations: (w x - mean) gamma / sigma + beta as one convolution with a bias.
 
-    sigma is the square root of the variance plus `EPSILON`. Where a layer has no normalisation it stays as it is.
+    sigma is the square root of the variance plus `EPSILON`. What has no whole normalisation stays as it is, and the
+    layer that names people is left out.
     """
     found = {}
     for name, value in state.items():
-        layer, _, kind = name.rpartition(".")
-        if layer.endswith(("bn", "_bn")) or layer == "logits":
-            continue
-        norm = layer.replace("last_linear", "last_bn") if layer == "last_linear" else layer.removesuffix("conv") + "bn"
-        if f"{norm}.weight" not in state:
+        layer = name.rpartition(".")[0]
+        norm = "last_bn" if layer == "last_linear" else layer.removesuffix("conv") + "bn"
+        numbers = [state.get(f"{norm}.{part}") for part in ("weight", "bias", "running_mean", "running_var")]
+        if all(number is not None for number in numbers):
+            gamma, beta, mean, variance = (number.float() for number in numbers)
+            scale, layer = gamma / (variance + EPSILON).sqrt(), layer.removesuffix(".conv")
+            found[f"{layer}.weight"] = value.float() * scale.view(-1, *[1] * (value.ndim - 1))
+            found[f"{layer}.bias"] = beta - mean * scale
+        elif layer != "logits" and not layer.endswith("bn"):
             found[name] = value
-            continue
-        gamma, beta, mean, variance = (
-            state[f"{norm}.{part}"].float() for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale, layer = gamma / (variance + EPSILON).sqrt(), layer.removesuffix(".conv")
-        found[f"{layer}.weight"] = value.float() * scale.view(-1, *[1] * (value.ndim - 1))
-        found[f"{layer}.bias"] = beta - mean * scale
     return found

@@ -63,9 +63,10 @@ def test_half_precision_gives_float32_and_nearly_the_same(dtype, error):
     assert (found - expected).norm(dim=1).max() < error
 
 
-def test_what_is_no_whole_facenet_is_refused():
+@pytest.mark.parametrize("lost", ["repeat_2.4.branch1.1.conv.weight", "conv2d_1a.bn.running_mean", "last_bn.bias"])
+def test_what_is_no_whole_facenet_is_refused(lost):
     state = tiny_faces.facenet_state()
-    del state["repeat_2.4.branch1.1.conv.weight"]
+    del state[lost]
     with pytest.raises(ValueError, match="facenet.pt is not a whole FaceNet"):
         FaceNetTower(state, "facenet.pt")
     with pytest.raises(ValueError, match="is of the kind 'MTCNN'; expected 'FaceNet'"):
