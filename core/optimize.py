@@ -19,7 +19,7 @@ from .noise import Checkpoint, Noise
 from .picture_regularizer import parted, refuse_without_gradient
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer
-from .scoring import NotFiniteError, judges_latents, name_of, require_differentiable
+from .scoring import NotFiniteError, judges_latents, name_of, remarks, require_differentiable
 from .solvers import Fast, GradientAscent, default_solver
 from .words import counted
 
@@ -257,6 +257,9 @@ def _conclude(problem, history, floor, diagnose):
     if problem.iterations > 0:
         _warn_of_the_floor(problem, floor)
     history.conclude(best, problem)
+    for judge in (problem.reward, *problem.watch):
+        for sentence in _unless_it_breaks(problem, f"what {name_of(judge)} remarks", remarks, judge, best.images) or ():
+            problem.warn(sentence)
     if history.stopped in (INTERRUPTED, STOPPED):
         return
     if problem.iterations > 0:

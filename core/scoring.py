@@ -12,6 +12,7 @@ score is the mean over the F frames, and memory is that of one. What a reward ma
     image_gradient   (images, prompts) -> scores, d_images: `exact` by its own means, such as one part after another
     counted          the parts that `image_gradient` differentiates, to be named where one cannot be
     part_scores      (images, prompts) -> name -> (B,), each part's own, for the history
+    remarks          (images) -> sentences, what the user should know of the pictures that a search has found
     part_settings    name -> JSON types, what each part counts, for the history
     of_latents       True where it judges the latents (B, ..) instead of their pictures; it can only be watched
 
@@ -56,6 +57,14 @@ def part_scores(reward, images, prompts=None):
         return reward.part_scores(images, prompts)
     frames = [reward.part_scores(frame, prompts) for frame in images.unbind(1)]
     return {name: torch.stack([frame[name] for frame in frames]).mean(dim=0) for name in frames[0]}
+
+
+def remarks(reward, images):
+    """Return the sentences that a reward, where it has a method `remarks`, has to say of pictures, each once."""
+    if not callable(getattr(reward, "remarks", None)):
+        return []
+    frames = images.unbind(1) if is_video(images) else [images]
+    return list(dict.fromkeys(sentence for frame in frames for sentence in reward.remarks(frame)))
 
 
 def judges_latents(reward):

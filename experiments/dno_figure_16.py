@@ -77,6 +77,11 @@ EXPERIMENT = Experiment(
             lambda results: difference(results, "k", 2, 1),
         ),
         Claim(
+            "Figure 16a: k = 1 underperforms k = 2.",
+            "reward at the end with k 2 minus with k 1",
+            lambda results: difference(results, "k", 2, 1, "reward"),
+        ),
+        Claim(
             "Figure 16a: k = 1 underperforms k = 10.",
             "consistency at the end with k 10 minus with k 1",
             lambda results: difference(results, "k", 10, 1),
@@ -95,6 +100,11 @@ EXPERIMENT = Experiment(
             "Figure 16b: too few permutations, b = 1, underperform.",
             "consistency at the end with b 100 minus with b 1",
             lambda results: difference(results, "permutations", 100, 1),
+        ),
+        Claim(
+            "Figure 16b: too few permutations, b = 1, underperform.",
+            "reward at the end with b 100 minus with b 1",
+            lambda results: difference(results, "permutations", 100, 1, "reward"),
         ),
         Claim(
             "Figure 16c: a larger gamma makes the search slower.",

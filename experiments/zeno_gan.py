@@ -25,7 +25,7 @@ def run(reward, arm, seed):
 
 
 def claims():
-    for reward, unit in (("JPEG size", "kB"), ("brightness", "0 to 1")):
+    for reward, unit in (("JPEG size", "kB"), ("brightness", "-1 to 1")):
         yield Claim(
             "Abstract: strong performance across diverse generators and reward functions.",
             f"{reward} ({unit}) minus that of best-of-N at equal evaluations",

@@ -22,6 +22,7 @@ One picture's way to its score, and back to the gradient by the picture:
                                     Preprocess -> VisionTower.embed -> a cosine               (DINOv2, SigLIP)
           ImageReward.__call__      BlipTower.judge: Preprocess, both towers, the head
           MPS.__call__              MpsTower.judge: Preprocess, both towers, what the patches read, a cosine
+          FaceSimilarity.__call__   FaceDetector -> a Frame, cropped -> FaceNetTower or OnnxTower -> a cosine
           ONNX.__call__             OnnxPixels -> OnnxTower's network, operator by operator -> a number of its output
           LPIPS.__call__            LpipsTower.features of picture and reference -> a distance
           ShownText.__call__        a box, OnnxPixels -> OnnxTower's network -> CTC
@@ -36,6 +37,8 @@ from .clip_tower import ClipTower
 from .combine import Combine, in_parity, typical
 from .consistency import Consistency
 from .dinov2 import DINOv2Similarity
+from .face import FaceSimilarity
+from .facenet_tower import FaceNetTower
 from .image_reward import CycleReward, ImageReward
 from .iqa import IQA
 from .jitter import Jittered
@@ -45,6 +48,7 @@ from .lpips import LPIPS
 from .lpips_tower import LpipsTower
 from .mps import MPS
 from .mps_tower import MpsTower
+from .mtcnn import FaceDetector
 from .onnx import ONNX, OnnxPixels
 from .onnx_tower import OnnxTower
 from .pixels import Brightness, ColorTarget, Contrast, Saturation, Sharpness
@@ -74,6 +78,9 @@ __all__ = [
     "Contrast",
     "CycleReward",
     "Directions",
+    "FaceDetector",
+    "FaceNetTower",
+    "FaceSimilarity",
     "IQA",
     "ImageReward",
     "JPEGProxy",

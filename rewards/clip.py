@@ -46,7 +46,7 @@ class TowerReward:
     sources = ("CLIP ViT-L/14", "CLIP ViT-H/14")
 
     def __post_init__(self):
-        check_tower(self, self.kind, self.sources)
+        check_tower(self.tower, self.name, [self.kind], self.sources)
         if self.needs_width not in (None, self.tower.width):
             raise ValueError(
                 f"{self.name} needs embeddings {self.needs_width} wide, found {self.tower.width} in {self.tower.name}."

@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from ..core.scoring import asked, checked, exact, name_of, numbered, score
+from ..core.scoring import asked, checked, exact, name_of, numbered, remarks, score
 from .jitter import Jittered
 
 TYPICAL = {
@@ -159,6 +159,10 @@ class Combine:
 
     def _remember(self, images, prompts, found):
         self._latest = images.detach(), prompts and list(prompts), found
+
+    def remarks(self, images):
+        """Return what the parts have to say of pictures."""
+        return [sentence for part in self.parts for sentence in remarks(part, images)]
 
     def _known(self, images, prompts):
         """Return index -> scores of the latest call, if it was these pictures."""

@@ -37,7 +37,7 @@ class ImageReward:
     mean, std = 0.16717362830052426, 1.0333394966054072
 
     def __post_init__(self):
-        check_tower(self, self.name, [self.name])
+        check_tower(self.tower, self.name, [self.name], [self.name])
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]; prompts of length B unless one was set."""

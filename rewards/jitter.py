@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.scoring import checked, exact, leaf, name_of
+from ..core.scoring import checked, exact, leaf, name_of, remarks
 from .preprocess import check_crops, jittered
 
 
@@ -62,6 +62,10 @@ class Jittered:
                 total = total + scores / self.crops
                 d_images = d_images + torch.autograd.grad(crop, images, d_crop / self.crops, retain_graph=True)[0]
         return total, d_images
+
+    def remarks(self, images):
+        """Return what the reward has to say of whole pictures."""
+        return remarks(self.reward, images)
 
     def _crops(self, images):
         return jittered(images, self.crops, self.seed, self.scale)

@@ -49,7 +49,7 @@ class LPIPS:
     differentiable = True
 
     def __post_init__(self):
-        check_tower(self, "LPIPS", ["LPIPS"])
+        check_tower(self.tower, self.name, ["LPIPS"], ["LPIPS"])
         if not rgb(self.reference, "reference").isfinite().all():
             raise ValueError("reference holds NaN or infinity; expected finite pictures")
 

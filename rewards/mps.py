@@ -37,7 +37,7 @@ class MPS:
     differentiable = True
 
     def __post_init__(self):
-        check_tower(self, self.name, [self.name])
+        check_tower(self.tower, self.name, [self.name], [self.name])
         self.tower.require_text()
 
     def __call__(self, images, prompts=None):

@@ -30,7 +30,7 @@ class Tower:
 
     Attributes:
         name: of its file, for messages.
-        kind: "CLIP", "ImageReward", "CycleReward", "DINOv2", "SigLIP", "MPS" or "ONNX".
+        kind: "CLIP", "ImageReward", "CycleReward", "DINOv2", "SigLIP", "MPS", "ONNX", "FaceNet" or "MTCNN".
         module: the networks; they may be moved to another device from outside.
         on_use: called with the bytes that a run will take before it, if set: the place to load `module` to a device.
         image_size: side of the pixels that it takes.
@@ -141,14 +141,13 @@ def slices(images):
     return [slice(start, start + size) for start in range(0, len(images), size)]
 
 
-def check_tower(reward, kind, sources):
-    """Raise ValueError unless `reward.tower` is a Tower of that kind; `sources` of `weights.SOURCES` are of it."""
-    tower = reward.tower
-    if getattr(tower, "kind", None) != kind:
+def check_tower(tower, reward, kinds, sources):
+    """Raise ValueError, naming the reward, unless it is a Tower of such a kind; `sources` of `weights.SOURCES` are."""
+    if getattr(tower, "kind", None) not in kinds:
         found = f"{tower.name}, of kind {tower.kind}" if isinstance(tower, Tower) else repr(tower)
         raise ValueError(
-            f"{reward.name} needs a tower of kind {kind}, which load_tower makes of its file; found {found}. Use"
-            f" {weights.known_files(sources)}"
+            f"{reward} needs a tower of kind {' or '.join(kinds)}, which load_tower makes of its file; found {found}."
+            f" Use {weights.known_files(sources)}"
         )
 
 

@@ -152,7 +152,7 @@ class ONNX:
     negative: bool = False
 
     def __post_init__(self):
-        check_tower(self, "ONNX", ["ONNX"])
+        check_tower(self.tower, "ONNX", ["ONNX"], ["ONNX"])
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         self.pixels = _fitting(self.pixels, self.tower)
@@ -167,15 +167,18 @@ class ONNX:
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
         images = rgb(images)
-        parts = images.split(1) if self._one_by_one else [images[rows] for rows in slices(images)]
-        scores = torch.cat([self._score(self.pixels(part)) for part in parts]).to(images.device)
+        scores = self._number(self.found(images)).to(images.device)
         return -scores if self.negative else scores
 
-    def _score(self, pixels):
+    def found(self, images):
+        """Return the output that counts, (B, classes, ..), of pictures as `rgb` gives them, on the network's device."""
+        parts = images.split(1) if self._one_by_one else [images[rows] for rows in slices(images)]
+        return torch.cat([self._found(self.pixels(part)) for part in parts])
+
+    def _found(self, pixels):
         memory = self._with_graph if pixels.requires_grad else self._without_graph
         with self.tower.running(len(pixels) * memory) as device:
-            found = self.tower.module(pixels.to(device, self.tower.dtype))[self._output]
-            return self._number(found)
+            return self.tower.module(pixels.to(device, self.tower.dtype))[self._output]
 
     def _number(self, found):
         """Return (B,) of the output (B, classes, ..)."""

@@ -146,7 +146,7 @@ def read(path, dtype=torch.float32):
 def metadata_of(path):
     """Return name -> text, what a file says of itself; its graph is passed over. Of what is no such file, nothing."""
     try:
-        entries = [_parsed(value, "entry") for number, value in _fields(_mapped(Path(path))) if number == METADATA]
+        entries = [_parsed(value, "entry") for number, value in fields(_mapped(Path(path))) if number == METADATA]
     except (OSError, ValueError, LookupError, TypeError):
         return {}
     return {entry.key: entry.value for entry in entries}
@@ -174,7 +174,7 @@ def _varint(part, place):
             return (value - (1 << 64) if value >> 63 else value), place
 
 
-def _fields(part):
+def fields(part):
     """Yield (number, value) of a message, a memoryview: each value is an int or a part of it."""
     place = 0
     while place < len(part):
@@ -194,7 +194,7 @@ def _parsed(part, message):
     """Return a message's fields by name."""
     known = MESSAGES[message]
     found = {name: [] if isinstance(kind, list) else EMPTY.get(kind) for name, kind in known.values()}
-    for number, value in _fields(part):
+    for number, value in fields(part):
         name, kind = known.get(number, (None, None))
         if isinstance(kind, list):
             found[name] += _repeated(value, *kind)

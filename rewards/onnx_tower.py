@@ -32,6 +32,7 @@ class OnnxTower(Tower):
     Attributes: Tower's, and
         inputs: what the network takes, `onnx_file.Input` each.
         outputs: names of what it gives.
+        operations: what it does, in this order, by ONNX's names.
         metadata: name -> text, what the file says besides.
     """
 
@@ -56,6 +57,7 @@ class OnnxTower(Tower):
         # Outside inference mode: weights made inside it could take part in no gradient.
         with torch.inference_mode(False), torch.no_grad():
             self.module = Network(graph, self.name).to(device).eval().requires_grad_(False)
+        self.operations = [node.op for node, _ in self.module.steps]
 
     @torch.inference_mode(False)
     def tried(self, *shapes):

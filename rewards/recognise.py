@@ -28,6 +28,8 @@ WORDS = {
     "Aesthetic V2.5": "v2.?5",
     "SigLIP": "sig.?c?lip",
     "MPS": "mps",
+    "Face": "(?<!hugging)face|casia|w600k|glintr",
+    "MTCNN": r"\bonet\b|mtcnn",
     "LPIPS": "alexnet|vgg.?16|squeezenet",
 }
 """What the name of such a file, or of its folder, has in it: a regular expression, whatever its capitals."""
@@ -43,6 +45,8 @@ KINDS = {
     "Aesthetic V2.5": ("aesthetic head (v2.5, for SigLIP)",),
     "SigLIP": weights.SIGLIP_KINDS,
     "MPS": ("MPS",),
+    "Face": ("FaceNet",),
+    "MTCNN": ("MTCNN",),
     "LPIPS": weights.LPIPS_KINDS,
 }
 """Of `weights.SOURCES`, which of `weights.KINDS` they are."""
@@ -70,20 +74,20 @@ def likeness(path, name, source):
         LIKELY: it is of that kind and its name says so. POSSIBLE: it is of that kind and its name says nothing, as
         model.safetensors. OTHER: it is of another kind, or its name says so.
     """
-    is_onnx = Path(path).suffix.lower() == ".onnx"  # a format that nothing else here is in
+    said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]
+    is_onnx = Path(path).suffix.lower() == ".onnx"  # a format that only three are in
     if is_onnx or source in ("ONNX", "Text"):
-        return _likeness_of_onnx(path, source) if is_onnx else OTHER
+        return _likeness_of_onnx(path, said, source) if is_onnx else OTHER
     if not _is_of_the_kind(tensors_of(path), source):
         return OTHER
-    said = [other for other, words in WORDS.items() if re.search(words, name, re.IGNORECASE)]
     return LIKELY if source in said else OTHER if said else POSSIBLE
 
 
-def _likeness_of_onnx(path, source):
+def _likeness_of_onnx(path, said, source):
     reads = "character" in onnx_file.metadata_of(path)
-    if source == "Text":
-        return LIKELY if reads else OTHER
-    return OTHER if source != "ONNX" else POSSIBLE if reads else LIKELY
+    if source == "ONNX":
+        return POSSIBLE if reads else LIKELY
+    return LIKELY if source == "Text" and reads or source == "Face" and source in said else OTHER
 
 
 def answers(config):

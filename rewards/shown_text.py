@@ -56,7 +56,7 @@ class ShownText:
     differentiable = True
 
     def __post_init__(self):
-        check_tower(self, "ONNX", ["Text"])
+        check_tower(self.tower, self.name, ["ONNX"], ["Text"])
         self.text = self.text.strip()
         left, top, width, height = self.box
         if min(self.box) < 0 or min(width, height) <= 0 or left + width > 1 + 1e-6 or top + height > 1 + 1e-6:

@@ -1,6 +1,7 @@
 """One tower for one file: rewards that use the same weights share them, and what was embedded with them.
 
-    path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower, MpsTower or LpipsTower
+    path --weights.read---> state dict --kind_of--> ClipTower, BlipTower, VisionTower, MpsTower, LpipsTower,
+                                                    FaceNetTower or, with the files beside it, FaceDetector
          --onnx_file.read-> Graph -----------------> OnnxTower
     folder --transformers-> a model of its own ----> VlmTower
 """
@@ -14,8 +15,10 @@ import torch
 from . import weights
 from .blip_tower import BlipTower, find_vocabulary
 from .clip_tower import ClipTower
+from .facenet_tower import FaceNetTower
 from .lpips_tower import LpipsTower
 from .mps_tower import MpsTower
+from .mtcnn import FaceDetector
 from .onnx_tower import OnnxTower
 from .vision_tower import VisionTower
 from .vlm_tower import VlmTower
@@ -28,8 +31,8 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
 
     Args:
         path: a CLIP file of either layout (HPS, PickScore, CLIP itself, or an image tower alone), ImageReward's or
-            CycleReward's, MPS's, a DINOv2 or a SigLIP, a network for LPIPS, or one that ends in .onnx; or the folder of
-            a vision-language model.
+            CycleReward's, MPS's, a DINOv2, a SigLIP, a FaceNet, MTCNN's onet.pt, a network for LPIPS, or one that ends
+            in .onnx; or the folder of a vision-language model.
         device: where the networks are put at first.
         dtype: of the networks; what goes in and out is float32 or wider. A vision-language model keeps its own.
         activation: of a CLIP whose own is not what `clip_tower.activation` expects.
@@ -58,14 +61,17 @@ def _made(path, device, dtype, activation, folders):
         return VlmTower(path, device)
     if path.suffix.lower() == ".onnx":
         return OnnxTower(path, device, dtype)
-    state = weights.read_as(
-        path, *weights.CLIP_KINDS, "ImageReward", "MPS", *weights.VISION_KINDS, *weights.LPIPS_KINDS
-    )
+    others = ("ImageReward", "MPS", "FaceNet", "MTCNN", *weights.LPIPS_KINDS)
+    state = weights.read_as(path, *weights.CLIP_KINDS, *weights.VISION_KINDS, *others)
     kind = weights.kind_of(state)
     if kind == "ImageReward":
         return BlipTower(state, find_vocabulary(folders), path.name, device, dtype)
     if kind == "MPS":
         return MpsTower(state, path.name, device, dtype)
+    if kind == "FaceNet":
+        return FaceNetTower(state, path.name, device, dtype)
+    if kind == "MTCNN":
+        return FaceDetector(path, state, device)
     if kind in weights.VISION_KINDS:
         return VisionTower(state, path.name, device, dtype)
     if kind in weights.LPIPS_KINDS:

@@ -55,7 +55,7 @@ class VLMJudge:
     differentiable = False
 
     def __post_init__(self):
-        check_tower(self, "VLM", ["VLM"])
+        check_tower(self.tower, self.name, ["VLM"], ["VLM"])
         if self.scale not in SCALES:
             raise ValueError(f"scale is {self.scale!r}; expected one of {', '.join(map(repr, SCALES))}")
         if not self.question.strip():
@@ -95,7 +95,7 @@ class HPSv3:
     differentiable = False
 
     def __post_init__(self):
-        check_tower(self, "VLM", ["VLM"])
+        check_tower(self.tower, self.name, ["VLM"], ["VLM"])
         if not self.tower.rates:
             raise ValueError(
                 f"{self.tower.name} has no weights rm_head.0.weight and so on; expected HPSv3.safetensors from"

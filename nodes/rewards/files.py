@@ -18,7 +18,7 @@ import folder_paths
 import torch
 
 from ... import rewards
-from ...rewards import blip_tower, recognise, weights
+from ...rewards import blip_tower, mtcnn, recognise, weights
 from .. import residency
 from ..names import listed
 
@@ -89,6 +89,14 @@ def path_of(name, source):
 def vocabulary_of(name, source):
     """Return the path of the vocabulary that a listed file's tower reads prompts with; raise as `path_of` does."""
     return blip_tower.find_vocabulary([os.path.dirname(path_of(name, source)), *folder_paths.get_folder_paths(KEY)])
+
+
+def detector_of(name, source):
+    """Return the path of a listed file of MTCNN's, beside which the others lie; raise as `path_of` does."""
+    path = path_of(name, source)
+    if os.path.basename(path) == mtcnn.FILES["onet"]:  # else it is refused for what it is when it is read
+        mtcnn.beside(path)
+    return path
 
 
 def tower(name, source, dtype):

@@ -241,6 +241,36 @@ class DNOLPIPSReward(FileReward):
         return io.NodeOutput(rewards.LPIPS(tower, pictures_of(reference, "the reference's pictures")))
 
 
+class DNOFaceReward(FileReward):
+    source = "Face"
+    detector_source = "MTCNN"
+    packages = ()
+
+    @classmethod
+    def define_schema(cls):
+        return cls.schema_with_file(
+            "DNOFaceReward", "Face Reward",
+            "Whether the picture's largest face is the same person's as in a reference, by a FaceNet or an ArcFace."
+            " About 0.5 to 1 the same, -0.2 to 0.5 another; -1 where there is no face.",
+            io.Image.Input(
+                "reference",
+                tooltip="A picture of the person, from the front, whose largest face counts; of several, the mean.",
+            ),
+            file_input("detector_file", cls.detector_source),
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file=None, detector_file=None):
+        found = super().validate_inputs(file)
+        return cls.found(detector_file, cls.detector_source, files.detector_of) if found is True else found
+
+    @classmethod
+    def execute(cls, file, reference, detector_file, dtype, crops) -> io.NodeOutput:
+        pictures = pictures_of(reference, "the reference's pictures")
+        detector = files.tower(detector_file, cls.detector_source, "float32")
+        return of_crops(rewards.FaceSimilarity(cls.tower(file, dtype), detector, pictures), crops)
+
+
 class DNOAestheticV25Reward(FileReward):
     source = "Aesthetic V2.5"
     siglip_source = "SigLIP"

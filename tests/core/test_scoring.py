@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core.scoring import RewardError, exact, name_of, numbered, score
+from comfyui_dno.core.scoring import RewardError, exact, name_of, numbered, remarks, score
 
 
 def mean_pixel(images, prompts):
@@ -95,3 +95,15 @@ def test_names_are_told_apart():
     assert numbered(["a", "b", "a", "a 2", "a"]) == ["a", "b", "a 3", "a 2", "a 4"]
     assert name_of(mean_pixel) == "mean_pixel" and name_of(rewards.Brightness()) == "brightness"
     assert issubclass(core.NotFiniteError, ValueError)
+
+
+def test_what_a_reward_remarks_of_a_videos_frames_is_said_once():
+    class Dark:
+        def remarks(self, images):
+            return [f"picture {index} is dark" for index in (images.mean(dim=(1, 2, 3)) < 0.5).nonzero().flatten()]
+
+    bright, dark = torch.ones(3, 4, 4), torch.zeros(3, 4, 4)
+    assert remarks(Dark(), torch.stack([bright, dark])) == ["picture 1 is dark"]
+    videos = torch.stack([torch.stack([dark, bright, dark]), torch.stack([bright, bright, bright])])
+    assert remarks(Dark(), videos) == ["picture 0 is dark"]
+    assert remarks(mean_pixel, videos) == []

@@ -1,12 +1,16 @@
 """No setting of the caller's changes a score or a gradient: autocast, the default dtype, the default device."""
 
 import pytest
+import tiny_faces
 import tiny_rewards
 import torch
 from blip_reference import blip
 from comfyui_dno import rewards
 from comfyui_dno.rewards.clip_tower import ClipTower
+from comfyui_dno.rewards.facenet_tower import FaceNetTower
 from comfyui_dno.rewards.mps_tower import MpsTower
+from comfyui_dno.rewards.mtcnn import FaceDetector
+from comfyui_dno.rewards.onnx_tower import OnnxTower
 from comfyui_dno.rewards.vision_tower import VisionTower
 from comfyui_dno.rewards.weights import read
 
@@ -27,13 +31,20 @@ PROMPTS = ["black cat", "red owl"]
 def towers(files, blip_files):
     """Return name -> a function that makes a reward anew, with a tower that remembers no text."""
 
-    reference = tiny_rewards.pictures(seed=5)
+    reference, portrait = tiny_rewards.pictures(seed=5), tiny_faces.portraits(1)
 
     def clip(kind):
         return ClipTower({key: value.clone() for key, value in read(files[kind]).items()})
 
     def vision(kind):
         return VisionTower({key: value.clone() for key, value in read(files[kind]).items()})
+
+    def face(tower):
+        onet = files.folder / "onet.pt"
+        return rewards.FaceSimilarity(tower, FaceDetector(onet, read(onet)), portrait)
+
+    def facenet():
+        return FaceNetTower({key: value.clone() for key, value in read(files.folder / tiny_faces.FACENET).items()})
 
     return {
         "HPS": lambda: rewards.HPS(clip("hps_hf")),
@@ -45,6 +56,8 @@ def towers(files, blip_files):
         "DINOv2Similarity": lambda: rewards.DINOv2Similarity(vision("dinov2"), reference, by="places"),
         "AestheticV25": lambda: rewards.AestheticV25(vision("siglip"), files["aesthetic_v25"]),
         "MPS": lambda: rewards.MPS(MpsTower({key: value.clone() for key, value in read(files["mps"]).items()})),
+        "FaceSimilarity": lambda: face(facenet()),
+        "FaceSimilarity by ONNX": lambda: face(OnnxTower(files.folder / "arcface.onnx")),
         "ImageReward": lambda: rewards.ImageReward(blip(blip_files / "ImageReward.pt")),
         "Consistency": rewards.Consistency,
     }
@@ -55,6 +68,7 @@ EVERY = (*PIXELS, *towers(None, None))
 
 @pytest.fixture(scope="module")
 def makers(files, blip_files):
+    tiny_faces.write_all(files.folder)
     return PIXELS | towers(files, blip_files)
 
 
@@ -92,8 +106,12 @@ def test_the_default_dtype_changes_no_bit(makers, name):
 
 
 @pytest.mark.parametrize(
-    "name", [*PIXELS, "HPS", "Aesthetic", "Directions", "Similarity", "DINOv2Similarity", "AestheticV25", "MPS"]
-)
+    "name",
+    [
+        *PIXELS, "HPS", "Aesthetic", "Directions", "Similarity", "DINOv2Similarity", "AestheticV25", "MPS",
+        "FaceSimilarity", "FaceSimilarity by ONNX",
+    ],
+)  # fmt: skip
 def test_nothing_is_made_on_the_default_device(makers, name):
     """On the meta device there are no numbers."""
     images = tiny_rewards.pictures()

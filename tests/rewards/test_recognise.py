@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import tiny_faces
 import tiny_onnx
 import tiny_rewards
 import torch
@@ -13,14 +14,17 @@ KEPT_AS = {  # file of the fixtures -> what it may be; the first is a pickle, wh
     "hps": ("HPS", "PickScore", "CLIP ViT-L/14"), "pickscore": ("HPS", "PickScore"), "clip_h": ("HPS", "PickScore"),
     "clip_l": ("CLIP ViT-L/14",), "aesthetic": ("Aesthetic",), "ImageReward.pt": ("ImageReward",),
     "CycleReward.pt": ("CycleReward",), "dinov2": ("DINOv2",), "dinov2_meta": ("DINOv2",), "siglip": ("SigLIP",),
-    "aesthetic_v25": ("Aesthetic V2.5",), "mps": ("MPS",), "squeezenet": ("LPIPS",),
+    "aesthetic_v25": ("Aesthetic V2.5",), "mps": ("MPS",), tiny_faces.FACENET: ("Face",), "onet.pt": ("MTCNN",),
+    "squeezenet": ("LPIPS",),
 }  # fmt: skip
 SOURCES = tuple(recognise.KINDS)
 
 
 @pytest.fixture(scope="module")
-def all_files(files, blip_files):
-    return {name: blip_files / name if "." in name else files[name] for name in KEPT_AS}
+def all_files(files, blip_files, tmp_path_factory):
+    faces = tiny_faces.write_all(tmp_path_factory.mktemp("faces"))
+    folders = {tiny_faces.FACENET: faces, "onet.pt": faces}
+    return {name: folders.get(name, blip_files) / name if "." in name else files[name] for name in KEPT_AS}
 
 
 @pytest.mark.parametrize("file", KEPT_AS)
@@ -42,7 +46,10 @@ def test_of_files_with_the_same_tensors_the_names_decide(all_files, name, source
     ("siglip", "siglip-so400m-patch14-384/model.safetensors", "SigLIP"),
     ("siglip", "sigclip_vision_patch14_384.safetensors", "SigLIP"),
     ("aesthetic_v25", "aesthetic_predictor_v2_5.pth", "Aesthetic V2.5"),
-    ("mps", "mpsv1/model.safetensors", "MPS"), ("squeezenet", "squeezenet1_1-b8a52dc0.pth", "LPIPS"),
+    ("mps", "mpsv1/model.safetensors", "MPS"), ("onet.pt", "mtcnn/onet.pt", "MTCNN"),
+    (tiny_faces.FACENET, "20180408-102900-casia-webface.pt", "Face"), (tiny_faces.FACENET, tiny_faces.FACENET, "Face"),
+    ("dinov2", "huggingface/dinov2-base/model.safetensors", "DINOv2"),
+    ("squeezenet", "squeezenet1_1-b8a52dc0.pth", "LPIPS"),
 ])
 def test_files_under_their_usual_names_are_likely_what_they_are(all_files, kind, name, source):
     assert likeness(all_files[kind], name, source) == LIKELY
@@ -55,8 +62,10 @@ def test_a_siglip_of_another_width_is_not_the_one_that_is_wanted(tmp_path):
 
 @pytest.mark.parametrize("file, source, expected", [
     ("a/scorer.ONNX", "ONNX", LIKELY), ("hps.onnx", "HPS", OTHER), ("model.safetensors", "ONNX", OTHER),
+    ("scorer.onnx", "Face", OTHER), ("buffalo_l/w600k_r50.onnx", "Face", LIKELY), ("ArcFace.onnx", "Face", LIKELY),
+    ("face_recognition_sface_2021dec.onnx", "Face", LIKELY), ("w600k_r50.onnx", "MTCNN", OTHER),
 ])
-def test_an_onnx_file_is_told_by_its_ending_alone(file, source, expected):
+def test_an_onnx_file_is_told_by_its_ending_and_one_that_knows_faces_by_its_name(file, source, expected):
     assert likeness(file, file, source) == expected
 
 

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+import tiny_faces
 import tiny_onnx
 import tiny_rewards
 import tiny_vlm
@@ -38,7 +39,7 @@ def pictures(device="cpu"):
     return tiny_rewards.pictures(height=48, width=40).to(device)
 
 
-def assert_scores_as_on_the_cpu(reward_on, device, rtol=1e-3, atol=1e-4):
+def assert_scores_as_on_the_cpu(reward_on, device, rtol=1e-3, atol=1e-4, pictures=pictures):
     """`reward_on(device)` scores and, if it can be, is differentiated on the pictures' device as the CPU's is there."""
     ours, theirs = reward_on(device), reward_on("cpu")
     with allowed(device):
@@ -109,6 +110,17 @@ def test_vision_language_models_score_as_on_the_cpu(device, tmp_path, rating):
     folder = tiny_vlm.write_qwen2_vl(tmp_path / "vlm", rating=rating)
     kind = rewards.HPSv3 if rating else rewards.VLMJudge
     assert_scores_as_on_the_cpu(lambda place: kind(load_tower(folder, place)), device)
+
+
+@pytest.mark.parametrize("file", [tiny_faces.FACENET, *tiny_faces.ARCFACES.values()])
+def test_faces_score_as_on_the_cpu(device, file, tmp_path):
+    folder = tiny_faces.write_all(tmp_path)
+
+    def reward_on(place):
+        towers = (load_tower(folder / name, place) for name in (file, "onet.pt"))
+        return rewards.FaceSimilarity(*towers, tiny_faces.portraits(1, seed=5))
+
+    assert_scores_as_on_the_cpu(reward_on, device, pictures=lambda place="cpu": tiny_faces.portraits().to(place))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -29,6 +29,7 @@ FITS = {
     "DNODINOv2SimilarityReward": "dinov2-base.safetensors", "DNOAestheticV25Reward": "aesthetic_predictor_v2_5.pth",
     "DNOMPSReward": "MPS.safetensors", "DNOTextReward": "ch_PP-OCRv4_rec_infer.onnx",
     "DNOLPIPSReward": "squeezenet1_1-b8a52dc0.pth",
+    "DNOFaceReward": "20180402-114759-vggface2.pt",
 }  # fmt: skip
 """The file that a reward's node wants as a rule; now and then it gets another."""
 MOST = {

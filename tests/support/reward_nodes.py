@@ -5,6 +5,7 @@ import json
 import tiny_rewards
 from comfy_server.make_tiny_rewards import CYCLE_REWARD
 from safetensors.torch import save_file
+from tiny_faces import FACENET
 from tiny_onnx import RECOGNISER, SCORER
 
 HPS, PICKSCORE, AESTHETIC, CLIP_L, IMAGE_REWARD, IMAGE_TOWER = (
@@ -26,6 +27,7 @@ REWARDS = {
     "DNOAestheticV25Reward": {"file": AESTHETIC_V25, "siglip_file": SIGLIP},
     "DNOImageSimilarityReward": {"file": CLIP_L},
     "DNODINOv2SimilarityReward": {"file": DINOV2, "by": "subject"},
+    "DNOFaceReward": {"file": FACENET, "detector_file": "onet.pt"},
     "DNOLPIPSReward": {"file": SQUEEZENET},
     "DNODirectionReward": {"file": CLIP_L, "more": "a cat", "less": "a dog"},
     "DNOONNXReward": {
@@ -39,14 +41,18 @@ WITHOUT_NETWORK_SETTINGS = ("DNOTextReward", "DNOLPIPSReward")
 """Those that have neither dtype nor crops."""
 
 
-NEED_TRANSFORMERS = [name for name in REWARDS if name not in ("DNOONNXReward", *WITHOUT_NETWORK_SETTINGS)]
+NEED_TRANSFORMERS = [
+    name for name in REWARDS if name not in ("DNOONNXReward", "DNOFaceReward", *WITHOUT_NETWORK_SETTINGS)
+]
+REFERRING = ("DNOImageSimilarityReward", "DNODINOv2SimilarityReward", "DNOLPIPSReward", "DNOFaceReward")
 
 
 def reward_node(graph, name, **changes):
     settings = {} if name in WITHOUT_NETWORK_SETTINGS else SETTINGS
     inputs = {**settings, **REWARDS[name], **changes}
-    if name in ("DNOImageSimilarityReward", "DNODINOv2SimilarityReward", "DNOLPIPSReward"):
-        inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=0x30A040)[0]
+    if name in REFERRING:
+        color = 0xE0F0D0 if name == "DNOFaceReward" else 0x30A040  # a face is what is bright, to the tiny MTCNN
+        inputs["reference"] = graph.node("EmptyImage", width=50, height=40, batch_size=2, color=color)[0]
     return graph.node(name, **inputs)
 
 

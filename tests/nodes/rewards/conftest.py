@@ -4,6 +4,7 @@ import pytest
 import tiny_rewards
 from comfy_server.make_tiny_rewards import CYCLE_REWARD, WRITERS
 from reward_nodes import IMAGE_REWARD
+from tiny_faces import FACENET
 from tiny_onnx import RECOGNISER, SCORER
 
 
@@ -20,7 +21,7 @@ def files(comfy):
     }  # fmt: skip
     for kind, folder in ((kind, folder) for folder, kinds in kept.items() for kind in kinds):
         tiny_rewards.write(kind, folder)
-    for name in (IMAGE_REWARD, CYCLE_REWARD, "vocab.txt", SCORER, RECOGNISER):
+    for name in (IMAGE_REWARD, CYCLE_REWARD, "vocab.txt", SCORER, RECOGNISER, FACENET, "onet.pt"):
         WRITERS[name](own)
     (own / "page.safetensors").write_text("<!doctype html>")
     return comfy

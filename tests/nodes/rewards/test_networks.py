@@ -13,6 +13,7 @@ from reward_nodes import (
     HPS,
     IMAGE_REWARD,
     REWARDS,
+    SETTINGS,
     SQUEEZENET,
     reward_node,
     stock_clip_vision,
@@ -128,6 +129,27 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
     torch.testing.assert_close(by_stock, by_file, atol=0.02, rtol=0.02)
 
 
+def test_faces_are_compared_with_the_references_and_where_there_is_none_the_score_is_minus_one(files):
+    graph = Scoring(files)
+    white, black = (graph.picture(name, (level,) * 3)[0] for name, level in (("white", 255), ("black", 0)))
+    large = [graph.node("ImageScale", image=image, width=64, height=64, upscale_method="area", crop="disabled")[0]
+             for image in (white, black)]  # fmt: skip
+    both = graph.node("ImageBatch", image1=large[0], image2=large[1])[0]
+    face = graph.node("DNOFaceReward", **SETTINGS, **REWARDS["DNOFaceReward"], reference=large[0])
+    scores, _, _ = graph.scored(both, face[0])
+    assert scores == pytest.approx([1, -1], abs=1e-4)
+
+
+def test_a_reference_without_a_face_is_refused_before_anything_is_sampled(files):
+    graph = Workflow()
+    black = graph.node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    graph.reward = graph.node("DNOFaceReward", **SETTINGS, **REWARDS["DNOFaceReward"], reference=black[0])[0]
+    graph.node("DNOTestHistory", history=graph.dno(iterations=1, steps=3)[3])
+    run = files.run(graph, may_fail=True)
+    assert "no face was found in the reference; expected a picture" in run.error["exception_message"]
+    assert run.error["node_type"] == "DNOFaceReward"
+
+
 @pytest.mark.parametrize(
     "name, changes, words",
     [
@@ -141,6 +163,9 @@ def test_a_stock_clip_vision_serves_the_aesthetic_reward(files):
         ("DNOMPSReward", {"file": HPS}, ["of kind MPS", f"found {HPS}, of kind CLIP", "renamed to MPS.safetensors"]),
         ("DNOCLIPScoreReward", {"file": DINOV2}, ["of kind CLIP", f"found {DINOV2}, of kind DINOv2"]),
         ("DNODINOv2SimilarityReward", {"file": CLIP_L}, ["of kind DINOv2", f"found {CLIP_L}, of kind CLIP"]),
+        ("DNOFaceReward", {"file": CLIP_L}, ["kind FaceNet or ONNX", f"found {CLIP_L}, of kind CLIP", "vggface2"]),
+        ("DNOFaceReward", {"file": SCORER}, ["scorer.onnx takes (None, 3, 32, 32)", "(B, 3, 112, 112)"]),
+        ("DNOFaceReward", {"detector_file": HPS}, ["of kind MTCNN", f"found {HPS}, of kind CLIP", "onet.pt, pnet.pt"]),
         ("DNOLPIPSReward", {"file": DINOV2}, ["of kind LPIPS", f"found {DINOV2}, of kind DINOv2", "LPIPS: alexnet"]),
         ("DNOAestheticV25Reward", {"file": AESTHETIC}, ["'aesthetic head'", "expected 'aesthetic head (v2.5"]),
         ("DNOAestheticV25Reward", {"siglip_file": DINOV2}, ["of kind SigLIP", f"found {DINOV2}, of kind DINOv2"]),

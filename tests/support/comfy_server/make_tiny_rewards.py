@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import tiny_faces  # noqa: E402
 import tiny_onnx  # noqa: E402
 import tiny_rewards  # noqa: E402
 import tiny_vlm  # noqa: E402
@@ -36,6 +37,9 @@ WRITERS = {tiny_rewards.FILES[kind][0]: partial(tiny_rewards.write, kind) for ki
     "vocab.txt": lambda folder: write_vocabulary(folder / "vocab.txt"),
     tiny_onnx.SCORER: lambda folder: tiny_onnx.write_scorer(folder / tiny_onnx.SCORER),
     tiny_onnx.NSFW: lambda folder: tiny_onnx.write_nsfw(folder / tiny_onnx.NSFW),
+    tiny_faces.FACENET: lambda folder: tiny_faces.write_facenet(folder / tiny_faces.FACENET),
+    tiny_faces.ARCFACES["ArcFace"]: lambda folder: tiny_faces.write_arcface(folder / tiny_faces.ARCFACES["ArcFace"]),
+    "onet.pt": tiny_faces.write_mtcnn,
     tiny_onnx.RECOGNISER: lambda folder: tiny_onnx.write_recogniser(folder / tiny_onnx.RECOGNISER),
     VLM: lambda folder: tiny_vlm.write_qwen2_vl(folder / VLM),
     HPSV3: lambda folder: tiny_vlm.write_qwen2_vl(folder / HPSV3, rating=True),
