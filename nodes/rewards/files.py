@@ -106,13 +106,16 @@ def tower(name, source, dtype):
 
 
 def model_folders():
-    """Return name -> path of the folders with a vision-language model, in those for reward models and `OF_OTHERS`."""
+    """Return name -> path of the folders with a vision-language model, in those for reward models and `OF_OTHERS`.
+
+    They are in the order of their names in each, whatever the file system's is.
+    """
     bases = [*folder_paths.get_folder_paths(KEY), os.path.join(folder_paths.models_dir, OF_OTHERS)]
     configs = (
         (Path(base), file)
         for base in bases
         for depth in ("*", "*/*")
-        for file in Path(base).glob(f"{depth}/config.json")
+        for file in sorted(Path(base).glob(f"{depth}/config.json"))
     )
     found = {}
     for base, file in configs:
