@@ -29,7 +29,7 @@ def fits(latent, images):
     if latent.ndim != 4 or images.ndim != 4:
         return False
     scale = images.shape[-1] // latent.shape[-1]
-    return scale > 0 and images.shape[-2:] == tuple(scale * side for side in latent.shape[-2:])
+    return images.shape[-2:] == tuple(scale * side for side in latent.shape[-2:])
 
 
 def tiles_of(length, side):

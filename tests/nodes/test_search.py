@@ -37,8 +37,12 @@ def test_whatever_memory_keeps_the_picture_is_the_same(comfy):
 def test_an_unknown_memory_is_said_before_sampling(comfy):
     graph = Workflow()
     graph.keep("latent", graph.dno(iterations=2, memory="much")[0])
-    run = comfy.run(graph, may_fail=True)
-    assert "much" in str(run.error) and not run.of_type("progress")
+    try:
+        run = comfy.run(graph, may_fail=True)
+    except ValueError as refused:  # by a ComfyUI that looks what is in an optional list itself, as 0.33 does
+        assert "much" in str(refused)
+    else:
+        assert "much" in str(run.error) and not run.of_type("progress")
 
 
 def test_inpainting_changes_only_the_masked_part_of_noise_and_picture(comfy):
