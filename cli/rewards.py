@@ -11,6 +11,7 @@ OWN = {
     "contrast": lambda device: rewards.Contrast(),
     "saturation": lambda device: rewards.Saturation(),
     "sharpness": lambda device: rewards.Sharpness(),
+    "symmetry": lambda device: rewards.Symmetry(),
     "consistency": lambda device: rewards.Consistency(device=device),
     "jpeg": lambda device: rewards.JPEG(),
     "jpeg-incompressible": lambda device: rewards.JPEG(incompressible=True),
@@ -24,9 +25,15 @@ OF_FILES = {
     "imagereward": (rewards.ImageReward, "ImageReward"),
     "cyclereward": (rewards.CycleReward, "CycleReward"),
     "clipscore": (rewards.CLIPScore, "CLIP ViT-L/14"),
+    "mps": (rewards.MPS, "MPS"),
     "aesthetic": (rewards.Aesthetic, "Aesthetic"),
+    "aesthetic-v25": (rewards.AestheticV25, "Aesthetic V2.5"),
+    "vlm": (rewards.VLMJudge, "VLM"),
 }
 """Those that judge by the networks of files: (class, of `weights.SOURCES` the file). They judge by the run's prompt."""
+
+TOWERS = {rewards.Aesthetic: "CLIP ViT-L/14", rewards.AestheticV25: "SigLIP"}
+"""Of those whose file is a head alone: the network that it is for."""
 
 NAMES = (*OWN, *OF_FILES)
 
@@ -38,12 +45,17 @@ WATCHED = (BELIEF, *OWN)
 def add_reward(parser):
     """Add the choice of a reward."""
     parser.add_argument("--reward", choices=NAMES, default="brightness", help="what shall grow (default %(default)s)")
-    parser.add_argument("--reward-file", type=Path, help=f"weights of --reward {', '.join(OF_FILES)}")
+    parser.add_argument(
+        "--reward-file", type=Path, help=f"weights of --reward {', '.join(OF_FILES)}; of vlm the model's folder"
+    )
     parser.add_argument(
         "--watch", choices=WATCHED, nargs="+", default=[], metavar="NAME",
         help=f"recorded beside it: {', '.join(WATCHED)}; of the embedded model consistency is without asking",
     )
-    parser.add_argument("--clip-file", type=Path, help="the CLIP ViT-L/14 that --reward aesthetic judges by")
+    parser.add_argument(
+        "--clip-file", type=Path,
+        help="the CLIP ViT-L/14 that --reward aesthetic judges by, or the SigLIP that aesthetic-v25 does",
+    )
 
 
 def watch_of(options, device):
@@ -63,8 +75,8 @@ def reward_of(options, device, dtype):
     """
     kind, source = OF_FILES.get(options.reward, (None, None))
     wanted = {"reward_file": source} if kind else {}
-    if kind is rewards.Aesthetic:
-        wanted["clip_file"] = "CLIP ViT-L/14"
+    if kind in TOWERS:
+        wanted["clip_file"] = TOWERS[kind]
     for name in ("reward_file", "clip_file"):
         option, given = "--" + name.replace("_", "-"), getattr(options, name)
         if given is None and name in wanted:
@@ -74,6 +86,6 @@ def reward_of(options, device, dtype):
             raise ValueError(f"--reward {options.reward} takes no {option}; leave it out")
     if not kind:
         return OWN[options.reward](device)
-    if kind is rewards.Aesthetic:
+    if kind in TOWERS:
         return kind(rewards.load_tower(options.clip_file, device, dtype), options.reward_file)
     return kind(rewards.load_tower(options.reward_file, device, dtype))

@@ -13,6 +13,7 @@ from argparse import Namespace
 import pytest
 import tiny_pipelines
 import tiny_rewards
+import tiny_vlm
 import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
@@ -212,15 +213,29 @@ def test_a_diffusers_pipeline_takes_the_embedded_models_place(tmp_path):
     assert Image.open(tmp_path / "out" / "before.png").size == (16, 24)
 
 
-@pytest.mark.parametrize("name, kind", [("hps", "hps"), ("aesthetic", "aesthetic"), ("clipscore", "clip_l")])
-def test_a_reward_model_judges_by_its_file(name, kind, tmp_path):
-    file, files = tiny_rewards.write(kind, tmp_path), ["--clip-file", str(tiny_rewards.write("clip_l", tmp_path))]
+@pytest.mark.parametrize("name, kind, tower", [
+    ("hps", "hps", None), ("aesthetic", "aesthetic", "clip_l"), ("clipscore", "clip_l", None), ("mps", "mps", None),
+    ("aesthetic-v25", "aesthetic_v25", "siglip"),
+])  # fmt: skip
+def test_a_reward_model_judges_by_its_file(name, kind, tower, tmp_path):
+    file = tiny_rewards.write(kind, tmp_path)
     arguments = ["run", "--prompt", "black cat", "--reward", name, "--reward-file", str(file), "--steps", "2"]
-    arguments += files if name == "aesthetic" else []
+    arguments += ["--clip-file", str(tiny_rewards.write(tower, tmp_path))] if tower else []
     assert main([*arguments, "--iterations", "2", "--lr", "0.03", "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "history.json").read_text())
-    assert record["settings"]["reward_file"] == str(file) and record["reward"].lower() == name
+    assert record["settings"]["reward_file"] == str(file)
+    assert record["reward"].lower().replace(" ", "-").replace(".", "") == name
     assert record["best_row"]["score"][0] > record["rows"][0]["score"][0]
+
+
+def test_a_vision_language_model_judges_by_its_folder(tmp_path):
+    tiny_vlm.write_qwen2_vl(tmp_path / "Qwen2-VL")
+    arguments = ["run", "--prompt", "black cat", "--reward", "vlm", "--reward-file", str(tmp_path / "Qwen2-VL")]
+    arguments += ["--solver", "best-of-n", "--candidates", "3", "--steps", "2", "--iterations", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert record["reward"] == "VLM judge"
+    assert record["best_row"]["score"][0] >= record["rows"][0]["score"][0]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -228,6 +243,7 @@ def test_a_reward_model_judges_by_its_file(name, kind, tmp_path):
     (["--prompt", "black cat", "--reward", "hps", "--reward-file", "gone.pt"], "there is no file .*gone.pt"),
     (["--prompt", "black cat", "--reward-file", "x.pt"], "--reward brightness takes no --reward-file; leave it out"),
     (["--prompt", "black unicorn"], "names no animal"),
+    (["--prompt", "black cat", "--reward", "aesthetic-v25", "--reward-file", "x.pth"], "--clip-file; .*siglip-so400m"),
     (["--prompt", "black cat", "--eta", "2"], r"eta is 2.0; expected a number in \[0, 1\]"),
     (["--prompt", "black cat", "--steps", "1001"], "steps is 1001; expected 1 .. 1000"),
     (["--prompt", "black cat", "--lr", "0"], "expected a number > 0"),

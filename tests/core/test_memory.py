@@ -527,3 +527,28 @@ def test_what_is_counted_is_what_a_full_size_stable_diffusion_holds():
     told = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
     whole, by_blocks = map(float, told.split())
     assert abs(whole - 1) < 0.15 and abs(by_blocks - 1) < 0.15, told
+
+
+class Counting(torch.nn.Module):
+    """A block whose result is another at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer, self.calls = torch.nn.Linear(WIDTH, HIDDEN), torch.nn.Linear(HIDDEN, WIDTH), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.calls * self.outer(torch.tanh(self.inner(x)))
+
+
+@pytest.mark.parametrize("stage", [STEP, DECODER])
+def test_a_block_that_does_not_repeat_itself_is_told_of_whichever_stage_it_is_in(stage):
+    network = torch.nn.Sequential(Counting()).requires_grad_(False)
+    blocks = core.blocks.Blocks([network])
+    plan = Plan(blocks) if stage == STEP else Plan(None, blocks)
+    plan.follow("low")
+    x = torch.ones(ROWS, WIDTH, requires_grad=True)
+    with plan.graph(stage):
+        y = network(x).sum()
+    y.backward()
+    assert plan.unlike() == ["Counting"] and plan.unlike() == []
