@@ -146,7 +146,7 @@ class Blocks:
             return []
         blocks, differences = zip(*reruns, strict=True)
         found = torch.stack([difference.to(differences[0].device) for difference in differences]).tolist()
-        unlike = [block for block, difference in zip(blocks, found, strict=True) if not difference <= LIKE]
+        unlike = [block for block, difference in zip(blocks, found, strict=True) if difference > LIKE]
         for block in unlike:
             block.leave_whole("its second run gives another result")
         return sorted({block.name for block in unlike})
