@@ -234,6 +234,31 @@ def test_a_part_is_the_noises_that_its_name_says(part, searched):
     assert all(len(vector) == sum(searched) * 3 * 6 * 6 for vector in noise_map.active(noise))
 
 
+@pytest.mark.parametrize("part", ["first 0", "last 4", "first two", "middle 1", "first"])
+def test_a_part_that_is_none_is_refused(part):
+    with pytest.raises(ValueError, match=r"expected 'all', 'initial', 'injected', 'first K' or 'last K' with K in 1 .. 3"):
+        sample_map(part=part).randn(0)
+
+
+def test_another_mask_is_another_search():
+    noise_map = sample_map()
+    noise = noise_map.randn(0)
+    counts = []
+    for column in (2, 4):
+        noise_map.mask = torch.zeros(1, 1, 6, 6)
+        noise_map.mask[..., :column] = 1
+        counts.append([len(vector) for vector in noise_map.active(noise)])
+    assert counts == [[4 * 3 * 6 * 2] * 2, [4 * 3 * 6 * 4] * 2]
+
+
+def test_a_kept_graph_is_let_go_of_as_soon_as_its_step_is_behind():
+    noise_map, left = sample_map(keep_graphs=True), []
+    images, back = noise_map.pullback(double_noise(noise_map))
+    noise_map.on_step = lambda phase, index, total: left.append(len(back.graphs))
+    back(torch.ones_like(images))
+    assert left == [4, 4, 3, 2, 1], "the decoder's way back, and then each step's"
+
+
 def test_a_model_that_keeps_state_is_named_although_one_picture_is_not_finite():
     calls = []
 
