@@ -45,6 +45,7 @@ def test_a_search_needs_what_earlier_ones_counted_until_it_has_counted_itself_an
         stages.plan.note(stage, core.memory.Size(whole, inputs=30, block=20))
     assert (stages.needed(step), stages.needed(decoder)) == (50, 300)
     assert graph_sizes.of(step, network, 100) == guess
+    stages.plan.note(core.memory.GUIDED, core.memory.Size(1000, inputs=30, block=20))  # of no network alone
     stages.remember()
     assert graph_sizes.of(step, network, 200) == (1400, 100)
 
