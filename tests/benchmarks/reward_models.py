@@ -83,19 +83,26 @@ def write_hps(path, full):
 
 
 def write_clip_l(path, full):
-    from transformers import CLIPConfig, CLIPModel
-
     if not full:
         return torch.save(tiny_rewards.hf_model("L").state_dict(), path)
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    torch.save(clip(768, (768, 12), (1024, 24)), path)
+
+
+def clip(joint, text, vision):
+    """Return the weights of a CLIP: the width of its embeddings, and of each tower width and layers."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = [
+        {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "projection_dim": joint}
+        for width, layers in (text, vision)
+    ]
     config = CLIPConfig(
-        text_config=text | {"projection_dim": 768}, vision_config=vision | {"projection_dim": 768, "patch_size": 14},
-        projection_dim=768,
+        text_config=sizes[0] | {"num_attention_heads": text[0] // 64},
+        vision_config=sizes[1] | {"num_attention_heads": 16, "patch_size": 14}, projection_dim=joint,
     )  # fmt: skip
     with torch.device("meta"):
         shapes = CLIPModel(config).state_dict()
-    torch.save(dict(drawn(shapes)), path)
+    return dict(drawn(shapes))
 
 
 def write_dinov2(path, full):
@@ -121,21 +128,11 @@ def write_siglip(path, full):
 
 
 def write_mps(path, full):
-    from transformers import CLIPConfig, CLIPModel
-
     if not full:
         return torch.save(tiny_rewards.mps_state(), path)
-    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    config = CLIPConfig(
-        text_config=text | {"projection_dim": 1024}, vision_config=vision | {"projection_dim": 1024, "patch_size": 14},
-        projection_dim=1024,
-    )  # fmt: skip
-    with torch.device("meta"):
-        shapes = CLIPModel(config).state_dict()
     state = tiny_rewards.mps_state(heads=16, hidden=4096, layers=4)
     reader = {name: weight for name, weight in state.items() if not name.startswith("mps.model.")}
-    torch.save(reader | tiny_rewards.prefixed(dict(drawn(shapes)), "mps.model."), path)
+    torch.save(reader | tiny_rewards.prefixed(clip(1024, (1024, 24), (1280, 32)), "mps.model."), path)
 
 
 def write_torchvision(name, path, full):

@@ -10,6 +10,7 @@ from comfyui_dno.rewards.clip_tower import ClipTower
 from comfyui_dno.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
 from comfyui_dno.rewards.towers import load_tower
 from PIL import Image
+from reward_laws import check_gradient, gained_by_ten_steps
 from torch.nn import functional as F
 from torchvision.transforms import functional as vision
 
@@ -112,10 +113,7 @@ def test_gradients_agree_with_differences_of_scores(files, build, name):
     # Inside [0, 1]: outside, the gradient is that of no clamping, on purpose.
     images = 0.4 + 0.2 * tiny_rewards.pictures(1, 40, 57, dtype=torch.float64)
     direction = tiny_rewards.pictures(1, 40, 57, seed=1, dtype=torch.float64)
-    _, gradient = exact(reward, images, PROMPTS[:1])
-    step = 1e-6
-    above, below = (score(reward, images + sign * step * direction, PROMPTS[:1]) for sign in (1, -1))
-    torch.testing.assert_close((gradient * direction).sum(), ((above - below) / (2 * step))[0], rtol=1e-4, atol=1e-9)
+    check_gradient(reward, images, direction, prompts=PROMPTS[:1])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -129,14 +127,8 @@ def test_scores_of_a_batch_are_those_of_its_pictures(build, name, size):
 @pytest.mark.parametrize("name", ALL)
 def test_ten_ascent_steps_raise_the_score(build, name):
     reward = build(name)
-    images = tiny_rewards.pictures(2, 64, 64).requires_grad_()
-    optimizer = torch.optim.Adam([images], lr=0.01, maximize=True)
-    before = score(reward, images, PROMPTS)
-    for _ in range(10):
-        optimizer.zero_grad()
-        reward(images, PROMPTS).sum().backward()
-        optimizer.step()
-    assert (score(reward, images, PROMPTS) > before).all()
+    images = tiny_rewards.pictures(2, 64, 64)
+    assert (gained_by_ten_steps(reward, images, prompts=PROMPTS) > 0).all()
 
 
 @pytest.mark.parametrize("name", ALL)
