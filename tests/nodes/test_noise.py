@@ -7,7 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import core
-from workflows import NoiseWorkflow, error, history_of, rose
+from workflows import NoiseWorkflow, error, file_of, history_of, rose
+
+
+def path_of(comfy, file):
+    """Return the path of a noise file by its name for DNO Load Noise."""
+    return comfy.folder / "output" / file.removesuffix(" [output]")
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -40,10 +45,11 @@ def test_one_picture_of_a_batch_is_replayed_alone_out_of_a_file(comfy):
     graph = NoiseWorkflow()
     ours = graph.dno(iterations=2, solver=graph.gradient())
     graph.keep("ours", ours[0])
-    graph.node("DNOSaveNoise", noise=ours[2], filename_prefix="dno/batch")
-    expected = comfy.run(graph).kept["ours"]["samples"][1:]
+    save = graph.save(ours[2], "batch")
+    run = comfy.run(graph)
+    expected = run.kept["ours"]["samples"][1:]
     graph = NoiseWorkflow()
-    one = graph.node("DNONoiseFromBatch", noise=graph.load("dno/batch_00001_.safetensors [output]"), picture=1)
+    one = graph.node("DNONoiseFromBatch", noise=graph.load(file_of(run, save)), picture=1)
     alone = graph.node("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
     graph.keep("replayed", graph.replay(one[0], alone)[0])
     assert error(comfy.run(graph).kept["replayed"]["samples"], expected) < 1e-5
@@ -74,8 +80,8 @@ def test_without_resume_a_search_starts_at_the_best(comfy):
 
 def test_a_saved_noise_says_all_that_replays_it(comfy):
     graph = NoiseWorkflow()
-    graph.saved(comfy, graph.dno(iterations=1, solver=graph.gradient())[2], "settings")
-    noise = core.Noise.load(comfy.folder / "output" / "dno" / "settings_00001_.safetensors")
+    file = graph.saved(comfy, graph.dno(iterations=1, solver=graph.gradient())[2], "settings")
+    noise = core.Noise.load(path_of(comfy, file))
     names = {"seed", "steps", "cfg", "scheduler", "denoise", "eta", "sigmas", "family", "s_noise", "model"}
     assert set(noise.settings) == names
     assert len(noise.settings["sigmas"]) == 7 and noise.settings["seed"] == 3
@@ -145,15 +151,16 @@ def test_files_that_the_list_does_not_offer_are_not_read(comfy, file):
 def test_a_file_that_is_named_by_a_link_is_read_anew_each_time(comfy):
     graph = NoiseWorkflow()
     graph.keep("saved", graph.dno(seed=3)[2])
-    graph.node("DNOSaveNoise", noise=graph.dno(seed=3)[2], filename_prefix="dno/linked")
-    saved = comfy.run(graph).kept["saved"]["initial"]
-    path, before = comfy.folder / "output" / "dno" / "linked_00001_.safetensors", len(comfy.log())
+    save = graph.save(graph.dno(seed=3)[2], "linked")
+    run = comfy.run(graph)
+    saved, file, before = run.kept["saved"]["initial"], file_of(run, save), len(comfy.log())
+    path = path_of(comfy, file)
     found = []
     for scale in (1, 2):
         noise = core.Noise.load(path)
         replace(noise, initial=scale * saved).save(path)
         graph = NoiseWorkflow()
-        name = graph.node("DNOTestText", text="dno/linked_00001_.safetensors [output]")[0]
+        name = graph.node("DNOTestText", text=file)[0]
         graph.keep("noise", graph.load(name))
         found.append(comfy.run(graph).kept["noise"]["initial"])
     assert torch.equal(found[0], saved) and torch.equal(found[1], 2 * saved)
@@ -162,12 +169,12 @@ def test_a_file_that_is_named_by_a_link_is_read_anew_each_time(comfy):
 
 def test_a_workflow_from_windows_finds_its_noise(comfy):
     graph = NoiseWorkflow()
-    graph.saved(comfy, graph.dno(seed=3)[2], "cats\\windows")
+    file = graph.saved(comfy, graph.dno(seed=3)[2], "cats\\windows")
     graph = NoiseWorkflow()
-    noise = graph.load("dno\\cats\\windows_00001_.safetensors [output]")
+    noise = graph.load(file.replace("/", "\\"))
     graph.keep("noise", graph.node("DNONoiseProbability", noise=noise, picture=0)[2])
     comfy.run(graph)
-    assert (comfy.folder / "output" / "dno" / "cats" / "windows_00001_.safetensors").is_file()
+    assert re.fullmatch(r"dno/cats/windows_\d{5}_\.safetensors \[output\]", file) and path_of(comfy, file).is_file()
 
 
 def test_a_noise_is_saved_inside_the_output_folder_alone(comfy):
@@ -181,7 +188,7 @@ def test_a_noise_is_saved_inside_the_output_folder_alone(comfy):
     graph.node("DNOSaveNoise", noise=graph.dno()[2], filename_prefix="")
     comfy.run(graph)
     (made,) = {path for path in comfy.folder.rglob("*noise*.safetensors")} - before
-    assert made == comfy.folder / "output" / "dno" / "noise_00001_.safetensors"
+    assert re.fullmatch(r"noise_\d{5}_\.safetensors", made.name) and made.parent == comfy.folder / "output" / "dno"
 
 
 def test_saved_noises_are_listed_for_loading(comfy):
@@ -283,11 +290,11 @@ def test_what_is_picked_is_the_first_of_the_next_round_and_stays_probable(comfy)
         graph.keep("latents", ours[0])
         told = graph.node("DNONoiseProbability", noise=ours[2], picture=2)
         graph.keep("image", told[2])
-        graph.node("DNOSaveNoise", noise=ours[2], filename_prefix=f"dno/round{round_}")
+        save = graph.save(ours[2], f"round{round_}")
         run = comfy.run(graph)
         latents = run.kept["latents"]["samples"]
         if picked is not None:
             assert error(latents[:1], picked) < 1e-5
         assert min(error(latents[[a]], latents[[b]]) for a, b in ((0, 1), (0, 2), (1, 2))) > 0.05
         assert float(re.match(r"P\(z\) (\S+),", run.outputs[told.id]["text"][0])[1]) > 0.01
-        file, picture, picked = f"dno/round{round_}_00001_.safetensors [output]", 2, latents[2:]
+        file, picture, picked = file_of(run, save), 2, latents[2:]

@@ -1,7 +1,7 @@
 """ComfyUI's own samplers as the map: KSampler's picture without a search, true gradients, replayed noises."""
 
 import pytest
-from workflows import NoiseWorkflow, error, history_of, notes_of, rose
+from workflows import NoiseWorkflow, error, file_of, history_of, notes_of, rose
 
 STEPS_BY_THE_PICTURE = {"dpm_adaptive"}
 """Samplers that no solver can search."""
@@ -140,8 +140,9 @@ def test_a_search_raises_the_reward_and_its_noise_is_taken_up_by_the_same_sample
     graph = NoiseWorkflow()
     ours = graph.advanced(graph.around(), sampler=sde(graph), iterations=3, solver=graph.gradient(0.05))
     graph.node("DNOTestHistory", history=ours[3])
-    graph.node("DNOSaveNoise", noise=ours[2], filename_prefix="dno/sde")
-    history = history_of(comfy.run(graph))
+    save = graph.save(ours[2], "sde")
+    run = comfy.run(graph)
+    history = history_of(run)
     assert rose(history)
     options = {"eta": 0.7, "s_noise": 1.0, "solver_type": "heun"}
     assert history["settings"]["sampler"] == "dpmpp_2m_sde" and history["settings"]["sampler_options"] == options
@@ -151,7 +152,7 @@ def test_a_search_raises_the_reward_and_its_noise_is_taken_up_by_the_same_sample
         (lambda graph: None, "made with sampler 'dpmpp_2m_sde', but here it is None"),
     ):  # fmt: skip
         graph = NoiseWorkflow()
-        noise = graph.load("dno/sde_00001_.safetensors [output]")
+        noise = graph.load(file_of(run, save))
         graph.keep("latent", graph.advanced(graph.around(), start_noise=noise, sampler=sampler(graph))[0])
         if words is None:
             comfy.run(graph)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfyui_dno import rewards
-from workflows import NoiseWorkflow, error, history_of, notes_of
+from workflows import NoiseWorkflow, error, file_of, history_of, notes_of
 
 PICTURE, VIDEO = 1, 5
 """Frames of a latent; the decoder makes 1 and 17 of them."""
@@ -61,13 +61,13 @@ def test_a_search_raises_the_mean_reward_of_a_videos_frames_and_its_noise_replay
     graph.keep("image", ours[1])
     graph.keep("decoded", graph.node("VAEDecode", samples=ours[0], vae=graph.vae)[0])
     graph.node("DNOTestHistory", history=ours[3])
-    graph.node("DNOSaveNoise", noise=ours[2], filename_prefix="dno/video")
+    save = graph.save(ours[2], "video")
     run = comfy.run(graph)
     rows, frames = history_of(run)["rows"], run.kept["image"]["tensor"]
     assert rows[-1]["score"][0] > rows[0]["score"][0]
     assert frames.shape == (17, 32, 32, 3) and torch.equal(frames, run.kept["decoded"]["tensor"])
     replayed = VideoWorkflow()
-    noise = replayed.load("dno/video_00001_.safetensors [output]")
+    noise = replayed.load(file_of(run, save))
     replayed.keep("latent", replayed.replay(noise, replayed.frames(VIDEO))[0])
     assert error(comfy.run(replayed).kept["latent"]["samples"], run.kept["ours"]["samples"]) < 1e-5
 

@@ -1,5 +1,6 @@
 """The workflow that most node tests start from: a tiny model, a reward and a DNO Sampler."""
 
+import re
 import time
 
 from comfy_server import Graph
@@ -102,12 +103,19 @@ class NoiseWorkflow(Workflow):
 
     def saved(self, comfy, noise, name):
         """Save a noise, run, and return its name for DNO Load Noise."""
-        self.node("DNOSaveNoise", noise=noise, filename_prefix=f"dno/{name}")
-        comfy.run(self)
-        return f"dno/{name}_00001_.safetensors [output]"
+        node = self.save(noise, name)
+        return file_of(comfy.run(self), node)
+
+    def save(self, noise, name):
+        return self.node("DNOSaveNoise", noise=noise, filename_prefix=f"dno/{name}")
 
     def load(self, file, resume=True, check=True):
         return self.node("DNOLoadNoise", file=file, resume=resume, check=check)[0]
+
+
+def file_of(run, node):
+    """Return, for DNO Load Noise, what a DNO Save Noise node has written; its number depends on what was there."""
+    return re.fullmatch("saved as (.+) in the output folder", run.outputs[node.id]["text"][0])[1] + " [output]"
 
 
 def history_of(run):
