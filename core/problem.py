@@ -387,7 +387,8 @@ class Problem:
     def log_probabilities(self, noise):
         """Return ln P of the whole z and of x_T alone, each (B,)."""
         whole, initial = self.sample_map.active(noise), self.sample_map.active_initial(noise)
-        return log_noise_probability(whole), log_noise_probability(initial)
+        noises = sum(self.sample_map.active_noises(noise))
+        return log_noise_probability(whole, noises=noises), log_noise_probability(initial)
 
     def check_gradient(self, noise, step=1e-2):
         """Compare the exact gradient with a central difference along one direction.

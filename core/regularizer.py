@@ -139,7 +139,7 @@ def _picked(rows, places):
 
 
 @torch.no_grad()
-def noise_probability(z, k=2, permutations=100, seed=0):
+def noise_probability(z, k=2, permutations=100, seed=0, noises=1):
     """Return P(z) of Eq. (11), the identity layout and all pairings of z with itself included.
 
     Example:
@@ -154,15 +154,17 @@ def noise_probability(z, k=2, permutations=100, seed=0):
         k: length of a sub-vector.
         permutations: b.
         seed: of the permutations; the same for every row.
+        noises: how many of one length z consists of, x_T and the injected ones; its pairings are of the whole
+            and of each of these with itself.
 
     Returns:
         (B,) in [0, 1]; below 0.01 is suspicious, below 1e-6 out of distribution.
     """
-    return log_noise_probability(z, k, permutations, seed).exp()
+    return log_noise_probability(z, k, permutations, seed, noises).exp()
 
 
 @torch.no_grad()
-def log_noise_probability(z, k=2, permutations=100, seed=0):
+def log_noise_probability(z, k=2, permutations=100, seed=0, noises=1):
     """Return ln P(z), as `noise_probability`; z may also be a list of B vectors, of different lengths with masks."""
     values = []
     for rows, _ in _stacked(z):
@@ -171,7 +173,7 @@ def log_noise_probability(z, k=2, permutations=100, seed=0):
             continue
         bounds = permuted_log_probabilities(rows, k, permutations, seed)
         layouts = torch.cat(bounds, dim=-1).amin(dim=-1)
-        values.append(torch.minimum(layouts, log_pairing_probability(rows)))
+        values.append(torch.minimum(layouts, log_pairing_probability(rows, noises)))
     return torch.cat(values)
 
 
@@ -232,28 +234,32 @@ class ProbabilityRegularizer:
         values, gradients = [], []
         # Pictures of one mask are judged together; they agree in how much of z is searched, and how much of x_T.
         sizes = [len(first) for first in sample_map.active_initial(noise)]
+        initial, injected = sample_map.active_noises(noise)
+        noises = (initial, injected) if self.apart else (0, initial + injected)
         for rows, initial_size in _stacked(sample_map.active(noise), sizes):
-            parts = [part.detach().requires_grad_() for part in self._parts(rows, initial_size)]
+            split = rows.detach().tensor_split([initial_size if self.apart else 0], dim=1)
+            parts = {part.requires_grad_(): count for part, count in zip(split, noises, strict=True) if part.numel()}
             with torch.enable_grad():
                 value = self.gamma * self._term(parts, iteration) if parts else wide(rows.new_zeros(len(rows)))
-            found = torch.autograd.grad(value.sum(), parts) if parts else [rows]
+            found = torch.autograd.grad(value.sum(), tuple(parts)) if parts else [rows]
             gradients += torch.cat(found, dim=1)
             values.append(value.detach())
         return torch.cat(values), sample_map.with_active(noise, gradients)
 
-    def _parts(self, z, initial_size):
-        """Return what is judged apart of rows z (B, n), without what is masked altogether."""
-        return [part for part in z.tensor_split([initial_size if self.apart else 0], dim=1) if part.numel()]
-
     def _term(self, parts, iteration):
-        """Return E[ln p1 + ln p2] of each picture, summed over the parts (B, n) of its noise."""
+        """Return E[ln p1 + ln p2] of each picture, summed over the parts (B, n) of its noise.
+
+        Args:
+            parts: part -> of how many noises it is.
+            iteration: selects the permutations.
+        """
         turns = [mixed_seed("layouts", self.seed, iteration) % part.shape[1] for part in parts]
         bounds = [
             permuted_log_probabilities(part, self.k, self.permutations, self.seed, turn)
             for part, turn in zip(parts, turns, strict=True)
         ]
         layouts = sum(log_p1.mean(dim=-1) + log_p2.mean(dim=-1) for log_p1, log_p2 in bounds)
-        return layouts + sum(map(log_pairing_probability, parts)) if self.structured else layouts
+        return layouts + sum(map(log_pairing_probability, parts, parts.values())) if self.structured else layouts
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,11 @@ class SampleMap:
         """Return B flat vectors, each picture's optimised entries of x_T alone, as `active`."""
         return self.active(Noise(noise.initial, noise.injected[:0]))
 
+    def active_noises(self, noise):
+        """Return of how many noises there are entries in `active`: x_T, 0 or 1, and the injected ones."""
+        injected = optimised_injected(self.part, self.injected)[: len(noise.injected)]
+        return int(self.part in ("all", "initial")), len(injected)
+
     def masked(self, noise):
         """Return `noise` (of gradients) with the entries that are not optimised set to 0."""
         if self.optimises_everything:

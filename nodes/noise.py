@@ -321,7 +321,10 @@ class DNONoiseProbability(io.ComfyNode):
     @classmethod
     def execute(cls, noise, picture) -> io.NodeOutput:
         one = noise.item(picture)
-        p, p_initial = (core.noise_probability(z.flat()).item() for z in (one, replace(one, injected=one.injected[:0])))
+        p, p_initial = (
+            core.noise_probability(z.flat(), noises=1 + len(z.injected)).item()
+            for z in (one, replace(one, injected=one.injected[:0]))
+        )
         norms = [(z.norm() / z.numel() ** 0.5).item() for z in (one.flat(), one.initial)]
         text = f"P(z) {p:.2g}, P(x_T) {p_initial:.2g}; norm of z {norms[0]:.4f}, of x_T {norms[1]:.4f} (true noise: 1)"
         return io.NodeOutput(min(p, p_initial), text, as_image(plots.shell(one)), ui=page.shown(text))
