@@ -72,9 +72,13 @@ def main():
     parser.add_argument("--steps", default=",".join(map(str, MAPS)), help="likewise, the numbers of steps")
     parser.add_argument("--pairs", default=f"0:{len(PAIRS)}", help="which of the pairs of prompt and seed, FIRST:END")
     parser.add_argument("--tuning", action="store_true", help="on the pairs for tuning")
+    parser.add_argument("--calls", type=int, help="end a search by so many calls, in a file of its own")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the gains are drawn beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.calls:
+        for steps, budget in BUDGETS.items():
+            BUDGETS[steps] = (*(calls for calls in budget if calls < options.calls), options.calls)
     pairs = TUNING if options.tuning else PAIRS[slice(*map(int, options.pairs.split(":")))]
     maps = {str(steps): {**settings, "calls": BUDGETS[steps][-1]} for steps, settings in MAPS.items()}
     runs = study.Runs(options.out, {"maps": maps, "tuning": options.tuning})

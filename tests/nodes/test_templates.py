@@ -86,6 +86,8 @@ def test_every_template_has_a_source_and_a_picture():
         f"{name}{suffix}" for name in names() for suffix in (".jpg", ".json")
     )
     assert names()[0] == "01 Quickstart"
+    numbers = [name.split()[0] for name in names()]
+    assert sorted(set(numbers)) == numbers
     for name in names():
         assert Image.open(TEMPLATES / f"{name}.jpg").size == (SIDE, SIDE), name
 
