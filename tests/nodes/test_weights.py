@@ -6,6 +6,7 @@ import operator
 import pytest
 import torch
 from comfy_server.server import PACK
+from torch.overrides import _get_current_function_mode
 from torch.testing._internal.two_tensor import TwoTensor
 
 # By its path: its package imports ComfyUI.
@@ -31,18 +32,21 @@ def stored():
 
 KINDS = {
     "plain": lambda: torch.arange(6.0).view(2, 3).t(),
+    "a slice": lambda: torch.arange(6.0)[2:4],
     "parameter": lambda: torch.nn.Parameter(torch.arange(3.0)),
     "subclass": stored,
     "wrapper": lambda: TwoTensor(torch.arange(3.0), torch.arange(3.0)),
 }
 
 
+@pytest.mark.parametrize("asked_in_inference_mode", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_renewed_tensor_is_the_same_but_for_what_autograd_refuses(kind):
+def test_a_renewed_tensor_is_the_same_but_for_what_autograd_refuses(kind, asked_in_inference_mode):
     old = born(KINDS[kind])
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
         torch.ones(1, requires_grad=True) * old
-    new = weights.renewed(old)
+    with torch.inference_mode(asked_in_inference_mode):
+        new = weights.renewed(old)
     assert type(new) is type(old) and not new.requires_grad and getattr(new, "kind", "") == getattr(old, "kind", "")
     one, other = (new.a, old.a) if kind == "wrapper" else (new, old)
     assert one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and not one.is_inference()
@@ -68,6 +72,15 @@ def test_rewrap_finds_parameters_buffers_attributes_and_the_latent_formats_stati
     assert network.latent_format.mean is network[1].mean, "what was one tensor stays one"
 
 
+def test_rewrap_takes_the_gradient_of_its_own_from_a_weight():
+    """Of a model that was loaded outside of inference mode: a search would compute it for nothing."""
+    network = torch.nn.Linear(2, 2)
+    before = network.weight
+    weights.rewrap(network)
+    assert not network.weight.requires_grad and network.weight.data_ptr() == before.data_ptr()
+    assert isinstance(network.weight, torch.nn.Parameter)
+
+
 def test_rewrap_leaves_quantised_weights_and_layers_in_dynamic_video_memory_as_they_are():
     network = torch.nn.Sequential(torch.nn.Module(), born(lambda: torch.nn.Linear(2, 2)))
     network[0].weight, network[1]._v = born(KINDS["wrapper"]), "a place in ComfyUI's bookkeeping"
@@ -82,6 +95,23 @@ def test_what_holds_nothing_to_thaw_is_returned_itself():
     thawed = weights.thaw({"patches": [mask, options]})
     assert not thawed["patches"][0].is_inference() and thawed["patches"][0].data_ptr() != mask.data_ptr()
     assert thawed["patches"][1] is options
+
+
+class Conditioning:
+    """As ComfyUI's CONDRegular and its kin: a tensor, and a copy with another."""
+
+    def __init__(self, cond):
+        self.cond = cond
+
+    def _copy_with(self, cond):
+        return type(self)(cond)
+
+
+def test_a_conditioning_is_thawed():
+    given = {"c_crossattn": Conditioning([born(lambda: torch.ones(1))])}
+    thawed = weights.thaw(given)
+    assert type(thawed["c_crossattn"]) is Conditioning and not thawed["c_crossattn"].cond[0].is_inference()
+    assert given["c_crossattn"].cond[0].is_inference()
 
 
 def test_what_holds_itself_is_thawed_once():
@@ -124,6 +154,15 @@ def test_a_part_runs_again_with_tensors_renewed_where_autograd_refuses_one_and_f
     for calls in (3, 4):
         (gradient,) = torch.autograd.grad(renewal(part, x), x)
         assert gradient == 3 and part.calls == calls and renewal.needed
+
+
+def test_what_is_not_differentiated_runs_as_it_is():
+    renewal, modes = weights.Renewal(), []
+    renewal.needed = True
+    for with_gradient in (False, True):
+        with torch.set_grad_enabled(with_gradient):
+            renewal(lambda: modes.append(_get_current_function_mode()))
+    assert modes[0] is None and modes[1] is not None
 
 
 def test_a_tensor_of_inference_mode_that_is_changed_is_not_renewed():
