@@ -70,9 +70,13 @@ class Best:
     least: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
 
-    def anew(self):
-        """Return a Best that knows no noise yet, with these floors; what they refuse is told here too."""
-        return Best(self.floor, self.floors, least=self.least, refused=self.refused)
+    def anew(self, least=None):
+        """Return a Best that knows no noise yet, with these floors; what they refuse is told here too.
+
+        Args:
+            least: name -> (B,), what the floors come to, where it is something else there.
+        """
+        return Best(self.floor, self.floors, least=self.least if least is None else least, refused=self.refused)
 
     def offer(self, noise, latent, images, scores, log_p, iteration, watched=None, objectives=None):
         """Take over the pictures that improve.

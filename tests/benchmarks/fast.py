@@ -36,6 +36,10 @@ WAYS = {
     "fast, 60 calls, with a floor": lambda: {
         "solver": core.Fast(60), "iterations": 1, "floors": {"consistency": core.Drop(KEPT)},
     },
+    "fast, 500 calls": lambda: {"solver": core.Fast(500), "iterations": 1},
+    "fast, 500 calls, with a floor": lambda: {
+        "solver": core.Fast(500), "iterations": 1, "floors": {"consistency": core.Drop(KEPT)},
+    },
 }  # fmt: skip
 
 

@@ -180,6 +180,21 @@ def test_floors_hold_in_the_climb_and_name_what_they_held():
     assert held.history.held == [["contrast"], ["contrast"]]
 
 
+def test_a_floor_that_the_lifted_picture_would_miss_by_a_hair_is_kept_clear_of():
+    """The climb presses against the floor; here each further score is a little lower, as by rounding."""
+    asked = itertools.count()
+
+    def drifting(images, prompts):
+        return contrast(images, prompts) - 1e-7 * next(asked)
+
+    floors = {"drifting": core.Drop(0.0003)}
+    noise_map, solver = fine_map(shape=(6, 3, 8, 8)), core.Fast(calls=200, coarse_steps=4)
+    found = run(noise_map, solver=solver, watch=[drifting], floors=floors)
+    before, after = (found.history.rows[row]["watch/drifting"] for row in (0, -1))
+    assert (scores(found, 1) > scores(found, 0)).all()
+    assert all(0.00028 < start - end <= 0.0003 for start, end in zip(before, after, strict=True)), (before, after)
+
+
 def test_entries_that_are_not_searched_keep_their_noise():
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
