@@ -36,12 +36,13 @@ def rgb(images, name="images"):
     """
     _check_form(images, name)
     images = wide(images)
-    least, mean = torch.stack([images.amin(), images.mean(dim=(1, 2, 3)).amax()]).tolist()
+    broken = ~images.isfinite().flatten(1).all(dim=1)
+    lowest, means = (of_each(dim=(1, 2, 3)).masked_fill(broken, 0) for of_each in (images.amin, images.mean))
+    least, mean = torch.stack([lowest.amin(), means.amax()]).tolist()
     if least >= 0 and mean > LEVELS_MEAN:
         raise ValueError(
             f"{name} have a mean of {mean:.4g}; expected values from about 0 to 1. Divide 8-bit levels by 255"
         )
-    broken = ~images.isfinite().flatten(1).all(dim=1)
     return images.masked_fill(broken.view(-1, 1, 1, 1), torch.nan).expand(-1, 3, -1, -1)
 
 

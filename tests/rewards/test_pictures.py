@@ -63,6 +63,18 @@ def test_a_picture_that_is_not_finite_anywhere_never_gets_a_finite_score(reward_
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("rest", [0.0, 0.5])
+def test_a_picture_that_is_not_finite_is_not_taken_for_levels_nor_hides_those_of_others(value, rest):
+    images = torch.full((2, 3, 8, 8), rest)
+    images[0, 0, 0, 0] = value
+    found = rgb(images)
+    assert found[0].isnan().all() and torch.equal(found[1], images[1])
+    images[1] = 127.5
+    with pytest.raises(ValueError, match=r"images have a mean of 127\.5"):
+        rgb(images)
+
+
 def test_a_picture_that_is_not_finite_changes_no_other_pictures_gradient(reward_of):
     images = tiny_rewards.pictures()
     for name in ("Contrast", "CLIPScore L", "ImageReward"):
