@@ -70,7 +70,7 @@ class CoarseMap(SampleMap):
 
     def __post_init__(self):
         super().__post_init__()
-        self.in_place = self.fine.in_place
+        self.in_place, self._plan = self.fine.in_place, self.fine._plan  # what one learns the other knows
         self.intervals = [
             Interval.of(first, [self.fine.coefficients(index) for index in range(first, end)])
             for first, end in itertools.pairwise(self.grid)

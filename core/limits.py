@@ -4,6 +4,9 @@ import math
 import time
 from dataclasses import dataclass, field
 
+INTERRUPTED, STOPPED = "interrupted", "stopped by hand"
+"""Why a run ended, in words."""
+
 
 class Stopped(Exception):
     """Ends a run from inside a sampling run, as somebody wants; a solver that has something to keep may finish it."""

@@ -13,19 +13,18 @@ from .checks import check_whole
 from .diagnostics import diagnose as diagnosis_of
 from .floors import check_floors, watched_names
 from .history import EARLIER, History
-from .limits import Limits, Stopped, log_of
+from .limits import INTERRUPTED, STOPPED, Limits, Stopped, log_of
 from .memory import is_out_of_memory
 from .noise import Checkpoint, Noise
 from .picture_regularizer import parted, refuse_without_gradient
 from .problem import Best, Problem
-from .regularizer import P_SUSPICIOUS, NormRegularizer
+from .regularizer import P_SUSPICIOUS, NormRegularizer, layouts_of_a_search
 from .scoring import NotFiniteError, judges_latents, name_of, remarks, require_differentiable
 from .solvers import Fast, GradientAscent, default_solver
 from .words import counted
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED, STOPPED = "interrupted", "stopped by hand"
 """Why a run ended that somebody was in a hurry to end."""
 
 
@@ -156,13 +155,11 @@ def optimize(
     if regularizer is not None and not getattr(solver, "regularized", True):
         problem.warn(f"{name_of(solver)} does not use the regularizer")
         problem.regularizer = None
-    if iterations > 0:
-        _leave_out_zeros(problem, noise)
     history = History(reward=name_of(reward), warnings=problem.warnings, iterations=iterations)
     if isinstance(getattr(reward, "part_settings", None), dict):
         history.settings["parts"] = reward.part_settings
     earlier = given if first > 0 and not torch.equal(given.flat(), noise.flat()) else None
-    with _stoppable(problem, stop):
+    with layouts_of_a_search(), _without_zeros(problem, noise), _stoppable(problem, stop):
         if check_gradient:
             history.settings["gradient_error"] = problem.check_gradient(noise).tolist()
             problem.started = time.perf_counter()
@@ -217,8 +214,10 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
                 return noise, done
         history.stopped = f"{counted(problem.iterations, 'iteration')} done"
     except KeyboardInterrupt:
-        if not history.rows:
+        if problem.latest is None:
             raise
+        if not history.rows:
+            history.record(problem.latest)
         history.stopped = INTERRUPTED
     except Stopped:
         if not history.rows:
@@ -391,24 +390,31 @@ def _memory(solver):
     return solver.memory() if hasattr(solver, "memory") else {}
 
 
-def _leave_out_zeros(problem, noise):
+@contextlib.contextmanager
+def _without_zeros(problem, noise):
     """Search the injected noises alone where x_T is zeros, as in the later part of a split schedule.
 
     Zeros are no noise. To judge them would find them improbable, and to move them would add what does not belong there.
+    As in `_stoppable` the map itself is told.
     """
-    sample_map = problem.sample_map
-    if sample_map.part not in ("all", "initial") or noise.initial.any():
+    sample_map, part = problem.sample_map, problem.sample_map.part
+    if problem.iterations == 0 or part not in ("all", "initial") or noise.initial.any():
+        yield
         return
-    if sample_map.part == "initial" or len(noise.injected) == 0:
+    if part == "initial" or len(noise.injected) == 0:
         why, instead = "no step injects noise", "eta > 0"
-        if sample_map.part == "initial":
+        if part == "initial":
             why, instead = "part is 'initial'", "part 'all', which then leaves x_T out"
         raise ValueError(
             f"x_T is all zeros and {why}, so there is no noise to search; expected noise to start from (add_noise"
             f" enabled, or RandomNoise in place of DisableNoise), or {instead}"
         )
-    problem.sample_map = replace(sample_map, part="injected")
     problem.warn("x_T is all zeros, which is no noise: the injected noises alone are searched")
+    sample_map.part = "injected"
+    try:
+        yield
+    finally:
+        sample_map.part = part
 
 
 def _warn_of_the_floor(problem, floor):

@@ -24,6 +24,7 @@ length and kept on the device, and where new layouts are asked for, z is turned 
 beginning, by a random number of places: a uniformly random permutation, turned, is one still. [derived here]
 """
 
+import contextlib
 import functools
 import math
 from dataclasses import dataclass
@@ -289,8 +290,10 @@ class NormRegularizer:
         """Return the term (B,) and its Noise of gradients, as `ProbabilityRegularizer.gradient`."""
         vectors = [wide(vector) for vector in sample_map.active(noise)]
         norms = [vector.norm().clamp(min=1e-12) for vector in vectors]
-        values = [-self.weight * (r**2 / 2 - (z.numel() - 1) * r.log()) for z, r in zip(vectors, norms, strict=True)]
-        slopes = [-self.weight * (1 - (z.numel() - 1) / r**2) * z for z, r in zip(vectors, norms, strict=True)]
+        weights = [self.weight if len(z) else 0.0 for z in vectors]  # of nothing there is no length
+        each = list(zip(vectors, norms, weights, strict=True))
+        values = [-weight * (r**2 / 2 - (len(z) - 1) * r.log()) for z, r, weight in each]
+        slopes = [-weight * (1 - (len(z) - 1) / r**2) * z for z, r, weight in each]
         return torch.stack(values), sample_map.with_active(noise, slopes)
 
 
@@ -323,8 +326,21 @@ def _blocks(n, k):
     return groups, n // (k * groups)
 
 
-# Of z, x_T and the injected noises of one shape, and one more where a regulariser has as many permutations of its own.
-@functools.lru_cache(maxsize=4)
+@contextlib.contextmanager
+def layouts_of_a_search():
+    """Keep the permutations that P and its regulariser need for as long as this context lasts, and then let go of them.
+
+    They are as large as the noise: no device shall hold them when nobody searches.
+    """
+    try:
+        yield
+    finally:
+        _layouts.cache_clear()
+
+
+# Of z, x_T and the injected noises, of each mask in a batch; and as many where a regulariser has a seed of its own.
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # whoever asks first: a search that comes later shall differentiate through them
 def _layouts(n, count, size, permutations, seed, device):
     """Return the shuffle of z that cuts it into blocks, its inverse, what it drops, and the blocks' orders.
 

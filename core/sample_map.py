@@ -577,11 +577,12 @@ def optimised_injected(part, injected):
 
 
 def vjp(output, x, cotangent):
-    """Return the gradient of <cotangent, output> by x in the cotangent's dtype, freeing output's graph.
+    """Return the gradient of <cotangent, output> by x in the cotangent's dtype, or float32, freeing output's graph.
 
     Each item's cotangent enters the network scaled to a largest entry of 1, and the factor comes back outside: half
     precision would lose small gradients otherwise.
     """
+    cotangent = wide(cotangent)
     scale = cotangent.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     with outside_autocast(x.device.type):  # it would round the gradients of a float32 graph too
         (gradient,) = torch.autograd.grad(output, x, (cotangent / of_items(scale, cotangent)).to(output))

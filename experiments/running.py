@@ -77,6 +77,7 @@ class Job:
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
             setting, pictures = record["setting"], record["pictures"]
+            found = record["found"] | {key: record[key] for key in KNOWN}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is not the record of a case ({error}). {advice}") from error
         if setting != self.setting:
@@ -84,7 +85,7 @@ class Job:
                 f"{self.path} was made in the setting {setting!r}, which is now {self.setting!r}. {advice}"
             )
         paths = {name: self.path.parent / file for name, file in pictures.items()}
-        return record["found"] | {key: record[key] for key in KNOWN} | {"pictures": paths}
+        return found | {"pictures": paths}
 
 
 def jobs_of(experiment, seeds, out, commit="unknown"):
@@ -156,8 +157,11 @@ def work(job):
     except Exception:
         # Whatever it is, the other cases shall not suffer.
         reason = traceback.format_exc()
-        with whole_file(job.error) as path:
-            path.write_text(reason, encoding="utf-8", errors="backslashreplace")
+        try:
+            with whole_file(job.error) as path:
+                path.write_text(reason, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:  # a full disk, say: the reason is told all the same
+            reason += f"\n(and {job.error} could not be written: {error})"
         return reason
     job.error.unlink(missing_ok=True)
     return None

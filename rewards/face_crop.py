@@ -61,8 +61,8 @@ def five_points_frame(face, size=FIVE_POINTS_SIZE):
 def box_frame(face, picture, size):
     """Return the frame of a face's box, as far as it is inside of the picture (3, H, W)."""
     height, width = picture.shape[-2:]
-    start, end = face.box[:2].double().clamp(min=0), face.box[2:].double().clamp(min=0)
-    end = torch.minimum(end, end.new_tensor([width, height]))
+    corners = face.box.double().view(2, 2).clamp(min=0)
+    start, end = torch.minimum(corners, corners.new_tensor([width, height]))
     step = (end - start) / size
     return Frame(torch.cat([step.diag(), (start + step / 2 - 0.5)[:, None]], dim=1), size)
 

@@ -18,7 +18,8 @@ import torch
 from ..checks import check_whole
 from ..coarse import CoarseMap
 from ..estimators import Exact
-from ..limits import Stopped
+from ..limits import INTERRUPTED, Stopped
+from ..memory import is_out_of_memory
 from ..problem import Problem
 from ..regularizer import log_noise_probability
 from ..scoring import NotFiniteError
@@ -141,8 +142,9 @@ class Fast(SamplesItself):
         sample_map = problem.sample_map
         wanted = torch.ones(noise.batch, dtype=torch.bool, device=noise.initial.device)
         if sample_map.schedule.steps <= self.coarse_steps:
-            best, _ = self._climbed(problem, sample_map, noise, once, problem.best.least)
+            best, ended = self._climbed(problem, sample_map, noise, once, problem.best.least)
             self._offer(problem, (best.noise, best.latent, best.images, best.scores), wanted)
+            _go_on_unless_interrupted(ended)
             return
         for steps in self._grids(sample_map):
             coarse = CoarseMap.of(sample_map, grid_of(sample_map.schedule.steps, steps))
@@ -151,6 +153,7 @@ class Fast(SamplesItself):
             strayed = strays(sample_map, found[0]) & wanted
             is_last = bool(ended) or not strayed.any() or steps == self._grids(sample_map)[-1]
             self._offer(problem, found, wanted if is_last else wanted & ~strayed)
+            _go_on_unless_interrupted(ended)
             if is_last:
                 break
             wanted = strayed
@@ -188,10 +191,10 @@ class Fast(SamplesItself):
                 ended = ended or (trial < updates and climb.limits.outlasted(problem.started, left_to_do))
                 if ended:
                     break
-        except (Stopped, NotFiniteError) as error:
+        except (Stopped, NotFiniteError, KeyboardInterrupt, RuntimeError) as error:
             if climb.best.noise is None:
                 raise
-            ended = str(error)
+            ended = _why_ended(error)
         if ended:
             problem.warn(f"the climb on {coarse.schedule.steps} steps ended after {trial} of {updates} trials: {ended}")
         return climb.best, ended
@@ -200,9 +203,11 @@ class Fast(SamplesItself):
     def _lifted(problem, coarse, z, own):
         """Sample all steps so that they give the coarse noise z's picture: (the Noise, latent, images, scores)."""
         problem.finishing = True  # whoever wants the search to stop wants the picture that was shown
-        found, latent = coarse.lift(z, own)
-        images = problem.sample_map.images(latent)
-        problem.finishing = False
+        try:
+            found, latent = coarse.lift(z, own)
+            images = problem.sample_map.images(latent)
+        finally:
+            problem.finishing = False
         return found, latent, images, problem.score(images[None])[0].to(own.initial.device)
 
     @staticmethod
@@ -218,6 +223,23 @@ class Fast(SamplesItself):
     def _updates(self, steps):
         """Return how many updates of the noise `calls` pay for: forward and backward each, and the last's forward."""
         return (self.calls - steps) // (2 * steps)
+
+
+def _why_ended(error):
+    """Return in words what ended a climb whose best is kept; raise what does not."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, (Stopped, NotFiniteError)):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"out of memory: {str(error).splitlines()[0]}"
+    raise
+
+
+def _go_on_unless_interrupted(ended):
+    """End the whole search, too, with what it has, where an interrupt ended the climb."""
+    if ended == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 def _with_some_in_hand(least, watched):

@@ -201,9 +201,16 @@ def test_an_interruption_between_scoring_and_recording_leaves_a_history_that_fit
     assert all(0 <= index < calls for index in result.history.best)
 
 
-def test_an_interruption_before_anything_was_recorded_passes():
+def test_an_interruption_before_anything_was_evaluated_passes():
     with pytest.raises(KeyboardInterrupt):
         run(watch=(after(0, interrupt),))
+
+
+def test_an_interruption_of_the_first_step_keeps_what_it_evaluated():
+    """The start, here; the tilted noise that Trust may begin with is not known yet."""
+    solver = core.TrustAscent(tilt=0.3)
+    result = run(reward=after(1, interrupt), solver=solver)
+    assert result.history.stopped == "interrupted" and len(result.history.rows) == 1
 
 
 def test_a_reward_that_is_not_finite_from_the_start_is_an_error():
@@ -473,6 +480,15 @@ def test_an_x_t_of_zeros_is_no_noise_and_stays_while_the_injected_ones_are_searc
     assert result.history.best_row["score"][0] > scores[0]
     assert result.history.warnings == ["x_T is all zeros, which is no noise: the injected noises alone are searched"]
     assert all(row["log_p_initial"] == [0.0, 0.0] for row in result.history.rows)
+    assert noise_map.part == "all"
+
+
+def test_what_a_search_without_x_t_learns_of_memory_the_map_itself_knows():
+    """Whoever made the map asks its plan; a copy's would be out of reach."""
+    noise_map = sample_map(memory=1.0)
+    noise = core.Noise(torch.zeros(2, 3, 6, 6, dtype=torch.float64), start(noise_map).injected)
+    core.optimize(noise_map, mean_pixel, noise, core.GradientAscent(lr=0.03), iterations=2)
+    assert set(noise_map.plan.sizes) == {"step", "decoder"} and noise_map.part == "all"
 
 
 def test_nothing_but_zeros_is_refused_unless_nothing_is_searched():

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from comfyui_dno import core
-from comfyui_dno.core.regularizer import log_noise_probability, permuted_log_probabilities
+from comfyui_dno.core.regularizer import _layouts, log_noise_probability, permuted_log_probabilities
 from tiny_models import sample_map
 
 
@@ -204,6 +204,44 @@ def test_x_t_alone_is_judged_although_the_rest_hides_it():
     whole = core.ProbabilityRegularizer(apart=False).gradient(noise_map, drifted)[0]
     apart = core.ProbabilityRegularizer(apart=True).gradient(noise_map, drifted)[0]
     assert apart < whole - 5
+
+
+@pytest.mark.parametrize("regularizer", [core.ProbabilityRegularizer(), core.NormRegularizer()])
+def test_a_picture_of_which_nothing_is_searched_has_no_term(regularizer):
+    mask = torch.ones(2, 1, 6, 6)
+    mask[1] = 0
+    noise_map = sample_map(batch=2, mask=mask)
+    value, gradient = regularizer.gradient(noise_map, noise_map.randn(0).map(lambda z: 2 * z))
+    assert value[0].abs() > 0.1 and value[1] == 0
+    assert gradient.flat()[0].any() and not gradient.flat()[1].any()
+
+
+def test_a_probability_that_was_asked_for_in_inference_mode_leaves_nothing_that_a_search_cannot_use():
+    """As ComfyUI runs its nodes: DNO Noise Probability first, and a search of noise of that shape after it."""
+    noise_map = sample_map(batch=2)
+    noise = noise_map.randn(0).map(lambda z: 1.1 * z)
+    expected = core.ProbabilityRegularizer().gradient(noise_map, noise)
+    _layouts.cache_clear()
+    with torch.inference_mode():
+        for z in (noise.flat(), noise.initial.flatten(1), noise.injected.transpose(0, 1).flatten(1)):
+            core.noise_probability(z)
+    found = core.ProbabilityRegularizer().gradient(noise_map, noise)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1].flat(), expected[1].flat())
+
+
+def test_permutations_are_drawn_once_for_a_search_also_of_several_masks_and_let_go_of_after_it():
+    mask = torch.zeros(4, 1, 6, 6)
+    for item, rows in enumerate((2, 3, 4, 6)):
+        mask[item, :, :rows] = 1
+    noise_map, counts = sample_map(batch=4, mask=mask), []
+    _layouts.cache_clear()
+    core.optimize(
+        noise_map, lambda images, prompts: images.mean(dim=(1, 2, 3)), noise_map.randn(0).to(torch.float64),
+        core.GradientAscent(), core.ProbabilityRegularizer(), iterations=3,
+        callback=lambda evaluation, best: counts.append(_layouts.cache_info().misses),
+    )  # fmt: skip
+    assert counts[0] == counts[-1] == 10, "z, x_T and the injected noises of four masks; two lengths are the same"
+    assert _layouts.cache_info().currsize == 0
 
 
 def test_half_precision_noise_is_judged_in_float32():

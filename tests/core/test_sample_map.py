@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core.sample_map import vjp
 from tiny_models import SIGMAS, TinyDenoiser, decode, sample_map
 
 
@@ -398,3 +399,10 @@ def test_a_noise_of_another_factor_is_refused():
     with pytest.raises(ValueError, match="s_noise 3.0, but here it is 1.0"):
         plain.check_settings(noise)
     plain.check_settings(dataclasses.replace(noise, settings=plain.settings))
+
+
+def test_a_cotangent_of_zeros_in_half_precision_gives_a_gradient_of_zeros():
+    """float32's least number is 0 in float16: the gradient of a picture without any would be 0 / 0."""
+    x = torch.ones(2, 3, requires_grad=True)
+    cotangent = torch.tensor([[1, 0, 6e-8], [0, 0, 0]], dtype=torch.float16)
+    assert torch.equal(vjp(2 * x, x, cotangent), 2 * cotangent.float())

@@ -97,8 +97,21 @@ def test_a_case_of_another_setting_is_not_taken_for_one_of_this(tmp_path):
         running.jobs_of(other, 2, tmp_path)[0].result()
 
 
-def test_a_file_that_is_no_case_is_named(tmp_path):
+@pytest.mark.parametrize("missing", ["pictures", "found", "commit", "setting"])
+def test_a_file_that_is_no_case_is_named(tmp_path, missing):
     (job, *_), _ = run(toy_experiments.TOY, tmp_path)
-    job.path.write_text(json.dumps({"setting": "No model."}))
+    record = json.loads(job.path.read_text())
+    del record[missing]
+    job.path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=f"{job.name}.json is not the record of a case"):
         job.result()
+
+
+def test_a_reason_that_cannot_be_written_is_told_all_the_same(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(running, "whole_file", full)
+    job = running.jobs_of(toy_experiments.TOY, 1, tmp_path)[0]
+    reason = running.work(job)
+    assert "No space left on device" in reason and f"{job.error} could not be written" in reason

@@ -95,6 +95,12 @@ def test_outside_of_the_picture_it_is_black_and_a_box_ends_at_its_edge():
     torch.testing.assert_close(inside, torch.tensor([[-0.5, -0.5], [39.5, 19.5]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("box", [(50, 5, 60, 20), (5, 45, 20, 60), (-20, 5, -10, 20)])
+def test_a_box_outside_of_the_picture_has_no_width_and_turns_nothing_round(box):
+    steps = box_frame(face(box=box), torch.ones(3, 40, 40), 8).matrix[:, :2].diag()
+    assert (steps >= 0).all() and steps.min() == 0
+
+
 def test_the_gradient_is_that_of_differences():
     picture = torch.rand(3, 12, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     frames = [Frame(turned(25, scale, (3, 1)), 4) for scale in (0.8, 2.6)]

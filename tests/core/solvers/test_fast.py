@@ -180,6 +180,45 @@ def test_floors_hold_in_the_climb_and_name_what_they_held():
     assert held.history.held == [["contrast"], ["contrast"]]
 
 
+@pytest.mark.parametrize("coarse_steps", [4, STEPS])
+@pytest.mark.parametrize("error, words", [
+    (KeyboardInterrupt(), "interrupted"), (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory"),
+])  # fmt: skip
+def test_what_a_climb_has_found_is_kept_where_it_is_cut_off(error, words, coarse_steps):
+    asked = itertools.count()
+
+    def failing(images, prompts):
+        if next(asked) == 7:
+            raise error
+        return mean_pixel(images, prompts)
+
+    found = run(fine_map(), reward=failing, solver=core.Fast(calls=100, coarse_steps=coarse_steps), iterations=3)
+    start = run(fine_map(), iterations=0)
+    assert (mean_pixel(found.images, None) > mean_pixel(start.images, None) + 0.002).all()
+    trials = (100 - coarse_steps) // (2 * coarse_steps)
+    assert any(f"of {trials} trials: {words}" in each for each in found.history.warnings)
+    assert len(found.history.rows) == (1 if words == "interrupted" else 4)
+    assert found.history.stopped == ("interrupted" if words == "interrupted" else "3 iterations done")
+
+
+def test_another_error_in_the_climb_is_raised():
+    asked = itertools.count()
+
+    def failing(images, prompts):
+        if next(asked) == 7:
+            raise RuntimeError("a shape")
+        return mean_pixel(images, prompts)
+
+    with pytest.raises(RuntimeError, match="a shape"):
+        run(fine_map(), reward=failing)
+
+
+def test_what_the_climb_learns_of_memory_the_fine_map_knows():
+    noise_map = fine_map(memory=1.0)
+    run(noise_map)
+    assert set(noise_map.plan.sizes) == {"step", "decoder"} and noise_map.plan.kept > 0
+
+
 def test_a_floor_that_the_lifted_picture_would_miss_by_a_hair_is_kept_clear_of():
     """The climb presses against the floor; here each further score is a little lower, as by rounding."""
     asked = itertools.count()
