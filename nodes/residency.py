@@ -60,7 +60,8 @@ class Residency:
 
     def __init__(self):
         self.together, self.loads, self.seconds = True, 0, 0.0
-        self._patchers, self._latest, self._in_turns = [], None, lambda: None
+        self._patchers, self._towers, self._beside = [], [], 0  # the bytes that graphs of the search's models take
+        self._latest, self._in_turns = None, lambda: None
 
     def when_in_turns(self, tell):
         """Call tell() if the models take turns already, or else once they begin to."""
@@ -81,20 +82,23 @@ class Residency:
         self._patchers = list(dict.fromkeys(patchers))
         fitting = (way for way, size in memory_required.items() if self._fit(self._patchers, size))
         way = next(fitting, list(memory_required)[-1])
-        self._load_together(self._patchers, memory_required[way])
+        self._beside = memory_required[way]
+        self._load_together(self._patchers, self._beside)
         return way
 
     def beside(self, tower, memory_required):
         """Load a reward's network beside the models of the search; where it does not fit, in their place.
 
+        It must fit beside the other networks of the reward too, and leave the room that the search's own graphs take.
         A search that has not begun, since it differentiates none of its models, loads each of them before it runs.
         """
         if not self._patchers:
             load([tower], memory_required, force_full_load=True)
             _rewrap([tower])
             return
+        self._towers = list(dict.fromkeys([*self._towers, tower]))
         if self.together:
-            self._load_together([tower, *self._patchers], memory_required)
+            self._load_together([*self._towers, *self._patchers], max(memory_required, self._beside))
         self._enter([tower], memory_required, force_full_load=True)
 
     def stage(self, patchers, memory_required, whole=False):
