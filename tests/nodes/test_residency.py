@@ -32,6 +32,11 @@ class Patcher:
         return self.dynamic
 
 
+def born_in_inference():
+    with torch.inference_mode():
+        return torch.nn.Linear(1, 1)
+
+
 class Memory(types.ModuleType):
     """comfy.model_management with a device of so many bytes."""
 
@@ -133,6 +138,7 @@ def test_of_two_towers_that_fit_one_at_a_time_alone_the_second_begins_the_turns(
             residency.load_tower(second, 5)
         resident.stage([model], lambda: 10)()
     assert resident.loads >= 2 and model in memory.inside()
+    assert all(whole for patchers, _, whole in memory.loads if patchers != [model]), "towers run in memory alone"
 
 
 def test_in_turns_a_stage_loads_what_it_runs_where_it_is_not_there_already(residency_of):
@@ -163,15 +169,39 @@ def test_a_search_that_is_over_loads_no_tower_any_more(residency_of):
     with pytest.raises(ValueError), residency.of_a_search() as resident:
         resident.begin([model], {"low": 5})
         raise ValueError
+    tower.model = born_in_inference()
     residency.load_tower(tower, 3)
-    assert memory.loads[-1] == ([tower], 3, True)
+    assert memory.loads[-1] == ([tower], 3, True) and not tower.model.weight.is_inference()
+
+
+def test_what_was_moved_out_in_between_is_loaded_again(residency_of):
+    """By whoever else loads models while a search runs: a reward of another pack, say."""
+    residency, memory = residency_of(60)
+    model = Patcher(70)
+    resident = residency.Residency()
+    resident.begin([model], {"low": 5})
+    step = resident.stage([model], lambda: 5)
+    step()
+    with torch.inference_mode():
+        memory.load_models_gpu([Patcher(50)], 5)
+    step()
+    assert resident.loads == 2 and memory.inside() == [model]
+
+
+def test_autograd_accepts_the_weights_of_what_is_loaded_with_a_model(residency_of):
+    """A ControlNet, say, which ComfyUI loads as a part of the model's patches."""
+    residency, _ = residency_of(60)
+    model, patch = Patcher(40), Patcher(0)
+    model.model, patch.model = born_in_inference(), born_in_inference()
+    model.model_patches_models = lambda: [patch]
+    residency.Residency().begin([model], {"low": 5})
+    assert not model.model.weight.is_inference() and not patch.model.weight.is_inference()
 
 
 def test_a_tower_before_the_search_has_begun_is_loaded_alone(residency_of):
     residency, memory = residency_of(60)
     tower = Patcher(10)
-    with torch.inference_mode():
-        tower.model = torch.nn.Linear(1, 1)
+    tower.model = born_in_inference()
     with residency.of_a_search() as resident:
         residency.load_tower(tower, 3)
     assert memory.loads == [([tower], 3, True)] and resident.together
