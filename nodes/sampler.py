@@ -166,7 +166,7 @@ def required_of_a_search():
         io.Int.Input(
             "iterations", default=20, min=0, max=100000,
             tooltip="Updates of the noise. Each costs one to four sampling runs, or as many as the solver tries"
-            " candidates. 10 show much, 50 are thorough, 0 only samples.",
+            " candidates. 10 show much, 50 are thorough, 0 only samples; Tilt, Fast and LGD take 1.",
         ),
     ]  # fmt: skip
 
@@ -179,7 +179,8 @@ def optional_of_a_search():
     return [
         sockets.Solver.Input(
             "solver", optional=True,
-            tooltip="How the noise is changed; without it as DNO Solver (Trust) does: a climb with nothing to tune.",
+            tooltip="How the noise is changed; without it as DNO Solver (Trust) does, begun by a tilted run where there"
+            " are 16 steps or more: nothing to tune.",
         ),
         sockets.Regularizer.Input(
             "regularizer", optional=True,
@@ -238,9 +239,9 @@ def limits_of_a_search():
         ),
         io.Combo.Input(
             "memory", options=list(MEMORY), default="auto", optional=True,
-            tooltip="What the way back keeps: auto, as much as fits into the free memory; fast, every step's graph;"
-            " step, one at a time, each step run again; low, block by block, which takes least and a third longer; or"
-            " so many GiB for graphs, beside the weights.",
+            tooltip="What the way back keeps: auto, as much as fits into the free memory; fast, every step's graph,"
+            " which is tens of GiB; step, one at a time, each step run again; low, block by block, which takes least"
+            " and a third longer; or so many GiB for graphs, beside the weights: not the size of your card.",
         ),
     ]  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Fast: climb on a few steps, then lift what is found to all of them.
 
 [derived] Ours. Of a picture's 50 steps most only make certain what a few have decided. So the noise that the search
-begins with is taken down to a coarse map of a few of its steps (`CoarseMap`), where `TrustAscent` climbs at a tenth of
-the price, and one run of all steps makes the same picture of what it finds (`CoarseMap.lift`). Further iterations climb
+begins with is taken down to a coarse map of a few of its steps (`CoarseMap`), where `TrustAscent` climbs at their
+price, and one run of all steps makes the same picture of what it finds (`CoarseMap.lift`). Further iterations climb
 on all steps from there.
 
 The lift lets each noise take up what the model changes its mind about between two coarse steps. Where that is much, as
