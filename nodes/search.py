@@ -437,11 +437,12 @@ class Optimization:
 
         The noises are those of the seeds 0, 1, .. whatever the run's: scores of runs with different seeds compare.
         """
-        judges, images = (self.reward, *self.watch), []
+        judges, images, own = (self.reward, *self.watch), [], run.noise
         for seed in range(self._calibration_batches(sample_map)):
-            noise = sample_map.randn(seed).to(run.noise.device)
+            noise = sample_map.randn(seed).to(own.device)
             run.noise = noise.initial
             images.append(sample_map.sample(noise))
+        run.noise = own
         return [calibrated(judge, images) for judge in judges] if images else judges
 
     def _calibration_batches(self, sample_map):
