@@ -255,7 +255,8 @@ class Problem:
         """Sample and score `noise`, ready for a gradient that is paid for only where it is asked for.
 
         A solver that rejects what it tried leaves the context without asking, and so without any backward pass. Where
-        it asks, the reward looks at the pictures a second time, now with a gradient. The term of the regulariser of the noise is not in it, that of the picture is.
+        it asks, the reward looks at the pictures a second time, now with a gradient. The term of the regulariser of the
+        noise is not in it, that of the picture is.
 
         Example:
             >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))

@@ -6,7 +6,7 @@ tensor's way there, and its gradient's way back:
 
     DNOSampler.execute              x_T by `comfy.sample.prepare_noise`, the settings as an `Optimization`
     OptimizedSampler.sample         called by the guider: out of inference mode, models loaded, a `ComfyRun` made
-    Optimization._prepared          the SampleMap by `ComfyRun.sample_map`; w_1, w_2, .. by `ComfyRun.first_noise`
+    Optimization.search             the SampleMap by `ComfyRun.sample_map`; w_1, w_2, .. by `ComfyRun.first_noise`
     core.optimize                   the loop; each step of the solver asks `Problem.trial` or `Problem.candidates`
     SampleMap.pullback              forward, through the three below
       ComfyRun.start                x at the first sigma, with the img2img latent
