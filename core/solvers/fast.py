@@ -6,7 +6,8 @@ price, and one run of all steps makes the same picture of what it finds (`Coarse
 on all steps from there.
 
 The lift lets each noise take up what the model changes its mind about between two coarse steps. Where that is much, as
-on too coarse a grid, noise is no longer what it should be: then the climb is made once more on twice as many steps.
+on too coarse a grid, noise is no longer what it should be, or so improbable that it could not become the best: then the
+climb is made once more on twice as many steps.
 """
 
 import math
@@ -146,11 +147,12 @@ class Fast(SamplesItself):
             self._offer(problem, (best.noise, best.latent, best.images, best.scores), wanted)
             _go_on_unless_interrupted(ended)
             return
+        may_be_refused = _probable(problem, noise)
         for steps in self._grids(sample_map):
             coarse = CoarseMap.of(sample_map, grid_of(sample_map.schedule.steps, steps))
             best, ended = self._climbed(problem, coarse, coarse.down(noise), once, least)
             found = self._lifted(problem, coarse, best.noise, noise)
-            strayed = strays(sample_map, found[0]) & wanted
+            strayed = (strays(sample_map, found[0]) | (may_be_refused & ~_probable(problem, found[0]))) & wanted
             is_last = bool(ended) or not strayed.any() or steps == self._grids(sample_map)[-1]
             self._offer(problem, found, wanted if is_last else wanted & ~strayed)
             _go_on_unless_interrupted(ended)
@@ -240,6 +242,11 @@ def _go_on_unless_interrupted(ended):
     """End the whole search, too, with what it has, where an interrupt ended the climb."""
     if ended == INTERRUPTED:
         raise KeyboardInterrupt
+
+
+def _probable(problem, noise):
+    """Return (B,) booleans: whether ln P of each picture's noise is at the search's floor or above."""
+    return torch.minimum(*problem.log_probabilities(noise)) >= problem.best.floor
 
 
 def _with_some_in_hand(least, watched):

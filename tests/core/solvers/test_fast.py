@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core.solvers import fast
 from comfyui_dno.core.solvers.fast import grid_of, strays
 from tiny_models import TinyDenoiser, decode
 
@@ -266,6 +267,22 @@ def test_a_model_that_changes_its_mind_too_much_is_climbed_on_twice_as_many_step
     alone = run(one, rising(), noise_of(noise_map).item(0), **settings)
     assert not alone.history.warnings
     torch.testing.assert_close(found.noise.item(0).flat(), alone.noise.flat())
+
+
+def test_what_p_would_refuse_is_climbed_for_on_twice_as_many_steps(monkeypatch):
+    """As of large latents, whose P is stricter than what noises are judged by alone; not where P refuses the start."""
+
+    def denoise(x, sigma):
+        return steady(x, sigma) + 0.4 * torch.sin(3 * sigma.view(-1, 1, 1, 1))
+
+    monkeypatch.setattr(fast, "strays", lambda sample_map, noise: torch.zeros(noise.batch, dtype=torch.bool))
+    more = "the noise lifted from 4 steps is not as true noise is: the climb is made on more"
+    warned = {}
+    for floor in (0.0, core.P_SUSPICIOUS, 0.9):
+        found = run(fine_map(denoise=denoise), solver=core.Fast(calls=72, coarse_steps=4), floor=floor)
+        warned[floor] = more in found.history.warnings
+        assert floor != core.P_SUSPICIOUS or (scores(found, 1) > scores(found, 0)).all()
+    assert warned == {0.0: False, core.P_SUSPICIOUS: True, 0.9: False}
 
 
 def test_a_noise_strays_by_its_length_or_for_want_of_randomness_and_only_where_it_is_searched():
