@@ -33,7 +33,8 @@ STRAYED, JUDGED = math.log(1e-4), 1024
 """ln P of so many numbers below which a lifted noise, judged alone, is not what noise should be.
 
 Of larger noises ln P is counted for so many of their numbers: its exponent grows with their number, and would refuse of
-a large picture what does a small one no harm. A lift adds up to 20 % to the square of one noise's length; 40 % are refused.
+a large picture what does a small one no harm. A lift adds up to 20 % to the square of a noise's length; 40 % are
+refused.
 """
 
 
