@@ -21,7 +21,9 @@ def add_sampling(parser):
     parser.add_argument("--eta", type=number, default=1.0, help="0 the ODE .. 1 the SDE (default %(default)s)")
     add_memory(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks (default %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the networks (default %(default)s); a VLM has its own"
+    )
 
 
 def add_memory(parser):

@@ -6,9 +6,7 @@ from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
 from .output import say, together
 from .report import findings, page, table
-from .search import PICTURES, Setup, save, tell
-
-REPORT = "report.html"
+from .search import FILES_OF_A_SEARCH, REPORT, Setup, save, tell
 
 
 def add_commands(commands):
@@ -38,7 +36,7 @@ def run(options):
     result, before = setup.search_with_bar(
         sample_map, noise, options.reward, seconds=options.seconds, check_gradient=options.check_gradient
     )
-    with together(options.out, replaces=PICTURES) as folder:
+    with together(options.out, replaces=FILES_OF_A_SEARCH) as folder:
         save(result, before, folder)
         if options.report:
             (folder / REPORT).write_text(page(result, options.words), encoding="utf-8")

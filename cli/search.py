@@ -19,8 +19,9 @@ EMBEDDED = {"steps": 20, "cfg": 3.0, "memory": "fast", "most_rows": None}
 # A full-size model keeps the graphs that fit and samples one candidate at a time; None is its own default.
 PIPELINE = {"steps": None, "cfg": None, "memory": "auto", "most_rows": 1}
 
-PICTURES = re.compile(r"(\d\d+_)?(before|after|trajectory)\.png")
-"""Names of the pictures that `save` writes without a prefix: of a batch each begins with its number."""
+REPORT = "report.html"
+FILES_OF_A_SEARCH = re.compile(r"(\d\d+_)?(before|after|trajectory)\.png|report\.html")
+"""Names of what a search may leave: pictures, which of a batch begin with their numbers, and its report."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Setup:
         _check_device(device)
         if embedded and (options.height or options.width):
             raise ValueError("--height and --width are for --model; the embedded model draws at 128 x 128")
+        if embedded and getattr(options, "download", False):
+            raise ValueError("--download fetches --model; the embedded model is here already")
         asked = {name: value for name, value in vars(options).items() if name in SAMPLING and value is not None}
         settings = {name: getattr(options, name) for name in ("reward", "device", "dtype")}
         files = {name: str(getattr(options, name)) for name in ("reward_file", "clip_file") if getattr(options, name)}

@@ -110,8 +110,10 @@ def solver_of(settings):
 
 
 def check_reward(reward, options):
-    """Raise ValueError where the chosen solver needs a gradient that the chosen reward does not have."""
+    """Raise ValueError where what was chosen needs a gradient that the chosen reward does not have."""
     solver = chosen(options)
+    if getattr(options, "check_gradient", False) and not reward.differentiable:
+        raise ValueError(f"--reward {options.reward} has no gradient that --check-gradient could compare; leave it out")
     if SOLVERS[solver].exact and not reward.differentiable:
         without = [name for name, choice in SOLVERS.items() if not choice.exact]
         raise ValueError(

@@ -6,6 +6,7 @@ pyiqa from the weights in its caches. It would fetch what they lack; here that i
 
 import contextlib
 import importlib.util
+import logging
 import socket
 import sys
 import threading
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from ..core.precision import repeatable
 from .pictures import rgb
 from .preprocess import clamp_through
+
+log = logging.getLogger(__name__)
 
 LISTED = "default_model_configs"
 """The module of pyiqa that lists its metrics, and imports nothing of the rest, which takes ten seconds."""
@@ -148,7 +151,7 @@ def pattern(side, seed):
 
 
 def metrics():
-    """Return name -> what pyiqa says of its metrics that judge a picture; nothing where it is not installed.
+    """Return name -> what pyiqa says of its metrics that judge a picture; nothing where it, or its list, is not there.
 
     Example:
         >>> for name, told in metrics().items():  # doctest: +SKIP
@@ -159,8 +162,12 @@ def metrics():
         return {}
     listed = importlib.util.spec_from_file_location(f"pyiqa_{LISTED}", Path(found.origin).with_name(f"{LISTED}.py"))
     module = importlib.util.module_from_spec(listed)
-    listed.loader.exec_module(module)
-    return {name: told for name, told in module.DEFAULT_CONFIGS.items() if name not in OF_NO_PICTURE}
+    try:
+        listed.loader.exec_module(module)
+        return {name: told for name, told in module.DEFAULT_CONFIGS.items() if name not in OF_NO_PICTURE}
+    except Exception:  # another version's file can hold anything, and must not keep the other rewards from loading
+        log.warning("the list of metrics of the pyiqa that is installed cannot be read", exc_info=True)
+        return {}
 
 
 def made(metric):

@@ -128,7 +128,8 @@ def run(network, pixels, dtype):
         return gradient / scale[0]
 
     def leave(gradient):
-        return gradient * scale[0].view(-1, *[1] * (gradient.ndim - 1))
+        # Where the pictures are on another device than the network, so is their gradient.
+        return gradient * scale[0].to(gradient.device).view(-1, *[1] * (gradient.ndim - 1))
 
     found.register_hook(enter)
     pixels.register_hook(leave)

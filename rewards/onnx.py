@@ -256,8 +256,8 @@ def _fitting(pixels, tower):
 def _output_of(output, tower):
     """Return the number of an output that is named or numbered."""
     names = tower.outputs
-    if output in names:
-        return names.index(output)
+    if str(output) in names:  # files of older PyTorch name their outputs by numbers
+        return names.index(str(output))
     if isinstance(output, int) and 0 <= output < len(names):
         return output
     raise ValueError(f"output is {output!r}; expected 0 to {len(names) - 1}, or one of {', '.join(names)}")

@@ -103,13 +103,14 @@ def answers(config):
 def tensors_of(path):
     """Return name -> shape of the tensors in a file, without "module." and "model." before them all.
 
-    Of pickles the shape is None, and other words are among the names. Of what is no such file, there are none.
+    Of pickles the shape is None, and other words are among the names. Of what is no such file, there are none: folders
+    are shared with other packs, and lists of files must not fail by what lies there.
     """
     path = Path(path)
     try:
         status = path.stat()
         return _tensors(path, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+    except Exception:  # files that are damaged, or of something else, can raise nearly anything
         return {}
 
 
@@ -124,8 +125,8 @@ def _tensors(path, modified, size):
             found = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
         elif start[:4] == b"PK\x03\x04":
             with zipfile.ZipFile(file) as archive:
-                pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-                found = dict.fromkeys(_words(archive.open(pickled)))
+                pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                found = dict.fromkeys(word for name in pickled[:1] for word in _words(archive.open(name)))
         elif start[:1] == b"\x80":  # torch.save's older format: the fourth pickle holds the tensors' names
             found = dict.fromkeys(word for _ in range(4) for word in _words(file))
         else:

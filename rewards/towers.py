@@ -42,15 +42,16 @@ def load_tower(path, device="cpu", dtype=torch.float32, activation=None, folders
         FileNotFoundError: no file, or no vocabulary.
         ValueError: see `weights.read`; or it is a file of something else.
     """
-    beside, path = Path(path).parent, Path(path).resolve()  # caches of downloads hold links to files elsewhere
+    path = Path(path)
     if not path.exists():
         raise weights.missing(path)
     status, device = path.stat(), torch.empty(0, device=device).device  # "cuda" is "cuda:0"
-    key = (path, status.st_ino, status.st_mtime_ns, status.st_size, device, dtype, activation)
+    # Caches of downloads hold links to files elsewhere, whose names say nothing; what else is needed lies by the link.
+    key = (path.resolve(), status.st_ino, status.st_mtime_ns, status.st_size, device, dtype, activation)
     with _loading:
         tower = _towers.get(key)
         if tower is None:
-            tower = _made(path, device, dtype, activation, [beside, *folders])
+            tower = _made(path, device, dtype, activation, [path.parent, *folders])
             _towers[key] = tower
     return tower
 

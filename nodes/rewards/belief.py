@@ -41,7 +41,13 @@ class DNOBelief(io.ComfyNode):
 
 
 def watched_apart(watch):
-    """Return what is watched as a tuple: the parts of a combined reward one by one where a belief is among them."""
-    if isinstance(watch, rewards.Combine) and any(isinstance(part, core.Belief) for part in watch.parts):
-        return watch.parts
-    return (watch,)
+    """Return what is watched as a tuple: the parts of a combined reward one by one where a belief is in it."""
+    if not _holds_a_belief(watch) or isinstance(watch, core.Belief):
+        return (watch,)
+    return tuple(each for part in watch.parts for each in watched_apart(part))
+
+
+def _holds_a_belief(reward):
+    if isinstance(reward, rewards.Combine):
+        return any(map(_holds_a_belief, reward.parts))
+    return isinstance(reward, core.Belief)

@@ -80,22 +80,23 @@ class Uncalibrated(rewards.Combine):
     image_gradient = __call__
 
 
-def calibrated(reward, batches, prompts=None):
+def calibrated(reward, batches, prompts=None, counted=slice(None)):
     """Return the reward with every `Uncalibrated` in it z-scored by what pictures score, the inner ones first.
 
     Args:
         reward: any reward.
         batches: list of (B, 3, H, W), scored one after another: of N >= 2 unsearched noises in all.
         prompts: of each batch, length B or None.
+        counted: (B,) booleans, which pictures of each batch count; all are scored, each with what belongs to it.
     """
     if not pictures_wanted(reward):
         return reward
-    parts = [calibrated(part, batches, prompts) for part in reward.parts]
+    parts = [calibrated(part, batches, prompts, counted) for part in reward.parts]
     combined = rewards.Combine(parts, reward.weights, reward.priors, reward.watch_only)
     if not isinstance(reward, Uncalibrated):
         return combined
     found = [part_scores(combined, images, prompts) for images in batches]
-    return combined.calibrate({name: torch.cat([scores[name] for scores in found]) for name in found[0]})
+    return combined.calibrate({name: torch.cat([scores[name][counted] for scores in found]) for name in found[0]})
 
 
 def pictures_wanted(reward):

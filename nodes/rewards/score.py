@@ -126,8 +126,7 @@ def judged(images, reward, prompt=""):
     # Outside inference mode: what a reward loads or caches at its first call shall take part in gradients later.
     with torch.inference_mode(False):
         placed = pictures.to(mm.get_torch_device(), copy=True)
-        of_finite = None if prompts is None else prompts[: int(finite.sum())]
-        reward = rewards.in_parity(calibrated(reward, [placed[finite]], of_finite))
+        reward = rewards.in_parity(calibrated(reward, [placed], prompts, finite.to(placed.device)))
         scores = score(reward, placed, prompts).cpu()
         parts = reward.part_scores(placed, prompts) if isinstance(reward, rewards.Combine) else {}
     if not scores[finite].isfinite().all():

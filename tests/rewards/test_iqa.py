@@ -45,6 +45,21 @@ def test_every_metric_of_a_picture_is_listed_without_importing_pyiqa(stub):
 def test_without_pyiqa_nothing_is_listed_and_a_metric_says_why(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert metrics() == {}
+
+
+@pytest.mark.parametrize("listing", [None, "raise RuntimeError", "import not_there", "CONFIGS = {}"])
+def test_another_pyiqas_list_that_cannot_be_read_leaves_no_metric_and_no_error(monkeypatch, tmp_path, listing, caplog):
+    """The list is read as ComfyUI asks for the nodes: an error would take away all that come after."""
+    (tmp_path / "pyiqa").mkdir()
+    (tmp_path / "pyiqa" / "__init__.py").write_text("")
+    if listing is not None:
+        (tmp_path / "pyiqa" / "default_model_configs.py").write_text(listing)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyiqa"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    assert metrics() == {}
+    assert "cannot be read" in caplog.text
     with pytest.raises(ValueError, match="no metric 'mean' of a picture; expected one of none, since pyiqa is not ins"):
         rewards.IQA("mean")
 

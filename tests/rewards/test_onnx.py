@@ -166,6 +166,16 @@ def test_an_output_is_chosen_by_its_name_or_number(tmp_path, images):
         rewards.ONNX(tower, output="other")
 
 
+def test_an_output_whose_name_is_a_number_is_chosen_by_it(tmp_path, images):
+    """As older PyTorch exports them; the name goes before the place."""
+    nodes = [*tiny_onnx.scorer_nodes(), tiny_onnx.node("Identity", ["logits"], ["495"])]
+    outputs = [tiny_onnx.value("flat", "batch", 8), tiny_onnx.value("495", "batch", 2)]
+    inputs = [tiny_onnx.value("image", "batch", 3, 32, 32)]
+    tower = saved(tmp_path, nodes, tiny_onnx.network().state_dict(), inputs, outputs)
+    found = [rewards.ONNX(tower, output=output, class_index=1)(images) for output in (495, "495", 1)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_a_network_that_only_chooses_says_that_it_has_no_gradient(tmp_path, images):
     nodes = [*tiny_onnx.scorer_nodes(), tiny_onnx.node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
              tiny_onnx.node("CastLike", ["best", "logits"], ["y"])]  # fmt: skip

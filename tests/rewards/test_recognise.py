@@ -1,6 +1,8 @@
 """What a file is, by its name and its header alone; the files have the layouts of the real ones."""
 
+import json
 import shutil
+import zipfile
 
 import pytest
 import tiny_faces
@@ -98,6 +100,17 @@ def test_what_is_no_weights_file_is_nothing(tmp_path, content):
     (path := tmp_path / "hps.pt").write_bytes(content)
     assert tensors_of(path) == {} and likeness(path, "hps.pt", "HPS") == OTHER
     assert tensors_of(tmp_path / "gone.pt") == {}
+
+
+def test_files_of_other_packs_in_the_same_folder_are_nothing(tmp_path):
+    """Whatever lists the files for a node asks each: an error here would take all nodes after it away."""
+    with zipfile.ZipFile(notes := tmp_path / "notes.ckpt", "w") as archive:
+        archive.writestr("read me", "no pickle in here")
+    header = json.dumps({"weight": [1, 2]}).encode()
+    (odd := tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), exported := tmp_path / "m.pt2")
+    for path in (notes, odd, exported):
+        assert tensors_of(path) == {} and likeness(path, path.name, "HPS") == OTHER
 
 
 def test_another_file_under_the_same_name_is_seen(all_files, tmp_path):

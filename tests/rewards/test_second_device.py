@@ -76,6 +76,17 @@ def test_towers_score_as_on_the_cpu(device, name, files, build):
     assert_scores_as_on_the_cpu(reward_on, device)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pictures_may_be_on_another_device_than_the_network(device, dtype, files, build):
+    """As with --cpu-vae: the scores and the gradient come back to where the pictures are."""
+    there, here = (build("CLIPScore L", tower=load_tower(files["clip_l"], place, dtype)) for place in (device, "cpu"))
+    expected = exact(here, pictures(), PROMPTS)
+    found = exact(there, pictures(), PROMPTS)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.device.type == "cpu"
+        assert (ours - theirs).norm() <= {torch.float32: 1e-3}.get(dtype, 0.1) * theirs.norm()
+
+
 @pytest.mark.parametrize("by", ["subject", "places"])
 def test_a_dinov2_scores_as_on_the_cpu(device, by, files):
     reference = tiny_rewards.pictures(seed=5)

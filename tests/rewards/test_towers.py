@@ -5,6 +5,8 @@ import os
 import weakref
 
 import pytest
+import tiny_faces
+import tiny_onnx
 import torch
 from blip_reference import blip, pictures
 from comfyui_dno.rewards.towers import load_tower
@@ -33,6 +35,21 @@ def test_a_file_of_the_same_size_and_time_in_anothers_place_is_another(files, tm
     tower = load_tower(path)
     other.replace(path)
     assert load_tower(path) is not tower
+
+
+def test_a_link_to_a_file_of_another_name_is_what_the_link_is_called(tmp_path):
+    """As in a Hugging Face cache: what lies beside a file lies beside the link, and the blob's name says nothing."""
+    (blobs := tmp_path / "blobs").mkdir()
+    (snapshot := tmp_path / "snapshot").mkdir()
+    (made := tmp_path / "made").mkdir()
+    tiny_faces.write_mtcnn(made)
+    tiny_onnx.write_scorer(made / "scorer.onnx")
+    for number, file in enumerate(made.iterdir()):
+        file.rename(blobs / f"{number:064x}")
+        (snapshot / file.name).symlink_to(blobs / f"{number:064x}")
+    assert load_tower(snapshot / "onet.pt").kind == "MTCNN"
+    scorer = load_tower(snapshot / "scorer.onnx")
+    assert scorer.kind == "ONNX" and scorer.name == "scorer.onnx"
 
 
 def test_a_device_under_two_names_is_one_device(files):

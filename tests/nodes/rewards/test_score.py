@@ -102,6 +102,24 @@ def test_a_picture_that_is_not_finite_is_ranked_last_and_named(comfy):
     assert graph.shown(best[2])[1] == [0, 2]
 
 
+def test_with_a_reference_for_each_picture_one_that_is_not_finite_is_left_out_of_calibration_with_its_own(comfy):
+    """The first picture is its reference, the last the negative of its own."""
+    graph = Scoring(comfy)
+    black, white = (0, 0, 0), (255, 255, 255)
+    dark, light = graph.picture("dark_light", black, white)[0], graph.picture("light_dark", white, black)[0]
+
+    def batch(*pictures):
+        first, second, third = pictures
+        two = graph.node("ImageBatch", image1=first, image2=second)[0]
+        return graph.node("ImageBatch", image1=two, image2=third)[0]
+
+    images = graph.node("DNOTestPictures", images=batch(dark, light, light), kind="nan")[0]
+    layout = graph.node("DNOLayoutReward", reference=batch(dark, light, dark), by="light")[0]
+    mixed = graph.combine(layout, mode="z-scored", calibrate_on=2)
+    scores, *_ = graph.scored(images, mixed)
+    assert scores == pytest.approx([2**-0.5, -math.inf, -(2**-0.5)], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "count, latents, words", [(4, 3, "count is 4 but the batch has 3"), (1, 2, "there are 2 latents for 3 images")]
 )
