@@ -28,7 +28,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from .noise import Noise
-from .precision import wide
+from .precision import exactly, wide
 from .sample_map import SampleMap, of_items
 
 LEAST_LEFT = 0.5
@@ -154,6 +154,7 @@ class CoarseMap(SampleMap):
         injected[index : interval.end] += (of_items(factor, across[0]) - 1) * across
 
     @staticmethod
+    @exactly
     def _along(interval, injected):
         """Return z = sum of w_k z_k of one interval, of fine injected noises."""
         weights = injected.new_tensor(interval.weights)

@@ -158,7 +158,7 @@ class Hybrid2(ImageGradient):
         flat, baseline, mean = noise.flat(), None, torch.zeros_like(images)
 
         def propose(index):
-            return flat + self.mu * problem.draw(index, flat, self.seed)
+            return problem.sample_map.moved(noise, flat + self.mu * problem.draw(index, flat, self.seed))
 
         for candidates in problem.candidates(noise, self.q, propose):
             together = candidates.images if baseline is not None else torch.cat([images[None], candidates.images])

@@ -1,6 +1,5 @@
 """What every iteration recorded: scores, watched scores, probabilities, norms, seconds, and a small picture."""
 
-import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -160,9 +159,13 @@ class History:
             log_p, log_p_initial = problem.log_probabilities(best.noise)
             found = {"score": best.scores, "log_p": log_p, "log_p_initial": log_p_initial, "norm": _norm(best.noise)}
             self.best_row |= _listed(found)
-            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: their iteration's values stay
+            try:
                 watched = problem.watched(best.latent, best.images)
                 self.best_row |= _listed({f"watch/{name}": scores for name, scores in watched.items()})
+            except KeyboardInterrupt:  # a second Ctrl-C: their iteration's values stay
+                pass
+            except Exception as error:  # rewards of others can raise anything, and the search is over
+                problem.warn(f"the watched scores of the best are those of its iteration, since asking failed: {error}")
         self.best_row["iteration"] = best.iterations.tolist()
         self.best_picture = thumbnail(best.images, LARGE)
         self.floors = {name: least.tolist() for name, least in best.least.items()}

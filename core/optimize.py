@@ -443,6 +443,6 @@ def _unless_it_breaks(problem, name, function, *args):
         return function(*args)
     except (KeyboardInterrupt, Stopped):
         return None
-    except (ArithmeticError, ValueError, RuntimeError) as error:
+    except Exception as error:  # rewards of others can raise anything
         problem.warn(f"{name} failed: {error}")
         return None

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import numbers
 
 import torch
 
@@ -84,7 +85,14 @@ def mixed_seed(*key):
         >>> mixed_seed("candidate", 0, 1) == mixed_seed("candidate", 0, 1), mixed_seed("candidate", 0, 1) < 2**20
         (True, False)
     """
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(repr(_plain(key)).encode()).digest()[:8], "big") >> 1
+
+
+def _plain(value):
+    """Return a key with Python's own whole numbers: NumPy's are written otherwise."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return int(value) if isinstance(value, numbers.Integral) else value
 
 
 def normal(shape, like, *key):

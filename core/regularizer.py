@@ -172,7 +172,7 @@ def log_noise_probability(z, k=2, permutations=100, seed=0, noises=1):
         if rows.numel() == 0:  # nothing of it is optimised, so nothing can have become improbable
             values.append(wide(rows.new_zeros(len(rows))))
             continue
-        bounds = permuted_log_probabilities(rows, k, permutations, seed)
+        bounds = permuted_log_probabilities(rows, min(k, rows.shape[-1]), permutations, seed)
         layouts = torch.cat(bounds, dim=-1).amin(dim=-1)
         values.append(torch.minimum(layouts, log_pairing_probability(rows, noises)))
     return torch.cat(values)

@@ -283,8 +283,13 @@ class SampleMap:
         return vjp.images, vjp
 
     def here(self, noise):
-        """Return `noise` on this map's device: one that was loaded from a file is on the CPU."""
-        return noise if self.device is None else noise.to(self.device)
+        """Return `noise` on this map's device: one that was loaded from a file is on the CPU.
+
+        One that was made in inference mode is copied, so that autograd accepts it.
+        """
+        noise = noise if self.device is None else noise.to(self.device)
+        made_in_inference = noise.initial.is_inference() or noise.injected.is_inference()
+        return noise.to(noise.initial.device, copy=True) if made_in_inference else noise
 
     def _walk(self, noise, denoise=None):
         """Yield the T + 1 samples x_t of one run, each denoised by denoise(x, index)."""

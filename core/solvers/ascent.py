@@ -129,7 +129,7 @@ class GradientAscent(Solver):
         """Return (B, n), the noise after a step of "ou"; a picture without any gradient stays."""
         sample_map, z, g = problem.sample_map, noise.flat(), gradient.flat()
         step = self.lr * OU_FALL**problem.share_of_iterations
-        length = sample_map.active_entries(noise).sum(dim=1, keepdim=True, dtype=z.dtype).sqrt()
+        length = sample_map.active_entries(noise).sum(dim=1, keepdim=True).sqrt().to(z)
         norm = g.norm(dim=1, keepdim=True)
         moved = math.sqrt(1 - step**2) * z + step * length / norm.clamp(min=1e-30) * g
         return torch.where(norm > 0, within_length(sample_map, noise, moved), z)

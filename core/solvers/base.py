@@ -122,7 +122,7 @@ def within_length(sample_map, noise, moved):
     """
     free = sample_map.active_entries(noise)
     norm = (moved * free).norm(dim=1, keepdim=True).clamp(min=1e-30)
-    most = free.sum(dim=1, keepdim=True, dtype=moved.dtype).sqrt() + 2
+    most = free.sum(dim=1, keepdim=True).sqrt().to(moved) + 2
     return sample_map.moved(noise, moved * (most / norm).clamp(max=1))
 
 
@@ -140,6 +140,10 @@ class Leader:
     images: torch.Tensor
     scores: torch.Tensor
     watched: dict | None
+
+    @property
+    def pictures(self):
+        return self.latent, self.images
 
     def is_of(self, noise):
         """Whether it tells what `noise` samples to."""

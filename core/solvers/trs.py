@@ -89,7 +89,7 @@ class TRS(Solver):
     def _neighbour(self, problem, noise, regions, index):
         """Return candidate `index`, (B, n): its region's centre, changed in a share of the entries."""
         place, region = divmod(index, len(regions.beta))
-        z, beta = regions.centres[region], regions.beta[region][:, None]
+        z, beta = regions.centres[region], regions.beta[region][:, None].to(regions.centres)
         of_a_region = -(-self.candidates // len(regions.beta))
         share = LEAST_SHARE + (MOST_SHARE - LEAST_SHARE) * (place + 0.5) / of_a_region
         xi = problem.draw(index, z, self.seed)

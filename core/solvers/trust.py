@@ -78,6 +78,7 @@ class TrustAscent(SamplesItself):
     push: object = field(default_factory=partial(ProbabilityRegularizer, structured=True))
     tilt: float | None = 0.0
     _held: "Held | None" = field(default=None, init=False, repr=False, compare=False)
+    _resumed: bool = field(default=False, init=False, repr=False, compare=False)
 
     regularized = regularizes_pictures = True
 
@@ -95,7 +96,7 @@ class TrustAscent(SamplesItself):
     def fresh(self, checkpoint=None):
         solver = replace(self)
         if checkpoint is not None and checkpoint.memory:
-            solver._held = Held.remembered(checkpoint.memory)
+            solver._held, solver._resumed = Held.remembered(checkpoint.memory), True
         return solver
 
     def memory(self):
@@ -112,10 +113,12 @@ class TrustAscent(SamplesItself):
         """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""
         if self._held is None and self._tilter(problem.sample_map) is not None:
             return self._first_by_a_tilt(problem, noise)
+        if self._resumed:
+            self._held, self._resumed = self._held.judged_by(problem), False
         with problem.trial(noise, self.estimator) as (evaluation, gradient_of):
             passed = _passed(problem, evaluation)
             accepted = self._accepts(evaluation, passed)
-            gradient = gradient_of() if accepted.any() else None
+            gradient = gradient_of() if (accepted & _is_searched(problem, noise)).any() else None
         if gradient is not None:
             evaluation = replace(evaluation, gradient_norm=gradient.norm())
         self._held = self._after(problem, evaluation, gradient, accepted, passed)
@@ -143,8 +146,12 @@ class TrustAscent(SamplesItself):
         angle = torch.full_like(evaluation.scores, START)
         passed = _passed(problem, evaluation)
         self._held = Held(noise, zero, zero, evaluation.objective, _least(evaluation), passed, angle)
-        self._leader = self._tilter(problem.sample_map).run(problem, noise)
-        return noise.with_flat(self._leader.flat), evaluation
+        self._leader = tilted = self._tilter(problem.sample_map).run(problem, noise)
+        found = noise.with_flat(tilted.flat)
+        if problem.picture is None:  # else its term is not known yet; what is known now, no interrupt shall lose
+            log_p, watched = torch.minimum(*problem.log_probabilities(found)), problem.under_floors(*tilted.pictures)
+            problem.best.offer(found, *tilted.pictures, tilted.scores, log_p, problem.iteration + 1, watched)
+        return found, evaluation
 
     def _accepts(self, evaluation, passed):
         """Return (B,) booleans: which pictures' trials become their noise.
@@ -220,6 +227,13 @@ class Held:
     passed: torch.Tensor
     angle: torch.Tensor
 
+    def judged_by(self, problem):
+        """Return it with what its noise is worth to a search that goes on: maybe another reward, or other floors."""
+        evaluation = problem.evaluate(replace(self.noise, settings={}))
+        return replace(
+            self, scores=evaluation.objective, log_p=_least(evaluation), passed=_passed(problem, evaluation)
+        )  # fmt: skip
+
     def trial(self, sample_map):
         """Return the noise to try: every part turned by the angle towards the velocity."""
         sphere, v = Sphere.of(sample_map, self.noise), _parts(self.velocity)
@@ -231,7 +245,8 @@ class Held:
 
     def memory(self):
         """Return it as name -> Noise; a number of a picture fills that picture's entries."""
-        numbers = {name: getattr(self, name) for name in NUMBERS}
+        least = torch.finfo(self.noise.initial.dtype).min  # for a picture that broke: a file holds finite numbers alone
+        numbers = {name: getattr(self, name).nan_to_num(least, -least, least) for name in NUMBERS}
         filled = {name: _noise(_filled(values, _parts(self.noise))) for name, values in numbers.items()}
         return {name: getattr(self, name) for name in ("noise", "direction", "velocity")} | filled
 
@@ -309,6 +324,16 @@ def _mixed(accepted, new, old):
 def _least(evaluation):
     """Return (B,), the smaller of ln P of z and of x_T."""
     return torch.minimum(evaluation.log_p, evaluation.log_p_initial)
+
+
+def _is_searched(problem, noise):
+    """Return (B,) booleans: which pictures have not ended and have entries that are optimised."""
+    goes_on = torch.ones(noise.batch, dtype=torch.bool, device=noise.initial.device)
+    if not problem.sample_map.optimises_everything:
+        goes_on = problem.sample_map.active_entries(noise).any(dim=1)
+    if problem.ended:
+        goes_on[list(problem.ended)] = False
+    return goes_on
 
 
 def _passed(problem, evaluation):

@@ -135,16 +135,19 @@ class ZeNO(Solver):
 
         The xi are drawn anew, one after another, by the seeds that drew them for the candidates.
         """
-        weights = self._weights(scores)
+        weights, length = self._weights(scores), None
+        if self.mode == "optimise":  # in the scores' own precision: squares of small and large ones leave half's range
+            length = weights.square().sum(dim=0)[:, None].sqrt()
+            weights = weights / length.mT.clamp(min=torch.finfo(weights.dtype).tiny)
         mean = torch.zeros_like(flat)
         for index, weight in enumerate(weights.to(flat), start=1):
             mean.addcmul_(problem.draw(index, flat, self.seed), weight[:, None])
-        square = weights.square().sum(dim=0)[:, None].to(flat)
         zeta = problem.draw(self.candidates + 1, flat, self.seed)
         if self.mode == "sample":
+            square = weights.square().sum(dim=0)[:, None].to(flat)
             return mean + (1 - square).clamp(min=0).sqrt() * zeta
         # Without any difference between the rewards there is no direction: a plain step of the reference process.
-        return torch.where(square > 0, mean / square.clamp(min=1e-30).sqrt(), zeta)
+        return torch.where(length > 0, mean, zeta)
 
     def _weights(self, scores):
         """Return the weights (N, B) of the scores (N, B); a score of -inf counts as the lowest that is finite."""

@@ -147,3 +147,13 @@ def test_the_coarse_maps_gradient_is_that_of_its_own_steps():
     coarse = core.CoarseMap.of(fine_map(eta=0.4), GRID)
     problem = core.Problem(coarse, lambda images, prompts: images.square().flatten(1).mean(dim=1))
     assert problem.check_gradient(noise_of(coarse), step=1e-4).max() < 1e-5
+
+
+def test_a_callers_autocast_rounds_no_noise():
+    noise_map = fine_map()
+    noise = noise_map.randn(0)
+    coarse = core.coarse.CoarseMap.of(noise_map, (0, 3, 6, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = coarse.down(noise)
+    expected = coarse.down(noise)
+    assert found.injected.dtype == torch.float32 and torch.equal(found.injected, expected.injected)

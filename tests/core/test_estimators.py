@@ -172,3 +172,26 @@ def test_a_part_of_the_noises_can_be_optimised_alone(part, active):
 def test_unknown_parts_are_refused(part):
     with pytest.raises(ValueError, match=r"'initial', 'injected', 'first K' or 'last K' with K in 1 \.\. 3"):
         sample_map(part=part)
+
+
+def test_hybrid2_asks_along_what_is_searched_alone():
+    """Else most of its runs measure what no step can change."""
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[..., :1, :2] = 1
+    noise_map = sample_map(batch=1, mask=mask)
+    noise, problem = noise_map.randn(0).to(torch.float64), None
+    asked = []
+
+    def reward(images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
+    problem = core.Problem(noise_map, reward)
+    sampled = problem._sampled
+    problem._sampled = lambda noise, indices, propose: asked.extend(map(propose, indices)) or sampled(
+        noise, indices, propose
+    )
+    core.Hybrid2(q=4)(problem, noise)
+    free = noise_map.active_entries(noise)
+    assert len(asked) == 4
+    for flat in asked:
+        assert torch.equal(flat[~free], noise.flat()[~free]) and (flat[free] != noise.flat()[free]).all()

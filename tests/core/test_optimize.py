@@ -651,3 +651,42 @@ def test_a_run_that_nobody_stops_is_as_without_the_question():
     )
     assert torch.equal(found.noise.flat(), expected.noise.flat())
     assert found.history.stopped == expected.history.stopped == "2 iterations done"
+
+
+def test_a_noise_made_in_inference_mode_can_be_searched_outside_of_it():
+    noise_map = sample_map()
+    with torch.inference_mode():
+        noise = core.optimize(noise_map, mean_pixel, start(noise_map), core.Search.best_of_n(2), iterations=1).noise
+    assert noise.initial.is_inference()
+    found = core.optimize(noise_map, mean_pixel, noise, core.GradientAscent(0.03), iterations=2)
+    assert found.history.column("score")[-1] > found.history.column("score")[0]
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), OSError("gone"), TypeError("None")])
+def test_what_a_reward_of_others_raises_behind_the_search_loses_nothing(error):
+    class Odd:
+        name = "odd"
+        calls = 0
+
+        def __call__(self, images, prompts):
+            return mean_pixel(images, prompts)
+
+        def remarks(self, images):
+            raise error
+
+    result = run(reward=Odd(), iterations=2)
+    assert len(result.history.rows) == 3 and any(str(error) in warning for warning in result.history.warnings)
+
+
+def test_a_watched_reward_that_fails_for_the_best_leaves_its_iterations_scores():
+    """A candidate is the best, so it is asked for once more."""
+    calls = itertools.count()
+
+    def watched(images, prompts):
+        if next(calls) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return mean_pixel(images, prompts)
+
+    result = run(watch=(watched,), solver=core.Search.best_of_n(8), iterations=3)
+    assert result.history.best_row["score"][0] > result.history.rows[0]["score"][0]
+    assert any("since asking failed: CUDA out of memory" in warning for warning in result.history.warnings)

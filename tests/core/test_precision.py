@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from comfyui_dno import core
@@ -128,3 +129,8 @@ def test_without_a_key_random_numbers_go_on():
     with repeatable(torch.device("cpu"), None):
         torch.rand(2)
     assert not torch.equal(torch.default_generator.get_state(), generators)
+
+
+def test_numpys_whole_numbers_are_the_seeds_that_pythons_are():
+    assert mixed_seed("candidate", np.int64(3), (np.int32(4), "x")) == mixed_seed("candidate", 3, (4, "x"))
+    assert mixed_seed("candidate", 3.0) != mixed_seed("candidate", 3)

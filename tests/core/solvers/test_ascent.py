@@ -73,3 +73,15 @@ def test_ou_climbs_by_an_estimate_and_keeps_the_noises_length():
         assert max(history.column("score", item)) > history.column("score", item)[0]
     most = 1 + 2 / noise.flat().shape[1] ** 0.5
     assert all(norm < most + 1e-6 for row in history.rows[1:] for norm in row["norm"])
+
+
+def test_steps_of_a_given_length_keep_half_precision_noise_of_many_numbers():
+    """Their number, 76,800, is more than float16 can count to."""
+    noise_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), (1, 3, 160, 160), eta=0.0)
+    noise = noise_map.randn(0).to(torch.float16)
+    found = core.optimize(
+        noise_map, lambda images, prompts: images.float().mean(dim=(1, 2, 3)), noise,
+        core.GradientAscent.ou(core.Exact()), iterations=3,
+    )  # fmt: skip
+    scores = found.history.column("score")
+    assert scores[-1] > scores[0] and found.history.stopped == "3 iterations done"

@@ -100,3 +100,15 @@ def test_a_resumed_search_goes_on_around_its_best():
     again = core.optimize(noise_map, reward, first.noise, core.TRS(8, beta=1e-3), iterations=1, floor=0.0)
     assert (again.noise.flat() - first.noise.flat()).norm() < 0.1 * first.noise.flat().norm()
     assert reward(again.images, None) >= reward(first.images, None)
+
+
+@pytest.mark.parametrize("noise_dtype, scored_in", [
+    (torch.float32, torch.float64), (torch.float16, torch.float32), (torch.bfloat16, torch.float32),
+])  # fmt: skip
+def test_scores_and_noise_may_have_any_precision(noise_dtype, scored_in):
+    noise_map = identity_map((3, 8, 8))
+    noise = noise_map.randn(0).to(noise_dtype)
+    found = core.optimize(
+        noise_map, lambda images, prompts: images.to(scored_in).flatten(1).mean(dim=1), noise, core.TRS(8), iterations=3
+    )
+    assert found.noise.initial.dtype == noise_dtype and found.history.best_row["score"][0] > 0

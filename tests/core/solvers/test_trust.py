@@ -378,3 +378,70 @@ def test_by_itself_it_begins_with_a_tilted_run_where_there_are_many_steps(steps,
     assert core.default_solver().tilt is None
     # What ComfyUI is asked for: a tilt decodes while a step's graph waits.
     assert core.default_solver().guesses(steps) == tilted
+
+
+def test_a_search_that_goes_on_judges_where_it_stands_by_its_own_reward():
+    """The first reward is higher everywhere: by its scores no trial of the second would ever be accepted."""
+    noise_map = linear_map()
+    noise, solver = noise_of(noise_map), core.TrustAscent()
+    first = core.optimize(
+        noise_map, lambda images, prompts: mean_pixel(images, prompts) + 30, noise, solver, iterations=4
+    )
+    again = core.optimize(noise_map, mean_pixel, first.noise, solver, iterations=8)
+    whole = core.optimize(noise_map, mean_pixel, noise, solver, iterations=12)
+    assert again.history.column("score")[1:] == pytest.approx(whole.history.column("score")[5:], abs=1e-4)
+
+
+def test_a_search_that_goes_on_without_a_floor_is_not_held_to_it():
+    noise_map, floors = sample_map(), {"contrast": core.Drop(9.0)}
+
+    def contrast(images, prompts):
+        return images.flatten(1).std(dim=1)
+
+    first = core.optimize(
+        noise_map, mean_pixel, noise_of(noise_map), core.TrustAscent(), iterations=3, watch=[contrast], floors=floors
+    )
+    again = core.optimize(noise_map, mean_pixel, first.noise, core.TrustAscent(), iterations=6)
+    assert max(again.history.column("score")) > first.history.column("score")[-1] + 1e-4
+
+
+def test_the_noise_of_a_batch_in_which_a_picture_broke_is_saved_and_loaded(tmp_path):
+    def breaking(images, prompts):
+        return mean_pixel(images, prompts) * torch.tensor([math.nan, 1.0])
+
+    noise_map = sample_map()
+    found = core.optimize(noise_map, breaking, noise_of(noise_map), core.TrustAscent(), iterations=3)
+    found.noise.save(tmp_path / "noise.safetensors")
+    loaded = core.Noise.load(tmp_path / "noise.safetensors")
+    assert torch.equal(loaded.initial, found.noise.initial)
+    again = core.optimize(noise_map, breaking, loaded, core.TrustAscent(), iterations=2)
+    assert again.history.column("score", 1)[-1] > found.history.column("score", 1)[0]
+
+
+@pytest.mark.parametrize("kind", ["ended", "masked"])
+def test_a_picture_of_which_nothing_is_searched_makes_no_rejected_trial_cost_a_backward_pass(kind):
+    """The other picture's second trial fails, since its reward falls whenever it is asked again."""
+    mask = torch.ones(2, 1, 6, 6)
+    mask[0] = 0
+    noise_map, asked, passes = sample_map(mask=mask if kind == "masked" else None), itertools.count(), []
+
+    def falling(images, prompts):
+        broken = torch.tensor([math.nan if kind == "ended" else 1.0, 1.0])
+        return (mean_pixel(images, prompts) - 10 * next(asked)) * broken
+
+    noise_map.on_step = lambda phase, index, total: phase == "backward" and index == 0 and passes.append(1)
+    core.optimize(noise_map, falling, noise_of(noise_map), core.TrustAscent(), iterations=5)
+    assert len(passes) == 1
+
+
+def test_a_tilted_run_that_a_stop_cuts_off_from_its_trial_is_kept():
+    noise_map = sample_map()
+    rows = []
+    solver = core.TrustAscent(tilt=0.3)
+    found = core.optimize(
+        noise_map, mean_pixel, noise_of(noise_map), solver, iterations=5, stop=lambda: bool(rows),
+        callback=lambda evaluation, best: rows.append(1),
+    )  # fmt: skip
+    start = core.optimize(noise_map, mean_pixel, noise_of(noise_map), iterations=0)
+    assert found.history.stopped == "stopped by hand"
+    assert (mean_pixel(found.images, None) > mean_pixel(start.images, None)).all()

@@ -151,3 +151,17 @@ def test_the_other_modes_keep_one_step_size():
     for mode in ("sample", "resample"):
         problem = core.Problem(None, None, iterations=5, iteration=3)
         assert core.ZeNO(mode=mode, schedule="geometric")._beta(problem) == core.ZeNO(mode=mode)._beta(problem)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_half_precision_noise_climbs_whatever_the_rewards_unit(scale):
+    """Squares of small and of large weights leave the range of float16."""
+    noise_map, found = identity_map((3, 8, 8)), {}
+    for dtype in (torch.float16, torch.float32):
+        noise = noise_map.randn(0).to(dtype)
+        result = core.optimize(
+            noise_map, lambda images, prompts: scale * images.float().flatten(1).mean(dim=1), noise, core.ZeNO(16),
+            iterations=20,
+        )  # fmt: skip
+        found[dtype] = result.history.column("score")[-1] / scale
+    assert found[torch.float32] > 0.1 and found[torch.float16] == pytest.approx(found[torch.float32], rel=0.1)
