@@ -97,7 +97,8 @@ class Preference:
         """
         picked, problem = self._checked(answer), _problem(sample_map, noise)
         flat = self._candidate(problem, noise, picked[0]) if len(picked) == 1 else self._towards(problem, noise, picked)
-        flat = within_length(sample_map, noise, flat)  # which keeps what is not searched, too
+        if list(picked) != [0]:  # else it is kept, however long; and what is not searched is kept always
+            flat = within_length(sample_map, noise, flat)
         settings = {**noise.settings, PICKS: [*picks_of(noise), picked]}
         moved = replace(noise.with_flat(flat), settings={}, kept=noise.kept)
         return replace(moved, settings=settings, checkpoint=Checkpoint(moved, SOLVER, problem.iteration + 1, {}))

@@ -106,5 +106,8 @@ class LGD(Solver):
         """Return the gradient of ln mean_i exp(scale * r(image i)) by the images, (samples B, ..)."""
         prompts = problem.sample_map.prompts
         scores, d_images = exact(problem.reward, images, prompts and list(prompts) * self.samples)
+        usable = scores.isfinite()  # a sample without a score has no say
+        scores = scores.masked_fill(~usable, -torch.inf)
         weights = (self.scale * scores.unflatten(0, (self.samples, -1))).softmax(dim=0)
+        d_images = torch.where(of_items(usable, d_images) > 0, d_images, 0.0)
         return self.scale * of_items(weights.flatten(), d_images) * d_images

@@ -197,3 +197,10 @@ def test_wrong_settings_and_batches_are_refused():
     two = map_of(batch=2)
     with pytest.raises(ValueError, match="noise is of 2 pictures and the sample map of 2; expected one"):
         core.ask(two, two.randn(0), best, 1)
+
+
+def test_what_is_kept_stays_that_very_noise_also_where_it_is_longer_than_true_noise():
+    noise_map = sample_map()
+    noise = start().map(lambda z: 1.5 * z)
+    asked = core.ask(noise_map, noise, lambda images: 0, 2, core.Preference(candidates=3))
+    torch.testing.assert_close(asked.noise.flat(), noise.flat(), rtol=0, atol=1e-12)

@@ -131,3 +131,20 @@ def test_each_pictures_guidance_is_its_own_in_half_precision():
         change[name] = (moved.injected - noise.injected)[0]
     for found, expected in zip(change["half"], change["exact"], strict=True):
         torch.testing.assert_close(found, expected, rtol=0.01, atol=float(1e-3 * expected.abs().max()))
+
+
+def test_a_sample_without_a_score_has_no_say():
+    """Of eight pictures that the guidance asks about at once, one cannot be judged: the others guide."""
+    noise_map = linear_map("vp")
+
+    def judged(images, prompts):
+        scores = images.mean(dim=(1, 2, 3))
+        spoilt = torch.zeros_like(scores)
+        if len(images) > SHAPE[0]:
+            spoilt[0] = math.nan
+        return scores + spoilt
+
+    noise = noise_of(noise_map)
+    found = core.optimize(noise_map, judged, noise, core.LGD(samples=8, scale=5.0), iterations=1)
+    assert found.history.column("score")[-1] > found.history.column("score")[0] + 0.01
+    assert not any("ended" in warning for warning in found.history.warnings)
