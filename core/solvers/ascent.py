@@ -123,7 +123,7 @@ class GradientAscent(Solver):
         gradient = self._clipped(gradient)
         moved = self._turned(problem, noise, gradient) if self.optimizer == "ou" else self._updated(noise, gradient)
         # Moments from before `part` was changed would move what is not optimised now.
-        return noise.with_flat(problem.sample_map.moved(noise, moved)), evaluation
+        return noise.with_flat(problem.sample_map.moved(noise, moved.to(noise.initial.dtype))), evaluation
 
     def _turned(self, problem, noise, gradient):
         """Return (B, n), the noise after a step of "ou"; a picture without any gradient stays."""
@@ -140,8 +140,8 @@ class GradientAscent(Solver):
             self._optimizer = self._new_optimizer(noise)
         (initial, injected) = self._optimizer.param_groups[0]["params"]
         with torch.no_grad():
-            initial.copy_(noise.initial)
-            injected.copy_(noise.injected)
+            for param, z in ((initial, noise.initial), (injected, noise.injected)):
+                param.copy_(_unrounded(z, param))
         initial.grad, injected.grad = gradient.initial.to(initial), gradient.injected.to(injected)
         self._optimizer.step()
         return replace(noise, initial=initial.detach(), injected=injected.detach()).flat()
@@ -160,3 +160,8 @@ class GradientAscent(Solver):
         flat = gradient.flat()
         factor = (self.clip / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
         return gradient.with_flat(flat * factor)
+
+
+def _unrounded(z, param):
+    """Return noise z in float32; where it is `param`, rounded, as that: small steps would be lost otherwise."""
+    return z if z.dtype == param.dtype else torch.where(z == param.to(z.dtype), param, z.to(param.dtype))

@@ -1,5 +1,6 @@
 """Gradient ascent's step, and ReNO's preset of it."""
 
+import pytest
 import torch
 from comfyui_dno import core
 from tiny_models import sample_map
@@ -85,3 +86,18 @@ def test_steps_of_a_given_length_keep_half_precision_noise_of_many_numbers():
     )  # fmt: skip
     scores = found.history.column("score")
     assert scores[-1] > scores[0] and found.history.stopped == "3 iterations done"
+
+
+@pytest.mark.parametrize("solver", [core.GradientAscent(0.001), core.GradientAscent(0.5, optimizer="sgd")])
+def test_half_precision_noise_stays_so_and_its_small_steps_add_up(solver):
+    """bfloat16 holds 1 + 1 / 128 and nothing between: steps of a thousandth would be lost one by one."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        noise_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), (1, 3, 4, 4))
+        noise = noise_map.randn(0).to(torch.bfloat16).to(dtype)
+        result = core.optimize(
+            noise_map, lambda images, prompts: 10 * images.float().mean(dim=(1, 2, 3)), noise, solver, iterations=40
+        )
+        assert result.noise.initial.dtype == result.noise.checkpoint.noise.initial.dtype == dtype
+        found[dtype] = result.history.column("score")[-1] - result.history.column("score")[0]
+    assert found[torch.bfloat16] == pytest.approx(found[torch.float32], rel=0.1)
