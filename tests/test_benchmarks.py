@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import belief
 import black_box
@@ -36,6 +37,17 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     assert record["runs"] == {"a": {"score": [1.5]}} and record["summary"] == {"gain": 2}
     assert json.loads(capsys.readouterr().out) == {"gain": 2}
     assert study.Runs(path, {"lr": 0.1}).done == record["runs"]
+
+
+def test_a_result_tells_the_command_to_type_and_no_folder_of_whoever_ran_it(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "study.json"
+    monkeypatch.setattr(study.sys, "argv", ["study.py", "--arms", "Hybrid-2, ou", "--out", str(path)])
+    study.Runs(path, {}).finish("study.py", {})
+    expected = "python tests/benchmarks/study.py --arms 'Hybrid-2, ou' --out tests/benchmarks/results/study.json"
+    assert json.loads(path.read_text())["command"] == expected
+    for result in (Path(study.__file__).parent / "results").glob("*.json"):
+        command = json.loads(result.read_text()).get("command", "")
+        assert command.endswith(f"--out tests/benchmarks/results/{result.name}") or not command, command
 
 
 def test_what_was_done_before_an_interruption_is_kept(tmp_path):

@@ -6,6 +6,7 @@ spent when the evaluated noise was there: 0 for the start.
 
 import itertools
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -51,8 +52,9 @@ class Runs:
         unfinished.replace(self.path)
 
     def finish(self, script, summary):
-        """Write the file with its summary, and print that."""
-        command = " ".join([f"python tests/benchmarks/{script}", *sys.argv[1:]])
+        """Write the file with its summary and the command, which names it by where results belong, and print that."""
+        kept = {str(self.path): f"tests/benchmarks/results/{self.path.name}"}
+        command = shlex.join(["python", f"tests/benchmarks/{script}", *(kept.get(word, word) for word in sys.argv[1:])])
         self.write(command=command, threads=torch.get_num_threads(), torch=torch.__version__, summary=summary)
         sys.stdout.write(json.dumps(summary, indent=1) + "\n")
 
