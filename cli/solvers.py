@@ -45,7 +45,7 @@ SOLVERS = {
     ),
     "hybrid2": Choice("other rewards without gradient", ASCENT | {"candidates": 4}, _estimating(core.Hybrid2)),
     "hybrid2-ou": Choice(
-        "the same by steps of one length, for few iterations", ASCENT | {"lr": 0.2, "candidates": 4},
+        "the same by steps of a given length, quicker", ASCENT | {"lr": None, "candidates": 4},
         lambda lr, candidates: core.GradientAscent.ou(core.Hybrid2(candidates), lr),
     ),
     "zo-sgd": Choice("no backward pass, slowest", ASCENT | {"candidates": 16}, _estimating(core.ZerothOrder)),

@@ -165,6 +165,8 @@ def optimize(
             problem.started = time.perf_counter()
         noise, done = _iterate(problem, solver, noise, first, earlier, history, callback)
         log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
+        if iterations > 0:
+            _warn_of_silence(problem, history, getattr(solver, "estimator", None))
         _conclude(problem, history, floor, diagnose)
     checkpoint = None  # where the reward or its gradient broke, nobody can go on
     if done is not None:
@@ -416,6 +418,29 @@ def _without_zeros(problem, noise):
         yield
     finally:
         sample_map.part = part
+
+
+def _warn_of_silence(problem, history, estimator):
+    """Warn of the pictures whose reward had no slope to climb in half of the iterations or more."""
+    rows = [row["gradient_norm"] for row in history.rows if row.get("gradient_norm") is not None]
+    if not rows:
+        return
+    searched = problem.sample_map.active_entries(problem.best.noise).any(dim=1)
+    for item, norms in enumerate(zip(*rows, strict=True)):
+        silent = sum(norm == 0 for norm in norms)
+        if not searched[item] or 2 * silent < len(norms):
+            continue
+        seen = f"picture {item}: in {silent} of {counted(len(norms), 'iteration')}"
+        if hasattr(estimator, "mu"):
+            problem.warn(
+                f"{seen} no perturbation changed the score, so there was nothing to climb along: the reward moves in"
+                f" jumps, or not at all. Take a larger mu than {estimator.mu:g}, a larger q than {estimator.q}, or ZeNO"
+            )
+        else:
+            problem.warn(
+                f"{seen} the reward's gradient was 0: the picture is at an end of the reward's scale, or the reward is"
+                " flat there. Start from another seed, or take ZeNO, which needs no gradient"
+            )
 
 
 def _warn_of_the_floor(problem, floor):

@@ -55,7 +55,7 @@ class DNOSolverZerothOrder(io.ComfyNode):
                 ),
                 learning_rate_input(
                     "0.01 is the paper's for JPEG, 0.001 for the aesthetic score. For ou the length of the first step,"
-                    " at most 1: 0.2."
+                    " at most 1; 0 chooses it by the number of iterations.", least=0.0,
                 ),
                 io.Int.Input(
                     "q", default=0, min=0, max=4096,
@@ -71,7 +71,7 @@ class DNOSolverZerothOrder(io.ComfyNode):
                 seed_input("perturbations"),
                 *update_inputs(
                     "ou", remark=" ou: each step as long as lr says, the last a third of the first, however rough the"
-                    " estimate; quick, and soon at the edge of what is probable.",
+                    " estimate, and pushed back where noise becomes improbable; the quickest.",
                 ),
             ],
             outputs=[solver_output()],
@@ -81,6 +81,8 @@ class DNOSolverZerothOrder(io.ComfyNode):
     def execute(cls, method, lr, q, mu, seed, optimizer, momentum, clip) -> io.NodeOutput:
         chosen = {name: value for name, value in (("q", q), ("mu", mu)) if value}
         estimator = known(method, ESTIMATORS)(seed=seed, **chosen)
+        if optimizer == "ou":
+            lr = lr or None
         return io.NodeOutput(
             core.GradientAscent(lr=lr, optimizer=optimizer, momentum=momentum, clip=clip or None, estimator=estimator)
         )
@@ -371,9 +373,9 @@ def known(word, words, what="method"):
     return words[word]
 
 
-def learning_rate_input(advice):
+def learning_rate_input(advice, least=0.00001):
     return io.Float.Input(
-        "lr", default=0.01, min=0.00001, max=100.0, step=0.001, round=0.00001,
+        "lr", default=0.01, min=least, max=100.0, step=0.001, round=0.00001,
         tooltip=f"Learning rate, for Adam in units of the noise's standard deviation. {advice}",
     )  # fmt: skip
 

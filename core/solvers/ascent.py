@@ -9,10 +9,19 @@ from ..checks import check_positive
 from ..estimators import Exact
 from ..noise import Noise
 from ..precision import wide
-from .base import Solver, within_length
+from ..problem import where
+from ..regularizer import ProbabilityRegularizer
+from .base import Solver
+from .sphere import PROBABLE_ENOUGH, Sphere, is_searched, kept_probable, least_log_p, parts_of
 
 OU_FALL = 1 / 3
 """What the last iteration's step of "ou" is of the first's."""
+OU_FIRST, OU_MOST = 0.9, 0.2
+"""Its first step times the root of the number of iterations, and the most that is."""
+HALVINGS = 3
+"""How often a step of "ou" is halved that would lead to improbable noise."""
+CHANCE = -1
+"""Beside an estimator's seed, of steps by chance."""
 
 
 @dataclass
@@ -30,13 +39,13 @@ class GradientAscent(Solver):
     Attributes:
         estimator: where the gradient comes from, see `estimators`; default exact.
         lr: step size; in units of the noise's standard deviation for Adam. 0.01 is the paper's, 0.03 suits short runs.
-            Of "ou" the first step's, at most 1; 0.2 suits estimates.
+            Of "ou" the first step's, at most 1; or None, see `ou`.
         optimizer: "adam", "sgd" with Nesterov momentum, or "ou": steps of a given length, see `ou`.
         momentum: of "sgd".
         clip: largest Euclidean norm of each picture's gradient before the update, or None.
     """
 
-    lr: float = 0.01
+    lr: float | None = 0.01
     optimizer: str = "adam"
     momentum: float = 0.9
     clip: float | None = None
@@ -47,8 +56,11 @@ class GradientAscent(Solver):
     def __post_init__(self):
         if self.optimizer not in ("adam", "sgd", "ou"):
             raise ValueError(f"unknown optimizer {self.optimizer!r}; expected 'adam', 'sgd' or 'ou'")
-        check_positive(lr=self.lr)
-        if self.optimizer == "ou" and self.lr > 1:
+        if self.lr is None and self.optimizer != "ou":
+            raise ValueError(f"lr is None; expected a number: 'ou' alone can choose it, not {self.optimizer!r}")
+        if self.lr is not None:
+            check_positive(lr=self.lr)
+        if self.optimizer == "ou" and self.lr is not None and self.lr > 1:
             raise ValueError(f"lr is {self.lr}; expected at most 1 with optimizer 'ou', whose step is lr of the noise")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip is {self.clip}; expected a finite number > 0, or None for no clipping")
@@ -61,13 +73,16 @@ class GradientAscent(Solver):
         return cls(lr=5.0, optimizer="sgd", momentum=0.9, clip=0.1)
 
     @classmethod
-    def ou(cls, estimator, lr=0.2):
+    def ou(cls, estimator, lr=None):
         """Return the solver for rough estimates of a gradient: every step is as long as its iteration says.
 
-        z' = sqrt(1 - b^2) z + b sqrt(n) g / |g|, b = lr (1 / 3)^(k / (K - 1)) in iteration k of K: a step of an
-        Ornstein-Uhlenbeck process whose new noise is the gradient, so that z keeps the length of true noise. Adam sets
-        each number's step by the sizes of its last gradients; an estimate from a few random directions has the
-        direction of chance there, and only its own length to tell. [ours]
+        z_j' = sqrt(1 - b^2) z_j + b |z_j| v_j, b = lr (1 / 3)^(k / (K - 1)) in iteration k of K: a step of an
+        Ornstein-Uhlenbeck process whose new noise is the gradient, v_j that of the part z_j, tangent and of length 1,
+        so that every part keeps the length of true noise. Where z becomes improbable, v is pushed back as in
+        TrustAscent, see `sphere`, and a step that would make it so is halved, three times at most. A picture on whose
+        score no perturbation told takes v by chance, until one does. Where lr is None it is 0.9 / sqrt(K), at most 0.2:
+        long steps add up in many iterations. Adam sets each number's step by the sizes of its last gradients; an
+        estimate from a few random directions has the direction of chance there, and only its own length to tell. [ours]
 
         Example:
             >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -121,18 +136,35 @@ class GradientAscent(Solver):
         """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
         evaluation, gradient = problem.gradient(noise, self.estimator)
         gradient = self._clipped(gradient)
-        moved = self._turned(problem, noise, gradient) if self.optimizer == "ou" else self._updated(noise, gradient)
+        if self.optimizer == "ou":
+            return self._turned(problem, evaluation, gradient), evaluation
+        moved = self._updated(noise, gradient)
         # Moments from before `part` was changed would move what is not optimised now.
         return noise.with_flat(problem.sample_map.moved(noise, moved.to(noise.initial.dtype))), evaluation
 
-    def _turned(self, problem, noise, gradient):
-        """Return (B, n), the noise after a step of "ou"; a picture without any gradient stays."""
-        sample_map, z, g = problem.sample_map, noise.flat(), gradient.flat()
-        step = self.lr * OU_FALL**problem.share_of_iterations
-        length = sample_map.active_entries(noise).sum(dim=1, keepdim=True).sqrt().to(z)
-        norm = g.norm(dim=1, keepdim=True)
-        moved = math.sqrt(1 - step**2) * z + step * length / norm.clamp(min=1e-30) * g
-        return torch.where(norm > 0, within_length(sample_map, noise, moved), z)
+    def _turned(self, problem, evaluation, gradient):
+        """Return the Noise after a step of "ou"."""
+        noise = evaluation.noise
+        sphere = Sphere.of(problem.sample_map, noise)
+        u = sphere.unit(sphere.tangent(parts_of(gradient)))
+        if not isinstance(self.estimator, Exact):  # whose 0 is the slope; an estimate of 0 has heard nothing
+            silent = (evaluation.gradient_norm == 0) & is_searched(problem, noise)
+            if silent.any():
+                chance = noise.with_flat(problem.draw(0, noise.flat(), (self.estimator.seed, CHANCE)))
+                u = where(silent, sphere.unit(sphere.tangent(parts_of(chance))), u, dim=1)
+        pushed = kept_probable(problem, evaluation, u, ProbabilityRegularizer(structured=True))
+        first = self.lr if self.lr is not None else min(OU_MOST, OU_FIRST / math.sqrt(max(problem.iterations, 1)))
+        step = first * OU_FALL**problem.share_of_iterations
+        angle, v = pushed.new_full((noise.batch,), math.asin(step)), sphere.unit(sphere.tangent(pushed))
+        moved = sphere.turned(noise, angle, v)
+        for _ in range(HALVINGS):
+            log_p = torch.minimum(*problem.log_probabilities(moved))
+            improbable = (log_p < PROBABLE_ENOUGH) & (log_p < least_log_p(evaluation))
+            if not improbable.any():
+                break
+            angle = torch.where(improbable.to(angle.device), angle / 2, angle)
+            moved = sphere.turned(noise, angle, v)
+        return moved
 
     def _updated(self, noise, gradient):
         """Return (B, n), the noise after a step of PyTorch's optimiser."""

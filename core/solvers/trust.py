@@ -8,9 +8,7 @@ injected noise, turns on its own sphere |z_j| = const by one angle, so that no p
                then the trial is the new z, its gradient g is taken, and angle = min(0.6, 1.6 angle)
                else angle = 0.5 angle, and the rejected trial has cost no backward pass
     u          unit(tangent(white_p(tangent(g)))), white_p = ifft(f / |f|^p) with f = fft(g) over channels and sides
-    push       u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)), and of ln p2 of
-               the worst pairing, which P sees too, and
-               lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
+    push       u += lambda sqrt(parts) d / |d| where z becomes improbable, see `sphere`
     v          unit(tangent(u + 0.5 v)), without the old v after a rejection
     trial_j    cos(angle) z_j + sin(angle) |z_j| v_j
 
@@ -21,7 +19,6 @@ begins before it, is what lets the climb go on along it. A regulariser of the pi
 reward's scale counts.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,12 +26,12 @@ import torch
 
 from ..estimators import Exact, Hybrid1
 from ..noise import Noise
-from ..precision import wide
 from ..problem import where
-from ..regularizer import P_SUSPICIOUS, ProbabilityRegularizer
+from ..regularizer import ProbabilityRegularizer
 from ..sampler_map import SamplerMap
 from ..spectrum import heard
 from .base import SamplesItself
+from .sphere import PROBABLE_ENOUGH, Sphere, is_searched, kept_probable, least_log_p, noise_of, parts_of
 from .tilt import Tilt
 
 START, MOST, GROW, SHRINK = 0.1, 0.6, 1.6, 0.5
@@ -44,7 +41,6 @@ STRENGTH, MANY_STEPS = 0.3, 16
 """Of the tilted run that a search begins with by itself where there are so many steps, all of which a trial costs."""
 NUMBERS = "scores", "log_p", "passed", "angle"
 """What a checkpoint remembers of each picture beside noises, a number each."""
-PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.0, 2.0
 
 
 @dataclass
@@ -118,7 +114,7 @@ class TrustAscent(SamplesItself):
         with problem.trial(noise, self.estimator) as (evaluation, gradient_of):
             passed = _passed(problem, evaluation)
             accepted = self._accepts(evaluation, passed)
-            gradient = gradient_of() if (accepted & _is_searched(problem, noise)).any() else None
+            gradient = gradient_of() if (accepted & is_searched(problem, noise)).any() else None
         if gradient is not None:
             evaluation = replace(evaluation, gradient_norm=gradient.norm())
         self._held = self._after(problem, evaluation, gradient, accepted, passed)
@@ -145,7 +141,7 @@ class TrustAscent(SamplesItself):
         zero = noise.map(torch.zeros_like)
         angle = torch.full_like(evaluation.scores, START)
         passed = _passed(problem, evaluation)
-        self._held = Held(noise, zero, zero, evaluation.objective, _least(evaluation), passed, angle)
+        self._held = Held(noise, zero, zero, evaluation.objective, least_log_p(evaluation), passed, angle)
         self._leader = tilted = self._tilter(problem.sample_map).run(problem, noise)
         found = noise.with_flat(tilted.flat)
         if problem.picture is None:  # else its term is not known yet; what is known now, no interrupt shall lose
@@ -160,7 +156,7 @@ class TrustAscent(SamplesItself):
         """
         if self._held is None:
             return torch.ones_like(evaluation.scores, dtype=torch.bool)
-        log_p = _least(evaluation)
+        log_p = least_log_p(evaluation)
         probable = (log_p >= PROBABLE_ENOUGH) | (log_p > self._held.log_p)
         better = (evaluation.objective > self._held.scores) & probable & (passed >= self._held.passed)
         itself = (evaluation.noise.flat() == self._held.noise.flat()).all(dim=1)
@@ -172,7 +168,7 @@ class TrustAscent(SamplesItself):
         if held is None:
             angle = torch.full_like(evaluation.scores, START)
             zero = evaluation.noise.map(torch.zeros_like)
-            held = Held(evaluation.noise, zero, zero, evaluation.objective, _least(evaluation), passed, angle)
+            held = Held(evaluation.noise, zero, zero, evaluation.objective, least_log_p(evaluation), passed, angle)
         else:
             by_a_step = held.direction.flat().any(dim=1)
             angle = torch.where(by_a_step, torch.where(accepted, GROW, SHRINK) * held.angle, held.angle)
@@ -182,27 +178,17 @@ class TrustAscent(SamplesItself):
         noise = _mixed(accepted, evaluation.noise, held.noise)
         sphere = Sphere.of(problem.sample_map, noise)
         kept = MOMENTUM * accepted.to(sphere.z).view(-1, *[1] * (sphere.z.ndim - 2))
-        velocity = sphere.unit(sphere.tangent(_parts(direction) + kept * _parts(held.velocity)))
+        velocity = sphere.unit(sphere.tangent(parts_of(direction) + kept * parts_of(held.velocity)))
         scores = torch.where(accepted, evaluation.objective, held.scores)
-        log_p = torch.where(accepted, _least(evaluation), held.log_p)
+        log_p = torch.where(accepted, least_log_p(evaluation), held.log_p)
         passed = torch.where(accepted, passed, held.passed)
-        return Held(noise, direction, _noise(velocity), scores, log_p, passed, angle.clamp(max=MOST))
+        return Held(noise, direction, noise_of(velocity), scores, log_p, passed, angle.clamp(max=MOST))
 
     def _direction(self, problem, evaluation, gradient):
         """Return u, the Noise of directions at the evaluated noise: whitened, on the spheres, pushed where need be."""
         sphere = Sphere.of(problem.sample_map, evaluation.noise)
-        whitened = _whitened(sphere.tangent(_parts(gradient)), self.whitening)
-        u = sphere.unit(sphere.tangent(whitened))
-        log_p = _least(evaluation)
-        weight = ((log_p - PUSHED_BELOW) / (PROBABLE_ENOUGH - PUSHED_BELOW)).clamp(0, MOST_PUSH)
-        if (weight > 0).any():
-            push = problem.regularizer or self.push
-            extra = push.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
-            problem.end_where_not_finite({"the gradient of the regulariser": extra.norm()})
-            d = sphere.tangent(_parts(extra))
-            length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
-            u = u + (weight.to(d) * math.sqrt(len(u)) / length).view(-1, *[1] * (d.ndim - 2)) * d
-        return _noise(u)
+        whitened = _whitened(sphere.tangent(parts_of(gradient)), self.whitening)
+        return noise_of(kept_probable(problem, evaluation, sphere.unit(sphere.tangent(whitened)), self.push))
 
 
 @dataclass(frozen=True)
@@ -231,23 +217,18 @@ class Held:
         """Return it with what its noise is worth to a search that goes on: maybe another reward, or other floors."""
         evaluation = problem.evaluate(replace(self.noise, settings={}))
         return replace(
-            self, scores=evaluation.objective, log_p=_least(evaluation), passed=_passed(problem, evaluation)
+            self, scores=evaluation.objective, log_p=least_log_p(evaluation), passed=_passed(problem, evaluation)
         )  # fmt: skip
 
     def trial(self, sample_map):
         """Return the noise to try: every part turned by the angle towards the velocity."""
-        sphere, v = Sphere.of(sample_map, self.noise), _parts(self.velocity)
-        angle = self.angle.to(v).view(-1, *[1] * (v.ndim - 2))
-        turned = angle.cos() * sphere.z + angle.sin() * sphere.length * v
-        moves = sphere.free & (_norm(v) > 0)  # a part without any direction stays, and keeps its length
-        moved = torch.where(moves, turned.to(self.noise.initial), _parts(self.noise))
-        return replace(_noise(moved), settings=self.noise.settings)
+        return Sphere.of(sample_map, self.noise).turned(self.noise, self.angle, parts_of(self.velocity))
 
     def memory(self):
         """Return it as name -> Noise; a number of a picture fills that picture's entries."""
         least = torch.finfo(self.noise.initial.dtype).min  # for a picture that broke: a file holds finite numbers alone
         numbers = {name: getattr(self, name).nan_to_num(least, -least, least) for name in NUMBERS}
-        filled = {name: _noise(_filled(values, _parts(self.noise))) for name, values in numbers.items()}
+        filled = {name: noise_of(_filled(values, parts_of(self.noise))) for name, values in numbers.items()}
         return {name: getattr(self, name) for name in ("noise", "direction", "velocity")} | filled
 
     @classmethod
@@ -255,38 +236,6 @@ class Held:
         """Return what `memory` returned as a Held."""
         numbers = {name: memory[name].initial.flatten(1)[:, 0] for name in NUMBERS}
         return cls(*(memory[name] for name in ("noise", "direction", "velocity")), **numbers)
-
-
-@dataclass(frozen=True)
-class Sphere:
-    """The spheres that the searched entries of each part of z lie on; tensors are (parts, B, C, H, W).
-
-    Attributes:
-        z: the searched entries, float32 or wider, 0 elsewhere.
-        free: booleans, which entries are searched.
-        length: (parts, B, 1, 1, 1), Euclidean.
-    """
-
-    z: torch.Tensor
-    free: torch.Tensor
-    length: torch.Tensor
-
-    @classmethod
-    def of(cls, sample_map, noise):
-        free = _parts(noise.with_flat(sample_map.active_entries(noise)))
-        z = wide(_parts(noise)) * free
-        return cls(z, free, _norm(z))
-
-    def tangent(self, vectors):
-        """Return the searched entries of vectors, less what points along z."""
-        vectors = vectors.to(self.z) * self.free
-        radial = (vectors * self.z).flatten(2).sum(dim=2).view(self.length.shape)
-        return vectors - radial / self.length.square().clamp(min=torch.finfo(self.z.dtype).tiny) * self.z
-
-    @staticmethod
-    def unit(vectors):
-        """Return the vectors with each part at length 1, or 0 where it is 0."""
-        return vectors / _norm(vectors).clamp(min=torch.finfo(vectors.dtype).tiny)
 
 
 def _whitened(vectors, power):
@@ -297,20 +246,6 @@ def _whitened(vectors, power):
     return torch.fft.irfftn(spectrum / size**power, s=vectors.shape[2:], dim=dims)
 
 
-def _parts(noise):
-    """Return x_T and the injected noises of a Noise as one tensor, (parts, B, C, H, W)."""
-    return torch.cat([noise.initial[None], noise.injected])
-
-
-def _noise(parts):
-    return Noise(parts[0], parts[1:])
-
-
-def _norm(vectors):
-    """Return the lengths of (parts, B, ..) vectors, (parts, B, 1, ..)."""
-    return vectors.flatten(2).norm(dim=2).view(*vectors.shape[:2], *[1] * (vectors.ndim - 2))
-
-
 def _filled(values, like):
     """Return (parts, B, ..) of `like`'s shape, filled with each picture's value of (B,)."""
     return values.view(1, -1, *[1] * (like.ndim - 2)).expand(like.shape)
@@ -318,22 +253,7 @@ def _filled(values, like):
 
 def _mixed(accepted, new, old):
     """Return the Noise of the pictures that are accepted, and `old`'s of the others."""
-    return replace(_noise(where(accepted, _parts(new), _parts(old), dim=1)), settings=old.settings)
-
-
-def _least(evaluation):
-    """Return (B,), the smaller of ln P of z and of x_T."""
-    return torch.minimum(evaluation.log_p, evaluation.log_p_initial)
-
-
-def _is_searched(problem, noise):
-    """Return (B,) booleans: which pictures have not ended and have entries that are optimised."""
-    goes_on = torch.ones(noise.batch, dtype=torch.bool, device=noise.initial.device)
-    if not problem.sample_map.optimises_everything:
-        goes_on = problem.sample_map.active_entries(noise).any(dim=1)
-    if problem.ended:
-        goes_on[list(problem.ended)] = False
-    return goes_on
+    return replace(noise_of(where(accepted, parts_of(new), parts_of(old), dim=1)), settings=old.settings)
 
 
 def _passed(problem, evaluation):

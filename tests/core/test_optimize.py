@@ -690,3 +690,30 @@ def test_a_watched_reward_that_fails_for_the_best_leaves_its_iterations_scores()
     result = run(watch=(watched,), solver=core.Search.best_of_n(8), iterations=3)
     assert result.history.best_row["score"][0] > result.history.rows[0]["score"][0]
     assert any("since asking failed: CUDA out of memory" in warning for warning in result.history.warnings)
+
+
+@pytest.mark.parametrize("solver, advice", [
+    (core.GradientAscent.ou(core.Hybrid2(q=3, mu=0.05)), "a larger mu than 0.05, a larger q than 3"),
+    (core.GradientAscent(estimator=core.ZerothOrder()), "a larger mu than 0.01, a larger q than 16"),
+    (core.GradientAscent(), "another seed, or take ZeNO"), (core.TrustAscent(), "another seed, or take ZeNO"),
+])
+def test_a_reward_without_any_slope_is_told_of_by_picture(solver, advice):
+    """The second picture's scores do not move; the first's do, and nothing is said of it."""
+    noise_map = sample_map()
+
+    def reward(images, prompts):
+        return images.mean(dim=(1, 2, 3)) * torch.tensor([1.0, 0.0]).repeat(len(images) // 2)
+
+    history = core.optimize(noise_map, reward, start(noise_map), solver, iterations=3).history
+    (warning,) = [each for each in history.warnings if "changed the score" in each or "gradient was 0" in each]
+    assert warning.startswith("picture 1: in ") and advice in warning
+
+
+def test_nothing_is_said_of_slopes_where_nothing_is_searched():
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[0] = 1
+    noise_map = sample_map(mask=mask)
+    history = core.optimize(
+        noise_map, mean_pixel, start(noise_map), core.GradientAscent(), iterations=2
+    ).history
+    assert not [each for each in history.warnings if "gradient was 0" in each]

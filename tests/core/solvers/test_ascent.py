@@ -1,9 +1,23 @@
 """Gradient ascent's step, and ReNO's preset of it."""
 
+import math
+
 import pytest
 import torch
 from comfyui_dno import core
 from tiny_models import sample_map
+
+
+class NoPush:
+    """A regulariser that is content with every noise."""
+
+    def gradient(self, sample_map, noise, iteration=0):
+        return noise.flat().new_zeros(noise.batch), noise.map(torch.zeros_like)
+
+
+def parts(noise):
+    """(parts, B, n): x_T and the injected noises."""
+    return torch.cat([noise.initial[None], noise.injected]).flatten(2)
 
 
 def test_renos_preset_climbs_on_x_t_alone_and_keeps_its_norm():
@@ -37,32 +51,77 @@ def test_a_gradient_that_is_shorter_than_the_clip_stays_as_it_is():
 
 
 def test_an_ou_step_is_as_long_as_its_iteration_says_whatever_the_rewards_units():
-    """z' = sqrt(1 - b^2) z + b sqrt(n) g / |g|, b from 0.2 to a third; the noise's length is cut at sqrt(n) + 2."""
+    """z_j' = sqrt(1 - b^2) z_j + b |z_j| v_j, b from 0.2 to a third, v_j the part's own direction on its sphere."""
     noise_map = sample_map()
     noise = noise_map.randn(0).to(torch.float64)
-    z = noise.flat()
-    length = z.shape[1] ** 0.5
+    z = parts(noise)
     for scale in (1.0, 1e4):
         for iteration, b in ((0, 0.2), (2, 0.2 / 3**0.5), (4, 0.2 / 3), (9, 0.2 / 3)):
             reward = lambda i, p, scale=scale: scale * i.mean(dim=(1, 2, 3))  # noqa: E731
-            problem = core.Problem(noise_map, reward, iterations=5, iteration=iteration)
+            problem = core.Problem(noise_map, reward, NoPush(), iterations=5, iteration=iteration)
             _, gradient = problem.gradient(noise)
-            g = gradient.flat() / gradient.flat().norm(dim=1, keepdim=True)
-            moved, _ = core.GradientAscent.ou(core.Exact()).step(problem, noise)
-            expected = (1 - b**2) ** 0.5 * z + b * length * g
-            expected *= ((length + 2) / expected.norm(dim=1, keepdim=True)).clamp(max=1)
-            torch.testing.assert_close(moved.flat(), expected)
+            g = parts(gradient)
+            tangent = g - (g * z).sum(dim=-1, keepdim=True) / z.square().sum(dim=-1, keepdim=True) * z
+            moved, _ = core.GradientAscent.ou(core.Exact(), lr=0.2).step(problem, noise)
+            step = b * z.norm(dim=-1, keepdim=True) * tangent / tangent.norm(dim=-1, keepdim=True)
+            torch.testing.assert_close(parts(moved), (1 - b**2) ** 0.5 * z + step)
 
 
-def test_an_ou_step_stays_where_there_is_no_gradient_and_where_nothing_is_searched():
+@pytest.mark.parametrize("iterations, first", [(5, 0.2), (20, 0.2), (81, 0.1), (324, 0.05)])
+def test_an_ou_step_of_no_given_length_is_shorter_in_a_longer_search(iterations, first):
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    problem = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)), iterations=iterations)
+    moved, _ = core.GradientAscent.ou(core.Hybrid2()).step(problem, noise)
+    cosine = torch.nn.functional.cosine_similarity(parts(moved), parts(noise), dim=-1)
+    torch.testing.assert_close(cosine, torch.full_like(cosine, (1 - first**2) ** 0.5), rtol=0, atol=1e-6)
+
+
+def test_an_ou_step_stays_where_the_slope_is_0_and_where_nothing_is_searched():
     noise_map = sample_map(part="initial")
     noise = noise_map.randn(0).to(torch.float64)
-    flat = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)) * 0)
-    moved, _ = core.GradientAscent.ou(core.Hybrid2()).step(flat, noise)
+    flat = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)) * 0, NoPush())
+    moved, _ = core.GradientAscent.ou(core.Exact()).step(flat, noise)
     assert torch.equal(moved.flat(), noise.flat())
     climbing = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)))
     moved, _ = core.GradientAscent.ou(core.Hybrid2()).step(climbing, noise)
     assert torch.equal(moved.injected, noise.injected) and not torch.equal(moved.initial, noise.initial)
+
+
+def test_a_picture_on_which_no_perturbation_tells_goes_on_by_chance():
+    """A detector that counts hears small perturbations nowhere on its plateaus; the other picture climbs meanwhile."""
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    both = lambda i, p: i.mean(dim=(1, 2, 3))  # noqa: E731
+    first_alone = lambda i, p: i.mean(dim=(1, 2, 3)) * torch.tensor([1.0, 0.0]).repeat(len(i) // 2)  # noqa: E731
+    solver, other = (core.GradientAscent.ou(core.Hybrid2(seed=seed), lr=0.2) for seed in (0, 1))
+    found = {}
+    for name, reward, iteration in (("both", both, 0), ("first", first_alone, 0), ("later", first_alone, 1)):
+        problem = core.Problem(noise_map, reward, NoPush(), iterations=1, iteration=iteration)
+        found[name], again = (parts(solver.step(problem, noise)[0]) for _ in range(2))
+        assert torch.equal(found[name], again)
+    torch.testing.assert_close(found["first"][:, 0], found["both"][:, 0], rtol=0, atol=1e-6)
+    for name in ("first", "later"):
+        cosine = torch.nn.functional.cosine_similarity(found[name][:, 1], parts(noise)[:, 1], dim=-1)
+        assert (cosine >= 0.96**0.5 - 1e-6).all() and (cosine < 0.999).all()  # halved, or not: noise of few numbers
+    found["other"] = parts(other.step(problem, noise)[0])
+    for one, two in (("first", "later"), ("later", "other")):  # another chance each time, and by each seed
+        assert not torch.allclose(found[one][:, 1], found[two][:, 1], atol=0.1)
+    one = core.Problem(noise_map, first_alone, NoPush(), iterations=1)
+    one.ended[1] = "it broke"
+    assert torch.equal(parts(solver.step(one, noise)[0])[:, 1], parts(noise)[:, 1])
+
+
+def test_ou_stays_where_noise_is_probable_however_long_it_climbs():
+    """The reward wants every number of x_T alike; steps that followed it alone would get that."""
+    noise_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), (1, 3, 24, 24), eta=0.0)
+    result = core.optimize(
+        noise_map, lambda images, prompts: images.mean(dim=(1, 2, 3)), noise_map.randn(0),
+        core.GradientAscent.ou(core.Exact(), lr=0.2), iterations=60,
+    )  # fmt: skip
+    assert min(result.history.column("log_p")) > math.log(0.01) - 1
+    assert result.history.best_row["iteration"][0] > 5
+    assert result.history.best_row["score"][0] > result.history.column("score")[0] + 0.02
 
 
 def test_ou_climbs_by_an_estimate_and_keeps_the_noises_length():
