@@ -19,7 +19,7 @@ from .noise import Checkpoint, Noise
 from .picture_regularizer import parted, refuse_without_gradient
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, layouts_of_a_search
-from .scoring import NotFiniteError, judges_latents, name_of, remarks, require_differentiable
+from .scoring import NotFiniteError, RewardError, judges_latents, name_of, remarks, require_differentiable
 from .solvers import Fast, GradientAscent, default_solver
 from .words import counted
 
@@ -179,7 +179,8 @@ def optimize(
 def _iterate(problem, solver, noise, first, earlier, history, callback):
     """Run the iterations, and end them where something breaks after the first is recorded.
 
-    Memory that runs out ends them as soon as one noise is evaluated: candidates may need more than the start does.
+    So does a reward, watched or not, that fails once it has worked. Memory that runs out ends them as soon as one noise
+    is evaluated: candidates may need more than the start does.
 
     Args:
         problem, solver, noise: of the run; the solver is fresh.
@@ -229,6 +230,11 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
         if not history.rows:
             raise
         history.stopped, done = str(error), None
+    except RewardError as error:
+        if not history.rows:  # it never worked
+            raise
+        log.exception("a reward failed: the search ends with what it has found")
+        history.stopped = f"{error}, at iteration {problem.iteration}"
     except RuntimeError as error:
         if problem.latest is None or not is_out_of_memory(error):
             raise

@@ -97,7 +97,7 @@ def asked(reward, function, *args):
     """
     try:
         return function(*args)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError) as error:
         if is_out_of_memory(error) or isinstance(error, RewardError):
             raise
         raise RewardError(f"the reward {name_of(reward)} failed: {type(error).__name__}: {error}") from error

@@ -23,7 +23,7 @@ from ..limits import INTERRUPTED, Stopped
 from ..memory import is_out_of_memory
 from ..problem import Problem
 from ..regularizer import log_noise_probability
-from ..scoring import NotFiniteError
+from ..scoring import NotFiniteError, RewardError
 from .base import Leader, SamplesItself, refuse_another_sampler
 from .trust import TrustAscent
 
@@ -232,7 +232,7 @@ def _why_ended(error):
     """Return in words what ended a climb whose best is kept; raise what does not."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if isinstance(error, (Stopped, NotFiniteError)):
+    if isinstance(error, (Stopped, NotFiniteError, RewardError)):
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory: {str(error).splitlines()[0]}"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import core, rewards
+from comfyui_dno.core.scoring import RewardError
 from tiny_models import SIGMAS, sample_map
 
 
@@ -434,6 +435,43 @@ def test_memory_that_runs_out_among_the_first_candidates_keeps_the_best_that_was
     assert history.best_row["score"] == mean_pixel(decode(result.latent), None).tolist()
     assert history.best_row["score"] >= history.rows[0]["score"]
     assert "out of memory" in history.summary()
+
+
+class Fragile:
+    """A reward that fails from its nth picture on."""
+
+    name, differentiable = "fragile", True
+
+    def __init__(self, pictures):
+        self.left = pictures
+
+    def __call__(self, images, prompts):
+        self.left -= len(images)
+        if self.left < 0:
+            raise ConnectionError("the server is gone")
+        return mean_pixel(images, prompts)
+
+
+@pytest.mark.parametrize("solver", [
+    core.GradientAscent(lr=0.1), core.TrustAscent(), core.Search.best_of_n(2), core.ZeNO(2),
+    core.GradientAscent(estimator=core.Hybrid2(q=2)),
+])
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_reward_that_fails_once_it_has_worked_keeps_the_best(solver, watched, caplog):
+    noise_map = sample_map(batch=1)
+    settings = {"watch": (Fragile(2),)} if watched else {"reward": Fragile(10)}
+    result = run(noise_map, solver=solver, iterations=20, **settings)
+    history = result.history
+    assert history.stopped.startswith("the reward fragile failed: ConnectionError: the server is gone, at iteration ")
+    assert history.ended_early and 1 < len(history.rows) < 20
+    assert history.best_row["score"][0] >= max(history.column("score"))
+    torch.testing.assert_close(mean_pixel(result.images, None).tolist(), history.best_row["score"])
+    assert "Traceback" in caplog.text
+
+
+def test_a_reward_that_fails_at_once_raises():
+    with pytest.raises(RewardError, match="the server is gone"):
+        run(sample_map(batch=1), reward=Fragile(0))
 
 
 def test_other_errors_of_a_device_are_not_taken_for_memory():

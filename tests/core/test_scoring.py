@@ -52,7 +52,7 @@ def test_a_picture_that_is_not_finite_scores_minus_infinity_with_a_gradient_of_z
 
 @pytest.mark.parametrize("error", [
     KeyError("tokens"), AttributeError("no such thing"), TypeError("an int"), ZeroDivisionError("division by zero"),
-    RuntimeError("mat1 and mat2"),
+    RuntimeError("mat1 and mat2"), ConnectionError("the server is gone"),
 ])
 @pytest.mark.parametrize("ask", [score, exact])
 def test_an_error_that_would_stand_bare_names_the_reward(ask, error):

@@ -184,6 +184,7 @@ def test_floors_hold_in_the_climb_and_name_what_they_held():
 @pytest.mark.parametrize("coarse_steps", [4, STEPS])
 @pytest.mark.parametrize("error, words", [
     (KeyboardInterrupt(), "interrupted"), (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory"),
+    (ConnectionError("the server was busy"), "the reward failing failed: ConnectionError: the server was busy"),
 ])  # fmt: skip
 def test_what_a_climb_has_found_is_kept_where_it_is_cut_off(error, words, coarse_steps):
     asked = itertools.count()
@@ -205,13 +206,14 @@ def test_what_a_climb_has_found_is_kept_where_it_is_cut_off(error, words, coarse
 def test_another_error_in_the_climb_is_raised():
     asked = itertools.count()
 
-    def failing(images, prompts):
-        if next(asked) == 7:
+    def failing(x, sigma):
+        if next(asked) == 20:
             raise RuntimeError("a shape")
-        return mean_pixel(images, prompts)
+        return steady(x, sigma)
 
     with pytest.raises(RuntimeError, match="a shape"):
-        run(fine_map(), reward=failing)
+        run(fine_map(denoise=failing))
+    assert next(asked) == 21
 
 
 def test_what_the_climb_learns_of_memory_the_fine_map_knows():
