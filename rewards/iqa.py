@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core.precision import repeatable
+from ..core.precision import outside_autocast, repeatable
+from .networks import Tower
 from .pictures import rgb
 from .preprocess import clamp_through
 
@@ -30,6 +31,8 @@ OF_NO_PICTURE = ("fid", "sfid", "fid_dinov2", "inception_score", "clipscore", "f
 """What judges whole folders of pictures, a picture with a text, or which of two pictures is better."""
 PROBE = 256
 """Side of the picture on which a gradient is tried; some metrics take none below 176."""
+BYTES_A_PIXEL = 3072
+"""What a network keeps of a picture for its way back: VGG16 2.2 KB, ResNet50 about 1; unknown for most of pyiqa's."""
 LEAST_SLOPE = 0.1
 """Of what the gradient says. Of the metrics that need no weights psnr gave 1.00, ssim 0.91, vif 0.64, gmsd, whose
 gradient is in few pixels, 0.25; fsim 0.03 and vsi NaN, which no search can climb."""
@@ -49,6 +52,7 @@ class IQA:
 
     Attributes:
         metric: one of `metrics()`.
+        tower: its `MetricTower`.
         reference: (R, 3, H, W) in [0, 1], what pictures are compared with by a metric that compares: one for all, or
             one for each of the batch. It is resized to theirs. Other metrics do not use it.
 
@@ -70,7 +74,7 @@ class IQA:
             if self.reference is None:
                 raise ValueError(f"{self.metric} compares pictures with a reference; expected one, and found none")
             rgb(self.reference, "the reference's pictures")
-        self.network = made(self.metric)
+        self.tower = MetricTower(self.metric)
 
     @property
     def compares(self):
@@ -137,11 +141,34 @@ class IQA:
 
     def _judged(self, picture, reference):
         """Return the metric (1,) of one picture (1, 3, H, W)."""
-        self.network.to(picture.device)
-        given = [each.float() for each in (picture, reference) if each is not None]  # as its weights are
-        with _explained(self.metric), _same_crops(picture.device):
-            found = self.network(*given)
+        with self.tower.judging(picture) as device, _explained(self.metric), _same_crops(device):
+            given = [each.to(device, torch.float32) for each in (picture, reference) if each is not None]
+            found = self.tower.module(*given)
         return found.reshape(1, -1)[:, 0].to(picture)
+
+
+class MetricTower(Tower):
+    """The network of one metric, and of no file that is known here.
+
+    Attributes:
+        module: pyiqa's; it may have no parameters.
+    """
+
+    def __init__(self, metric):
+        super().__init__(metric, "pyiqa")
+        self.module = made(metric)
+
+    @contextlib.contextmanager
+    def judging(self, picture):
+        """Yield the device to judge a picture (1, 3, H, W) on: the picture's, or where `on_use` loads the network."""
+        if self.on_use is None or next(self.module.parameters(), None) is None:
+            self.module.to(picture.device)
+            with outside_autocast(picture.device.type):
+                yield picture.device
+        else:
+            per_pixel = BYTES_A_PIXEL if torch.is_grad_enabled() and picture.requires_grad else BYTES_A_PIXEL // 4
+            with self.running(per_pixel * picture[0, 0].numel()) as device:
+                yield device
 
 
 def pattern(side, seed):

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ... import rewards
 from ...rewards.iqa import metrics
 from .. import page, requirements, sockets
+from . import files
 from .layout import REFERENCE
 from .pictures import pictures_of
 
@@ -53,5 +54,6 @@ class DNOIQAReward(io.ComfyNode):
     @classmethod
     def execute(cls, metric, reference=None) -> io.NodeOutput:
         reward = rewards.IQA(metric, None if reference is None else pictures_of(reference, REFERENCE))
+        files.managed(reward.tower)
         better = "lower is better, so the reward is minus it" if reward.lower_is_better else "higher is better"
         return io.NodeOutput(reward, ui=page.shown(f"{metric}: {reward.range}; {better}"))

@@ -96,7 +96,7 @@ def test_a_gradient_that_does_not_raise_the_metric_is_none(stub, monkeypatch):
     def of_the_wrong_sign(network, target, ref):
         return 3 * target.detach().mean() - 2 * target.mean()
 
-    monkeypatch.setattr(type(reward.network), "mean", of_the_wrong_sign)
+    monkeypatch.setattr(type(reward.tower.module), "mean", of_the_wrong_sign)
     assert reward.slope < 0 and reward.differentiable is False
 
 
@@ -104,6 +104,28 @@ def test_the_gradient_is_minus_that_of_what_is_better_when_lower_and_a_pixel_out
     images, reference = pictures(2, 3, 6, 6), pictures(1, 3, 6, 6, seed=1)
     _, gradient = exact(rewards.IQA("error", reference), images)
     torch.testing.assert_close(gradient, -2 * (images.clamp(0, 1) - reference.clamp(0, 1)) / images[0].numel())
+
+
+def test_the_network_runs_where_it_is_loaded_to_and_says_first_what_it_takes(stub, device):
+    """As ComfyUI loads the networks of rewards; the pictures may be elsewhere."""
+    images, reference = pictures(2, 3, 6, 6), pictures(1, 3, 6, 6, seed=1)
+    reward, asked = rewards.IQA("error", reference), []
+
+    def load(memory):
+        asked.append(memory)
+        reward.tower.module.to(device)
+
+    reward.tower.on_use = load
+    scores, gradient = exact(reward, images)
+    assert next(reward.tower.module.parameters()).device == device
+    assert (scores.device, gradient.device) == (images.device, images.device)
+    own = rewards.IQA("error", reference)
+    torch.testing.assert_close(scores, own(images))
+    torch.testing.assert_close(gradient, exact(own, images)[1])
+    with_gradient = asked[-2:]  # those before it tried whether there is one
+    asked.clear()
+    score(reward, images)
+    assert len(with_gradient) == len(asked) == 2 and min(with_gradient) > max(asked) > 0
 
 
 def test_random_crops_are_the_same_each_time_and_generators_are_left_as_found(stub):
@@ -137,7 +159,7 @@ def test_other_threads_find_hosts_meanwhile(stub, monkeypatch):
         return target.mean(dim=(1, 2, 3))
 
     reward = rewards.IQA("mean")
-    monkeypatch.setattr(type(reward.network), "mean", from_another_thread)
+    monkeypatch.setattr(type(reward.tower.module), "mean", from_another_thread)
     reward(pictures(1, 3, 8, 8))
     assert len(found) == 1
 
