@@ -231,21 +231,27 @@ def plot(runs, path):
 
     known = [steps for steps in MAPS if f"{steps} steps" in summaries(runs)]
     figure = Figure(figsize=(3 * len(REWARDS), 5.2 * len(known)), dpi=70, layout="constrained")
-    grid = figure.subplots(2 * len(known), len(REWARDS), squeeze=False)
+    grid, labelled = figure.subplots(2 * len(known), len(REWARDS), squeeze=False), {}
     for row, (steps, unit) in enumerate(itertools.product(known, ("calls", "seconds"))):
         for axes, reward in zip(grid[row], REWARDS, strict=True):
             for number, solver in enumerate(SOLVERS):
                 prefix = f"{steps} steps | {reward} | {solver} |"
                 curves = [above_floors(run, unit) for name, run in runs.items() if name.startswith(prefix)]
-                if len(curves) >= LEAST_PAIRS:
+                if len(curves) < LEAST_PAIRS:
+                    continue
+                if solver.startswith("tilt "):  # one run, and so one find
+                    spent, found = (np.mean([each[axis][-1] for each in curves]) for axis in (0, 1))
+                    (line,) = axes.plot(spent, found, "o", color=f"C{number}", markersize=5)
+                else:
                     spent = np.linspace(0, min(x[-1] for x, _ in curves), 60)
                     # What a search had found by then, and not what lies between two finds.
                     found = [y[np.searchsorted(x, spent, side="right") - 1] for x, y in curves]
-                    axes.plot(spent, np.mean(found, axis=0), color=f"C{number}", label=f"{solver} ({len(curves)})")
+                    (line,) = axes.plot(spent, np.mean(found, axis=0), color=f"C{number}")
+                labelled[solver] = line, min(len(curves), labelled.get(solver, (line, len(curves)))[1])
             axes.set(xlabel=f"{unit}, {steps} steps", title=reward)
             axes.grid(alpha=0.3)
-    for axes in grid[::2, 0]:
-        axes.legend(fontsize=7)
+    lines, names = zip(*((line, f"{name} ({pairs})") for name, (line, pairs) in labelled.items()), strict=True)
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=9)
     figure.savefig(path)
 
 
