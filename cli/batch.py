@@ -103,9 +103,7 @@ def _work(options, items, processes):
 
 def _make(setup, sample_map, item, callback):
     result, before = setup.search(sample_map, setup.noise(sample_map, item.seed), callback)
-    if result.history.stopped == "interrupted":
-        raise KeyboardInterrupt
-    for row in result.history.rows:
+    for row in result.whole().history.rows:
         del row["seconds"]  # no two runs agree on them
     with whole(item.folder) as folder:
         save(result, before, folder)

@@ -6,7 +6,7 @@ from .. import core
 from ..core import plots
 from .experiments import room
 from .options import add_ascent, add_output, add_sampling, add_single
-from .output import say, together
+from .output import ended, say, together
 from .search import Setup, save, tell
 
 
@@ -42,7 +42,7 @@ def demo(options):
             if not found:
                 raise
             break
-        if result.history.stopped == "interrupted":
+        if result.failure or result.history.stopped == "interrupted":
             break
     histories = {label: result.history for label, (result, _) in found.items()}
     with together(options.out) as folder:
@@ -53,7 +53,7 @@ def demo(options):
     for label, history in histories.items():
         tell(label, history)
     say(f"pictures, curves and histories are in {options.out.resolve()}")
-    return 0
+    return max(ended(result) for result, _ in found.values())
 
 
 def _before_and_after(histories):

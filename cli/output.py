@@ -83,6 +83,14 @@ def say(text):
     _write(sys.stdout, text)
 
 
+def ended(result):
+    """Return the exit status after a search whose result is saved: 1, and why, where something failed in its middle."""
+    if result.failure is None:
+        return 0
+    complain(f"dno: the search ended early and what it had found is saved: {result.failure}")
+    return 1
+
+
 def complain(text):
     """Write a line about what went wrong; see `_write`."""
     _write(sys.stderr, text)

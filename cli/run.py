@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
-from .output import say, together
+from .output import ended, say, together
 from .report import findings, page, table
 from .search import FILES_OF_A_SEARCH, REPORT, Setup, save, tell
 
@@ -45,4 +45,4 @@ def run(options):
     say(f"pictures, noise and history are in {options.out.resolve()}")
     if options.report:
         say(f"the report is {(options.out / REPORT).resolve()}")
-    return 0
+    return ended(result)

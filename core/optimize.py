@@ -19,9 +19,17 @@ from .noise import Checkpoint, Noise
 from .picture_regularizer import parted, refuse_without_gradient
 from .problem import Best, Problem
 from .regularizer import P_SUSPICIOUS, NormRegularizer, layouts_of_a_search
-from .scoring import NotFiniteError, RewardError, judges_latents, name_of, remarks, require_differentiable
+from .scoring import (
+    LostGradientError,
+    NotFiniteError,
+    RewardError,
+    judges_latents,
+    name_of,
+    remarks,
+    require_differentiable,
+)
 from .solvers import Fast, GradientAscent, default_solver
-from .words import counted
+from .words import counted, first_line
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +54,27 @@ class Result:
         images: (B, 3, H, W), not clamped.
         latent: (B, C, H, W).
         history: the History, `history.stopped` says why it ended.
+        failure: the error that ended it, out of memory or a reward's; None where there was none.
     """
 
     noise: Noise
     images: torch.Tensor
     latent: torch.Tensor
     history: History
+    failure: RuntimeError | None = None
+
+    def whole(self):
+        """Return itself, for studies: half a search is none.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+            RuntimeError: its `failure`.
+        """
+        if self.history.stopped == INTERRUPTED:
+            raise KeyboardInterrupt
+        if self.failure is not None:
+            raise self.failure
+        return self
 
 
 def optimize(
@@ -77,8 +100,9 @@ def optimize(
     """Search the sampling noise for pictures of higher reward (Eq. (7); with a regulariser Eq. (12)).
 
     N iterations are N updates and N + 1 evaluations, the last forward-only; 0 iterations sample once. Ctrl-C, a spent
-    budget, memory that runs out, or rewards of all pictures that turn non-finite end the run, and the best so far is
-    returned. A picture whose reward alone turns non-finite stays at its best, and the others go on.
+    budget, memory that runs out, a reward that fails in the middle, or rewards of all pictures that turn non-finite end
+    the run, and the best so far is returned; `Result.whole` raises where that is not wanted. A picture whose reward
+    alone turns non-finite stays at its best, and the others go on.
 
     At the end the best noise is sampled once more and compared with the latent that is returned, so that
     `history.warnings` can tell when a model keeps a state or draws random numbers of its own; 0 iterations skip that.
@@ -166,21 +190,22 @@ def optimize(
         noise, done = _iterate(problem, solver, noise, first, earlier, history, callback)
         log.info("stopped after %d evaluations: %s", len(history.rows), history.stopped)
         if iterations > 0:
-            _warn_of_silence(problem, history, getattr(solver, "estimator", None))
+            estimator = getattr(solver, "estimator", None)
+            _unless_it_breaks(problem, "the look for slopes", _warn_of_silence, problem, history, estimator)
         _conclude(problem, history, floor, diagnose)
-    checkpoint = None  # where the reward or its gradient broke, nobody can go on
+    checkpoint = None  # where scores or gradients are not finite any more, nobody can go on
     if done is not None:
         checkpoint = Checkpoint(replace(noise, settings={}), name_of(solver), done, _memory(solver))
     settings = {**given.settings, **sample_map.settings}
     found = replace(best.noise, settings=settings, kept=given.kept, checkpoint=checkpoint)
-    return Result(found, best.images, best.latent, history)
+    return Result(found, best.images, best.latent, history, problem.failure)
 
 
 def _iterate(problem, solver, noise, first, earlier, history, callback):
     """Run the iterations, and end them where something breaks after the first is recorded.
 
-    So does a reward, watched or not, that fails once it has worked. Memory that runs out ends them as soon as one noise
-    is evaluated: candidates may need more than the start does.
+    So does a reward, watched or not, that fails once more than the start is known. Memory that runs out ends them as
+    soon as one noise is evaluated: candidates may need more than the start does.
 
     Args:
         problem, solver, noise: of the run; the solver is fresh.
@@ -231,17 +256,28 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
             raise
         history.stopped, done = str(error), None
     except RewardError as error:
-        if not history.rows:  # it never worked
+        if "CUDA error" in str(error) or not (history.rows or _has_found(problem, error)):
             raise
         log.exception("a reward failed: the search ends with what it has found")
-        history.stopped = f"{error}, at iteration {problem.iteration}"
+        if not history.rows:
+            history.record(problem.latest)
+        problem.fail(error)
+        history.stopped = f"{first_line(error)}, at iteration {problem.iteration}"
     except RuntimeError as error:
         if problem.latest is None or not is_out_of_memory(error):
             raise
         if not history.rows:
             history.record(problem.latest)
-        history.stopped = f"out of memory at iteration {problem.iteration}: {str(error).splitlines()[0]}"
+        problem.fail(error)
+        history.stopped = f"out of memory at iteration {problem.iteration}: {first_line(error)}"
     return noise, done
+
+
+def _has_found(problem, error):
+    """Whether there is more than the start to keep, before an iteration is over: candidates that were scored."""
+    if problem.latest is None or isinstance(error, LostGradientError):
+        return False
+    return bool((problem.best.scores > problem.latest.scores).any())
 
 
 def _record(history, evaluation, problem, callback):
@@ -434,10 +470,10 @@ def _warn_of_silence(problem, history, estimator):
     searched = problem.sample_map.active_entries(problem.best.noise).any(dim=1)
     for item, norms in enumerate(zip(*rows, strict=True)):
         silent = sum(norm == 0 for norm in norms)
-        if not searched[item] or 2 * silent < len(norms):
+        if not searched[item] or item in problem.ended or 2 * silent < len(norms):
             continue
         seen = f"picture {item}: in {silent} of {counted(len(norms), 'iteration')}"
-        if hasattr(estimator, "mu"):
+        if hasattr(estimator, "mu") and hasattr(estimator, "q"):
             problem.warn(
                 f"{seen} no perturbation changed the score, so there was nothing to climb along: the reward moves in"
                 f" jumps, or not at all. Take a larger mu than {estimator.mu:g}, a larger q than {estimator.q}, or ZeNO"

@@ -199,6 +199,7 @@ class Problem:
     latest: Evaluation | None = None
     finishing: bool = False
     picture: PictureTerm | None = None
+    failure: RuntimeError | None = None
 
     @property
     def share_of_iterations(self):
@@ -216,12 +217,13 @@ class Problem:
         penalty = self.regularizer.gradient(self.sample_map, noise, self.iteration)[0] if self.regularizer else None
         return self.evaluation(noise, latent, images, scores, penalty=penalty)
 
-    def gradient(self, noise, estimator=None):
+    def gradient(self, noise, estimator=None, regularized=True):
         """Sample and score `noise`, and differentiate reward + regulariser by it.
 
         Args:
             noise: where.
             estimator: of `estimators`; default Exact().
+            regularized: False leaves the regulariser of the noise out.
 
         Returns:
             the Evaluation of `noise`, and the Noise of gradients of scores + penalty, 0 for pictures that have ended.
@@ -234,7 +236,7 @@ class Problem:
         if picture_term is not None:
             values[THE_TERM] = picture_term = self._on_noise(picture_term, noise)
         values["the gradient of the reward by the noise"] = norm
-        if self.regularizer:
+        if self.regularizer and regularized:
             penalty, extra = self.regularizer.gradient(self.sample_map, noise, self.iteration)
             values["the gradient of the regulariser"] = extra.norm()
             gradient = Noise(gradient.initial + extra.initial, gradient.injected + extra.injected)
@@ -528,6 +530,11 @@ class Problem:
             return noise
         kept = self.best.noise if self.best.noise is not None else noise
         return noise.with_flat(torch.where(self.goes_on(noise)[:, None], noise.flat(), kept.flat()))
+
+    def fail(self, error):
+        """Remember the first error that ended a search whose best is kept; without what its traceback holds on to."""
+        if self.failure is None:
+            self.failure = type(error)(str(error))
 
     def warn(self, text):
         """Record and log what the user should know, each text once."""

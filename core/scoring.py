@@ -33,7 +33,11 @@ class NotFiniteError(ValueError):
 
 
 class RewardError(RuntimeError):
-    """A reward raised an error, or lost the gradient; the message names it, the cause is chained."""
+    """A reward raised an error; the message names it, the cause is chained."""
+
+
+class LostGradientError(RewardError):
+    """A reward's scores do not depend on the pictures for autograd: no search along its gradient can begin."""
 
 
 def score(reward, images, prompts=None):
@@ -98,7 +102,7 @@ def asked(reward, function, *args):
     try:
         return function(*args)
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError) as error:
-        if is_out_of_memory(error) or isinstance(error, RewardError):
+        if is_out_of_memory(error) or isinstance(error, (RewardError, FileNotFoundError)):  # these say it themselves
             raise
         raise RewardError(f"the reward {name_of(reward)} failed: {type(error).__name__}: {error}") from error
 
@@ -148,7 +152,7 @@ def _gradient_by_autograd(reward, images, prompts):
     # Of a copy: a reward may change its pictures in place, which no leaf of a graph allows.
     scores = checked(reward, asked(reward, reward, images.clone(), prompts), images)
     if not scores.requires_grad:
-        raise RewardError(
+        raise LostGradientError(
             f"{name_of(reward)} lost the gradient: its scores do not depend on the images for autograd. It must not"
             " detach, round or convert them, or enter no_grad or inference_mode"
         )

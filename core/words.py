@@ -52,6 +52,16 @@ def counted(number, noun):
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def first_line(error):
+    """Return an error's message where one line is asked for: its first.
+
+    Example:
+        >>> first_line(RuntimeError("out of memory\\nTried to allocate 2 GiB"))
+        'out of memory'
+    """
+    return (str(error).splitlines() or [""])[0]
+
+
 def duration(seconds):
     """Write a time.
 

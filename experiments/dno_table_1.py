@@ -88,9 +88,7 @@ def searched(way, judge, other, prompt, seed):
         sample_map, judge, sample_map.randn(seed), solver, regularizer, 1 if way in ONE_RUN else PATIENCE,
         watch=(rewards.Consistency(), other), callback=note, stop=late,
     )  # fmt: skip
-    if result.history.stopped == "interrupted":  # half a case is none
-        raise KeyboardInterrupt
-    first, best = result.history.rows[0], result.history.best_row
+    first, best = result.whole().history.rows[0], result.history.best_row
     rises = {key: best[f"watch/{name}"][0] - first[f"watch/{name}"][0]
              for key, name in (("kept", "consistency"), ("other", other.name))}  # fmt: skip
     start = first["score"][0]

@@ -33,11 +33,9 @@ def run(seed, model):
         norm = evaluation.gradient_norm
         rows.append((evaluation.scores.mean(), torch.nan if norm is None else norm.square().mean()))
 
-    result = core.optimize(
+    core.optimize(
         sample_map, reward, sample_map.randn(seed), solver, None, iterations, floor=0.0, callback=keep
-    )
-    if result.history.stopped == "interrupted":
-        raise KeyboardInterrupt
+    ).whole()
     means, squares = zip(*rows, strict=True)
     return {"step": step, "means": [float(mean) for mean in means], "squares": [float(s) for s in squares[:-1]]}
 

@@ -23,9 +23,7 @@ def search(sample_map, reward, seed, solver, regularizer, iterations, watch=(), 
         sample_map, reward, sample_map.randn(seed), solver, regularizer, iterations, floor=0.0,
         watch=(rewards.Consistency(), *watch), callback=callback,
     )  # fmt: skip
-    if result.history.stopped == "interrupted":  # `optimize` keeps the best so far; half a case is none
-        raise KeyboardInterrupt
-    return result.history
+    return result.whole().history
 
 
 def curves(history):

@@ -146,7 +146,9 @@ def search(sample_map, reward, arm, evaluations, seed):
         curve["best"].append(round(best.scores.item(), 4))
 
     solver, iterations = arms(evaluations, seed)[arm]
-    result = core.optimize(sample_map, counted, sample_map.randn(seed), solver, iterations=iterations, callback=note)
+    result = core.optimize(
+        sample_map, counted, sample_map.randn(seed), solver, iterations=iterations, callback=note
+    ).whole()
     return curve | {"start": round(result.history.column("score")[0], 4)}, result
 
 

@@ -95,9 +95,7 @@ def climb(sample_map, reward, iterations=100, snapshots=(), solver=None, regular
 
     noise = sample_map.randn(seed)
     solver = solver or GradientAscent()
-    result = optimize(sample_map, reward, noise, solver, regularizer, iterations, callback=keep, floor=0.0)
-    if result.history.stopped == "interrupted":  # `optimize` keeps the best so far; half an experiment is none
-        raise KeyboardInterrupt
+    optimize(sample_map, reward, noise, solver, regularizer, iterations, callback=keep, floor=0.0).whole()
     return run
 
 

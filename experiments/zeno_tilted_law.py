@@ -40,7 +40,7 @@ def run(law, seed):
     core.optimize(
         sample_map, lambda z, prompts: reward(z[:, 0]), sample_map.randn(seed), solver, iterations=BURN_IN + KEPT,
         callback=note, floor=0.0,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     samples = torch.stack(seen).double().flatten(0, 1)
     first, rest = samples[:, 0], samples[:, 1:]
     levels = (torch.arange(200, dtype=torch.float64) + 0.5) / 200

@@ -81,8 +81,9 @@ class DNOSolverZerothOrder(io.ComfyNode):
     def execute(cls, method, lr, q, mu, seed, optimizer, momentum, clip) -> io.NodeOutput:
         chosen = {name: value for name, value in (("q", q), ("mu", mu)) if value}
         estimator = known(method, ESTIMATORS)(seed=seed, **chosen)
-        if optimizer == "ou":
-            lr = lr or None
+        if lr == 0 and optimizer != "ou":
+            raise ValueError(f"lr is 0, which lets ou choose it, and the optimizer is {optimizer}; expected e.g. 0.01")
+        lr = lr or None
         return io.NodeOutput(
             core.GradientAscent(lr=lr, optimizer=optimizer, momentum=momentum, clip=clip or None, estimator=estimator)
         )

@@ -78,11 +78,13 @@ class GradientAscent(Solver):
 
         z_j' = sqrt(1 - b^2) z_j + b |z_j| v_j, b = lr (1 / 3)^(k / (K - 1)) in iteration k of K: a step of an
         Ornstein-Uhlenbeck process whose new noise is the gradient, v_j that of the part z_j, tangent and of length 1,
-        so that every part keeps the length of true noise. Where z becomes improbable, v is pushed back as in
-        TrustAscent, see `sphere`, and a step that would make it so is halved, three times at most. A picture on whose
-        score no perturbation told takes v by chance, until one does. Where lr is None it is 0.9 / sqrt(K), at most 0.2:
-        long steps add up in many iterations. Adam sets each number's step by the sizes of its last gradients; an
-        estimate from a few random directions has the direction of chance there, and only its own length to tell. [ours]
+        so that every part keeps its length. The less probable z is, the more v is pushed back, as in TrustAscent, see
+        `sphere`; of a regulariser of the noise it takes the direction alone. A step that would make z improbable is
+        halved, three times at most. A picture on whose score no perturbation told takes v by chance, until one does.
+        Where lr is None it is 0.9 / sqrt(K), at most 0.2: long steps add up in many iterations. K is this search's, and
+        one that goes on from a checkpoint has another. Adam sets each number's step by the sizes of its last gradients;
+        an estimate from a few random directions has the direction of chance there, and only its own length to tell.
+        [ours]
 
         Example:
             >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -134,11 +136,11 @@ class GradientAscent(Solver):
 
     def step(self, problem, noise):
         """Evaluate `noise` with its gradient and return (the next noise, the Evaluation of this one)."""
-        evaluation, gradient = problem.gradient(noise, self.estimator)
-        gradient = self._clipped(gradient)
-        if self.optimizer == "ou":
+        if self.optimizer == "ou":  # which knows directions alone: a regulariser pushes by its own
+            evaluation, gradient = problem.gradient(noise, self.estimator, regularized=False)
             return self._turned(problem, evaluation, gradient), evaluation
-        moved = self._updated(noise, gradient)
+        evaluation, gradient = problem.gradient(noise, self.estimator)
+        moved = self._updated(noise, self._clipped(gradient))
         # Moments from before `part` was changed would move what is not optimised now.
         return noise.with_flat(problem.sample_map.moved(noise, moved.to(noise.initial.dtype))), evaluation
 
@@ -150,7 +152,7 @@ class GradientAscent(Solver):
         if not isinstance(self.estimator, Exact):  # whose 0 is the slope; an estimate of 0 has heard nothing
             silent = (evaluation.gradient_norm == 0) & is_searched(problem, noise)
             if silent.any():
-                chance = noise.with_flat(problem.draw(0, noise.flat(), (self.estimator.seed, CHANCE)))
+                chance = noise.with_flat(problem.draw(0, noise.flat(), (getattr(self.estimator, "seed", 0), CHANCE)))
                 u = where(silent, sphere.unit(sphere.tangent(parts_of(chance))), u, dim=1)
         pushed = kept_probable(problem, evaluation, u, ProbabilityRegularizer(structured=True))
         first = self.lr if self.lr is not None else min(OU_MOST, OU_FIRST / math.sqrt(max(problem.iterations, 1)))

@@ -23,7 +23,8 @@ from ..limits import INTERRUPTED, Stopped
 from ..memory import is_out_of_memory
 from ..problem import Problem
 from ..regularizer import log_noise_probability
-from ..scoring import NotFiniteError, RewardError
+from ..scoring import LostGradientError, NotFiniteError, RewardError
+from ..words import first_line
 from .base import Leader, SamplesItself, refuse_another_sampler
 from .trust import TrustAscent
 
@@ -152,7 +153,7 @@ class Fast(SamplesItself):
         for steps in self._grids(sample_map):
             coarse = CoarseMap.of(sample_map, grid_of(sample_map.schedule.steps, steps))
             best, ended = self._climbed(problem, coarse, coarse.down(noise), once, least)
-            found = self._lifted(problem, coarse, best.noise, noise)
+            found = self._lifted(problem, coarse, best, noise)
             strayed = (strays(sample_map, found[0]) | (may_be_refused & ~_probable(problem, found[0]))) & wanted
             is_last = bool(ended) or not strayed.any() or steps == self._grids(sample_map)[-1]
             self._offer(problem, found, wanted if is_last else wanted & ~strayed)
@@ -198,20 +199,30 @@ class Fast(SamplesItself):
             if climb.best.noise is None:
                 raise
             ended = _why_ended(error)
+            if isinstance(error, RuntimeError):
+                problem.fail(error)
         if ended:
             problem.warn(f"the climb on {coarse.schedule.steps} steps ended after {trial} of {updates} trials: {ended}")
         return climb.best, ended
 
     @staticmethod
-    def _lifted(problem, coarse, z, own):
-        """Sample all steps so that they give the coarse noise z's picture: (the Noise, latent, images, scores)."""
+    def _lifted(problem, coarse, best, own):
+        """Sample all steps so that they give the picture of the climb's best: (the Noise, latent, images, scores).
+
+        Where the reward has failed meanwhile, the scores are those that the climb found.
+        """
         problem.finishing = True  # whoever wants the search to stop wants the picture that was shown
         try:
-            found, latent = coarse.lift(z, own)
+            found, latent = coarse.lift(best.noise, own)
             images = problem.sample_map.images(latent)
         finally:
             problem.finishing = False
-        return found, latent, images, problem.score(images[None])[0].to(own.initial.device)
+        try:
+            scores = problem.score(images[None])[0]
+        except RewardError as error:
+            problem.fail(error)
+            scores = best.scores
+        return found, latent, images, scores.to(own.initial.device)
 
     @staticmethod
     def _offer(problem, found, wanted):
@@ -232,10 +243,12 @@ def _why_ended(error):
     """Return in words what ended a climb whose best is kept; raise what does not."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if isinstance(error, (Stopped, NotFiniteError, RewardError)):
+    if isinstance(error, (Stopped, NotFiniteError)):
         return str(error)
+    if isinstance(error, RewardError) and not isinstance(error, LostGradientError):
+        return first_line(error)
     if is_out_of_memory(error):
-        return f"out of memory: {str(error).splitlines()[0]}"
+        return f"out of memory: {first_line(error)}"
     raise
 
 

@@ -3,8 +3,8 @@
 Each part z_j of z, x_T and every injected noise, has its own sphere |z_j| = const. A direction u of unit tangents, one
 a part, that a reward asks for is pushed back where z becomes improbable [derived]:
 
-    u += lambda sqrt(parts) d / |d|, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)), and of ln p2 of the worst
-    pairing, which P sees too, and lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
+    u += lambda sqrt(J) d / |d|, J the number of searched parts, d the tangent gradient of E[ln p1 + ln p2] (Eq. (12)),
+    and of ln p2 of the worst pairing, which P sees too, and lambda = clamp((ln P(z) + 1) / (ln 0.01 + 2), 0, 2)
 
 ln P is the smaller of ln P(z) and ln P(x_T).
 """
@@ -16,7 +16,7 @@ import torch
 
 from ..noise import Noise
 from ..precision import wide
-from ..regularizer import P_SUSPICIOUS
+from ..regularizer import P_SUSPICIOUS, NormRegularizer, ProbabilityRegularizer
 
 PROBABLE_ENOUGH, PUSHED_BELOW, MOST_PUSH = math.log(P_SUSPICIOUS) + 1, -1.0, 2.0
 
@@ -56,10 +56,12 @@ class Sphere:
         return replace(noise_of(moved), settings=noise.settings)
 
     def tangent(self, vectors):
-        """Return the searched entries of vectors, less what points along z."""
+        """Return the searched entries of vectors, less what points along z; 0 where that is all, up to rounding."""
         vectors = vectors.to(self.z) * self.free
         radial = (vectors * self.z).flatten(2).sum(dim=2).view(self.length.shape)
-        return vectors - radial / self.length.square().clamp(min=torch.finfo(self.z.dtype).tiny) * self.z
+        found = vectors - radial / self.length.square().clamp(min=torch.finfo(self.z.dtype).tiny) * self.z
+        rounding = 100 * torch.finfo(self.z.dtype).eps
+        return torch.where(lengths(found) > rounding * lengths(vectors), found, 0.0)
 
     @staticmethod
     def unit(vectors):
@@ -68,23 +70,33 @@ class Sphere:
 
 
 def kept_probable(problem, evaluation, u, push):
-    """Return the directions u, pushed towards probable noise where a picture's is not.
+    """Return the directions u, pushed towards probable noise the more, the less probable a picture's is.
 
     Args:
-        problem: the Problem; its regulariser of the noise pushes where it has one.
+        problem: the Problem; its regulariser of the noise pushes where it has one, but for one of the length alone,
+            which has nothing to say of directions on spheres. Its weight does not count.
         evaluation: the Evaluation of the noise that u starts from.
         u: (parts, B, C, H, W), each part a unit vector of the tangent plane.
-        push: the regulariser that pushes otherwise; its weight does not count.
+        push: the regulariser that pushes otherwise.
     """
     log_p = least_log_p(evaluation)
     weight = ((log_p - PUSHED_BELOW) / (PROBABLE_ENOUGH - PUSHED_BELOW)).clamp(0, MOST_PUSH)
     if not (weight > 0).any():
         return u
-    extra = (problem.regularizer or push).gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
+    pusher = _of_full_weight(problem.regularizer, push)
+    extra = pusher.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
     problem.end_where_not_finite({"the gradient of the regulariser": extra.norm()})
-    d = Sphere.of(problem.sample_map, evaluation.noise).tangent(parts_of(extra))
+    sphere = Sphere.of(problem.sample_map, evaluation.noise)
+    d = sphere.tangent(parts_of(extra))
     length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
-    return u + (weight.to(d) * math.sqrt(len(u)) / length).view(-1, *[1] * (d.ndim - 2)) * d
+    searched = (sphere.length.flatten(1) > 0).sum(dim=0, dtype=d.dtype)
+    return u + (weight.to(d) * searched.sqrt() / length).view(-1, *[1] * (d.ndim - 2)) * d
+
+
+def _of_full_weight(regularizer, push):
+    if regularizer is None or isinstance(regularizer, NormRegularizer):
+        return push
+    return replace(regularizer, gamma=1.0) if isinstance(regularizer, ProbabilityRegularizer) else regularizer
 
 
 def least_log_p(evaluation):
@@ -100,6 +112,7 @@ def is_searched(problem, noise):
     if problem.ended:
         goes_on[list(problem.ended)] = False
     return goes_on
+
 
 def parts_of(noise):
     """Return x_T and the injected noises of a Noise as one tensor, (parts, B, C, H, W)."""

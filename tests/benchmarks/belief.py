@@ -149,7 +149,7 @@ def search(pairs, reward, solver, plan, steps):
     core.optimize(
         sample_map, REWARDS[reward](), noise, solver, regularizer, iterations, watch=[rewards.Consistency()], floor=0.0,
         callback=record,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     return [list(of_pair) for of_pair in zip(*found, strict=True)]
 
 

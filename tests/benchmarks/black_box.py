@@ -87,7 +87,7 @@ def run(part, reward, arm, rounds, seed):
     started = time.perf_counter()
     result = core.optimize(
         sample_map, recorded, sample_map.randn(seed), solver, iterations=iterations,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     seconds = time.perf_counter() - started
     log_p = core.Problem(sample_map, recorded).log_probabilities(result.noise)
     found = {

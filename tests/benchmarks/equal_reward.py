@@ -67,7 +67,7 @@ def run(prompt, seed, reward, way, wanted):
     result = core.optimize(
         sample_map, judged, noise, solver, regularizer, iterations=MOST if way else 0, watch=[rewards.Consistency()],
         target=first + wanted, stop=stop,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     row = result.history.best_row
     return {
         "picture": result.images, "score": row["score"][0], "consistency": row["watch/consistency"][0],

@@ -95,7 +95,7 @@ def run(prompt, seed, reward, way):
     result = core.optimize(
         sample_map, chosen, sample_map.randn(seed), watch=[rewards.Consistency()], callback=count, preview=trial,
         **settings,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     curves = {name: [round(value, 4) for value in result.history.column(key)] for name, key in KEYS.items()}
     found = {"calls": calls, "seconds": seconds[0], **curves}
     return found | ({"climb": climb, "warnings": result.history.warnings} if climb else {})

@@ -68,7 +68,7 @@ def climb(sample_map, reward, smooth, arm, seed, options):
         sample_map, smooth if arm == "reference" else reward, sample_map.randn(seed),
         solver=core.GradientAscent(lr=options.lr, estimator=estimator), iterations=options.iterations,
         watch=(reward,), floor=0.0,
-    ).history  # fmt: skip
+    ).whole().history  # fmt: skip
     last = {key: round(history.rows[-1][key][0], 4) for key in ("norm", "log_p", "log_p_initial")}
     return study.curve(history, key=f"watch/{reward.name}") | {"last": last}
 

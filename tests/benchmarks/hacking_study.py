@@ -66,7 +66,7 @@ def run_arm(options, pairs, regularizer, name):
             solver=core.GradientAscent(lr=options.lr), regularizer=regularizer, iterations=options.iterations,
             watch=(rewards.Consistency(),), floor=core.P_SUSPICIOUS if regularizer else 0.0,
             callback=lambda evaluation, best: sys.stderr.write(f"\r{name} {len(histories)}: {evaluation.iteration}  "),
-        )  # fmt: skip
+        ).whole()  # fmt: skip
         histories.append(result.history)
     joined = core.History(reward=histories[0].reward, best=sum((history.best for history in histories), []))
     for rows in zip(*(history.rows for history in histories), strict=True):

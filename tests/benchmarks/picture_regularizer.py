@@ -107,7 +107,7 @@ def search(pairs, reward, regularizer):
     core.optimize(
         sample_map, REWARDS[reward](), noise, core.GradientAscent(0.1), regularizer, ITERATIONS, watch=[watch],
         floor=0.0, callback=record,
-    )  # fmt: skip
+    ).whole()  # fmt: skip
     curves = [[[round(each[item].item(), 4) for each in row] for row in rows] for item in range(len(pairs))]
     return {"curves": curves, "calls": spent[-1][0], "seconds": round(spent[-1][1], 2)}
 

@@ -80,7 +80,7 @@ def climb(sample_map, reward, noise, lr, iterations):
         reward's gradient by the starting noise: Adam moves every entry by lr, however small its share of that.
     """
     solver = core.GradientAscent(lr=lr)
-    history = core.optimize(sample_map, reward, noise, solver, iterations=iterations, floor=0.0).history
+    history = core.optimize(sample_map, reward, noise, solver, iterations=iterations, floor=0.0).whole().history
     curves = [study.curve(history, item) for item in range(noise.batch)]
     slopes = [round(slope, 5) for slope in history.rows[0]["gradient_norm"]]
     return {"seconds": curves[0]["seconds"], "scores": [curve["score"] for curve in curves], "slopes": slopes}

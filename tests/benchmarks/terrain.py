@@ -76,13 +76,13 @@ def searched(arm, sample_map, reward, seed):
     if arm == "ReNO":
         return core.reno(sample_map, reward, noise, iterations=n * ROUNDS)
     if arm == "Trust":
-        return core.optimize(sample_map, reward, noise, core.TrustAscent(), iterations=n * ROUNDS)
+        return core.optimize(sample_map, reward, noise, core.TrustAscent(), iterations=n * ROUNDS).whole()
     solver = {
         "ZeNO": core.ZeNO(n - 1, seed=seed),  # its centre goes along
         "TRS": core.TRS(n, regions=2, seed=seed),
         "best of N": core.Search.best_of_n(n, seed=seed),
     }[arm]
-    return core.optimize(sample_map, reward, noise, solver, iterations=ROUNDS)
+    return core.optimize(sample_map, reward, noise, solver, iterations=ROUNDS).whole()
 
 
 class Ramp:

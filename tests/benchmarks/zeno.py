@@ -95,7 +95,7 @@ def search(sample_map, reward, solver, iterations, seed, every):
     recorded = study.Recorded(reward)
     result = core.optimize(
         sample_map, recorded, sample_map.randn(seed), solver, iterations=iterations, floor=0.0
-    )
+    ).whole()
     centres = result.history.column("score")
     winner = result.noise.flat()[0]
     log_p, log_p_initial = core.Problem(sample_map, reward).log_probabilities(result.noise)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -440,7 +441,7 @@ def test_memory_that_runs_out_among_the_first_candidates_keeps_the_best_that_was
 class Fragile:
     """A reward that fails from its nth picture on."""
 
-    name, differentiable = "fragile", True
+    name, differentiable, error = "fragile", True, ConnectionError("the server is gone")
 
     def __init__(self, pictures):
         self.left = pictures
@@ -448,7 +449,7 @@ class Fragile:
     def __call__(self, images, prompts):
         self.left -= len(images)
         if self.left < 0:
-            raise ConnectionError("the server is gone")
+            raise self.error
         return mean_pixel(images, prompts)
 
 
@@ -467,11 +468,41 @@ def test_a_reward_that_fails_once_it_has_worked_keeps_the_best(solver, watched, 
     assert history.best_row["score"][0] >= max(history.column("score"))
     torch.testing.assert_close(mean_pixel(result.images, None).tolist(), history.best_row["score"])
     assert "Traceback" in caplog.text
+    with pytest.raises(RewardError, match="^the reward fragile failed: ConnectionError: the server is gone$"):
+        result.whole()
+    assert run(noise_map, iterations=1).whole().history.stopped == "1 iteration done"
 
 
-def test_a_reward_that_fails_at_once_raises():
+@pytest.mark.parametrize("solver", [core.Search.best_of_n(8), core.ZeNO(8)])
+def test_a_reward_that_fails_among_the_first_candidates_keeps_the_best_of_those_before(solver):
+    noise_map = sample_map(batch=1, most_rows=2)
+    result = run(noise_map, solver=solver, reward=Fragile(7))
+    assert result.history.stopped.endswith("the server is gone, at iteration 0") and len(result.history.rows) == 1
+    assert result.history.best_row["score"][0] > result.history.rows[0]["score"][0]
+
+
+@pytest.mark.parametrize("pictures, solver", [
+    (0, core.GradientAscent()), (1, core.TrustAscent()), (1, core.Tilt()), (1, core.Search.best_of_n(2)),
+])
+def test_a_reward_that_fails_before_more_than_the_start_is_known_raises(pictures, solver):
     with pytest.raises(RewardError, match="the server is gone"):
-        run(sample_map(batch=1), reward=Fragile(0))
+        run(sample_map(batch=1), reward=Fragile(pictures), solver=solver)
+
+
+def test_a_device_that_broke_under_a_reward_is_no_end_of_a_search():
+    reward = Fragile(6)
+    reward.error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run(sample_map(batch=1), reward=reward, iterations=20)
+
+
+def test_memory_that_ran_out_is_a_failure_for_who_wants_a_whole_search():
+    noise_map = sample_map()
+    noise_map.decode = Full(noise_map.decode, 6, RuntimeError("CUDA out of memory. Tried\nto allocate"))
+    result = run(noise_map, solver=core.GradientAscent(lr=0.1), iterations=20)
+    assert result.history.stopped == "out of memory at iteration 2: CUDA out of memory. Tried"
+    with pytest.raises(RuntimeError, match="Tried\nto allocate"):
+        result.whole()
 
 
 def test_other_errors_of_a_device_are_not_taken_for_memory():
@@ -745,6 +776,19 @@ def test_a_reward_without_any_slope_is_told_of_by_picture(solver, advice):
     history = core.optimize(noise_map, reward, start(noise_map), solver, iterations=3).history
     (warning,) = [each for each in history.warnings if "changed the score" in each or "gradient was 0" in each]
     assert warning.startswith("picture 1: in ") and advice in warning
+
+
+@pytest.mark.parametrize("solver", [core.TrustAscent(), core.GradientAscent.ou(core.Hybrid2(q=2))])
+def test_nothing_is_said_of_slopes_of_a_picture_that_ended(solver):
+    asked = itertools.count()
+
+    def reward(images, prompts):
+        broken = torch.tensor([1.0, math.nan if next(asked) > 2 else 1.0]).repeat(len(images) // 2)
+        return images.mean(dim=(1, 2, 3)) * broken
+
+    history = run(reward=reward, solver=solver, iterations=8).history
+    assert any("picture 1 ended before the others" in each for each in history.warnings)
+    assert not [each for each in history.warnings if "changed the score" in each or "gradient was 0" in each]
 
 
 def test_nothing_is_said_of_slopes_where_nothing_is_searched():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_dno import core
+from comfyui_dno.core.solvers import sphere
 from tiny_models import sample_map
 
 
@@ -112,16 +113,52 @@ def test_a_picture_on_which_no_perturbation_tells_goes_on_by_chance():
     assert torch.equal(parts(solver.step(one, noise)[0])[:, 1], parts(noise)[:, 1])
 
 
-def test_ou_stays_where_noise_is_probable_however_long_it_climbs():
+@pytest.mark.parametrize("regularizer", [
+    None, core.NormRegularizer(), core.ProbabilityRegularizer(), core.ProbabilityRegularizer(gamma=0.0),
+])
+def test_ou_stays_where_noise_is_probable_however_long_it_climbs(regularizer):
     """The reward wants every number of x_T alike; steps that followed it alone would get that."""
     noise_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), (1, 3, 24, 24), eta=0.0)
     result = core.optimize(
         noise_map, lambda images, prompts: images.mean(dim=(1, 2, 3)), noise_map.randn(0),
-        core.GradientAscent.ou(core.Exact(), lr=0.2), iterations=60,
+        core.GradientAscent.ou(core.Exact(), lr=0.2), regularizer, iterations=60,
     )  # fmt: skip
     assert min(result.history.column("log_p")) > math.log(0.01) - 1
     assert result.history.best_row["iteration"][0] > 5
     assert result.history.best_row["score"][0] > result.history.column("score")[0] + 0.02
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_an_ou_step_with_a_regulariser_is_the_same_whatever_the_rewards_units(scale):
+    noise_map = sample_map()
+    noise = noise_map.randn(0).to(torch.float64)
+    found = []
+    for unit in (1.0, scale):
+        reward = lambda i, p, unit=unit: unit * i.mean(dim=(1, 2, 3))  # noqa: E731
+        problem = core.Problem(noise_map, reward, core.ProbabilityRegularizer())
+        found.append(core.GradientAscent.ou(core.Exact(), lr=0.2).step(problem, noise)[0].flat())
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_push_has_the_weight_of_the_parts_that_are_searched():
+    """x_T alone is searched, of five parts: what pushes is not of the length of five."""
+    noise_map = core.SampleMap(
+        lambda x, sigma: x / 2, core.Schedule([4.0, 3.0, 2.0, 1.0, 0.0]), (1, 3, 24, 24), part="initial"
+    )
+    noise = noise_map.randn(0).map(lambda z: 0.7 * z + 0.7)  # as long as true noise, and improbable
+    problem = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)))
+    evaluation = problem.evaluate(noise)
+    zero = torch.zeros_like(sphere.parts_of(noise))
+    pushed = sphere.kept_probable(problem, evaluation, zero, core.ProbabilityRegularizer())
+    assert pushed[0].norm() == pytest.approx(2, rel=1e-4) and not pushed[1:].any()  # the most that lambda is
+
+
+def test_a_part_of_one_number_has_no_direction():
+    """The sphere of one number is two points: what rounding leaves of a direction along it is none."""
+    noise_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), (64, 1, 1, 1))
+    on = sphere.Sphere.of(noise_map, noise_map.randn(0))
+    vectors = torch.randn(on.z.shape, generator=torch.Generator().manual_seed(1))
+    assert not on.tangent(vectors).any()
 
 
 def test_ou_climbs_by_an_estimate_and_keeps_the_noises_length():

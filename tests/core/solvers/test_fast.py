@@ -203,6 +203,29 @@ def test_what_a_climb_has_found_is_kept_where_it_is_cut_off(error, words, coarse
     assert found.history.stopped == ("interrupted" if words == "interrupted" else "3 iterations done")
 
 
+@pytest.mark.parametrize("coarse_steps", [4, STEPS])
+def test_what_a_climb_has_found_is_kept_where_the_reward_never_works_again(coarse_steps):
+    asked = itertools.count()
+
+    def failing(images, prompts):
+        if next(asked) >= 7:
+            raise ConnectionError("the server is gone")
+        return mean_pixel(images, prompts)
+
+    found = run(fine_map(), reward=failing, solver=core.Fast(calls=100, coarse_steps=coarse_steps), iterations=1)
+    start = run(fine_map(), iterations=0)
+    assert (mean_pixel(found.images, None) > mean_pixel(start.images, None) + 0.002).all()
+    assert any("of 12 trials: the reward failing failed" in each or "of 5 trials" in each
+               for each in found.history.warnings)  # fmt: skip
+    with pytest.raises(RuntimeError, match="the server is gone"):
+        found.whole()
+
+
+def test_a_reward_that_loses_the_gradient_is_refused():
+    with pytest.raises(RuntimeError, match="lost the gradient"):
+        run(fine_map(), reward=lambda images, prompts: mean_pixel(images, prompts).detach())
+
+
 def test_another_error_in_the_climb_is_raised():
     asked = itertools.count()
 
