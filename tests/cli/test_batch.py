@@ -149,14 +149,23 @@ def test_items_of_a_version_that_knew_keep_graphs_alone_count_as_made_with_that_
     assert "was made with memory 'step', not 'fast'" in capsys.readouterr().err
 
 
-def test_a_failed_item_is_listed_spares_the_others_and_is_tried_again(tmp_path, monkeypatch, capsys):
+def lose_the_connection(scores):
+    raise ConnectionError("the server is gone")
+
+
+@pytest.mark.parametrize("call, flaw, told", [
+    (3, lambda scores: scores * torch.nan, "expected finite numbers"),
+    (3, lose_the_connection, "the server is gone"), (4, lose_the_connection, "the server is gone"),
+])
+def test_a_failed_item_is_listed_spares_the_others_and_is_tried_again(call, flaw, told, tmp_path, monkeypatch, capsys):
+    """At the second item's start, and in its middle, where a single run would keep the best so far."""
     with monkeypatch.context() as patch:
-        patch.setitem(named.OWN, "brightness", lambda device: Flawed(3, lambda scores: scores * torch.nan))
+        patch.setitem(named.OWN, "brightness", lambda device: Flawed(call, flaw))
         assert run_batch(tmp_path, "--seeds", "0:3", prompts=["black cat"]) == 1
     assert "2 of 3 items finished" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["items"]
     assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
-    assert "expected finite numbers" in rows[1]["stopped"]
+    assert told in rows[1]["stopped"]
     assert run_batch(tmp_path, "--seeds", "0:3", prompts=["black cat"]) == 0
     assert not list((tmp_path / "out").glob("*error*"))
 

@@ -1,6 +1,7 @@
 """The `dno` command, as a user runs it."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -69,6 +70,22 @@ def test_toy_writes_the_rings_figures_to_its_folder(tmp_path, monkeypatch, capsy
     assert main(["toy", "--seed", "4", "--out", str(tmp_path / "ring")]) == 0
     assert (tmp_path / "ring" / "4.png").exists()
     assert str(tmp_path / "ring") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run --prompt cat", "demo"])
+def test_a_reward_that_fails_in_the_middle_leaves_what_was_found_and_a_status(command, tmp_path, monkeypatch, capsys):
+    asked, brightness = itertools.count(), rewards.Brightness.__call__
+
+    def failing(self, images, prompts=None):
+        if next(asked) >= 4:
+            raise ConnectionError("the server is gone")
+        return brightness(self, images, prompts)
+
+    monkeypatch.setattr(rewards.Brightness, "__call__", failing)
+    assert main([*command.split(), "--iterations", "9", "--steps", "2", "--lr", "0.05", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "dno: the search ended early and what it had found is saved: the reward brightness failed" in said.err
+    assert list(tmp_path.glob("*history.json")) and "the server is gone, at iteration" in said.out
 
 
 def test_control_c_saves_the_best_so_far(tmp_path):
