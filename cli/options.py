@@ -80,7 +80,8 @@ def add_search(parser):
     parser.add_argument("--calls", type=at_least(1), help="of the model, most that fast's climb costs (default 100)")
     parser.add_argument("--scale", type=number, help="of the reward in lgd (default 1)")
     parser.add_argument(
-        "--part", help="what is searched: all, initial (x_T), 'first K' or 'last K' of the steps' noises (default all)"
+        "--part",
+        help="what is searched: all, initial (x_T), injected, 'first K' or 'last K' of the steps' noises (default all)",
     )
 
 

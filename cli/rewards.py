@@ -88,4 +88,7 @@ def reward_of(options, device, dtype):
         return OWN[options.reward](device)
     if kind in TOWERS:
         return kind(rewards.load_tower(options.clip_file, device, dtype), options.reward_file)
-    return kind(rewards.load_tower(options.reward_file, device, dtype))
+    tower = rewards.load_tower(options.reward_file, device, dtype)
+    if kind is rewards.VLMJudge and getattr(tower, "rates", False):
+        return rewards.HPSv3(tower)  # asked yes or no, its head would go to waste
+    return kind(tower)

@@ -32,7 +32,7 @@ class DNOSaveNoise(io.ComfyNode):
             display_name="DNO Save Noise",
             category=sockets.NOISE,
             description=(
-                "Writes the noise of a search to a small file, with all that replays it and with the solver's state, so"
+                "Writes the noise of a search to a file, with all that replays it and with the solver's state, so"
                 " that the search can go on another day."
             ),
             inputs=[
@@ -72,8 +72,8 @@ class DNOLoadNoise(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "resume", default=True, label_on="go on where it ended", label_off="start at the best",
-                    tooltip="Keep the last noise and the solver's state, so that the same kind of solver goes on as if"
-                    " it had never stopped.",
+                    tooltip="Keep the last noise and the solver's state, so that the same kind of solver goes on where"
+                    " it stopped.",
                 ),
                 io.Boolean.Input(
                     "check", default=True, label_on="same settings only", label_off="any settings",

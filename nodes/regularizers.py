@@ -60,7 +60,7 @@ class DNONormRegularizer(io.ComfyNode):
             category=sockets.SOLVERS,
             description=(
                 "Keeps the length of the noise that of true noise, as ReNO does. It sees the length alone, where DNO"
-                " Probability Regularizer also sees patterns."
+                " Probability Regularizer sees patterns too, with structured on."
             ),
             inputs=[
                 io.Float.Input(

@@ -215,7 +215,7 @@ def optional_of_a_search():
         io.Boolean.Input(
             "diagnose", default=False, optional=True,
             tooltip="Find out at the end why the search stopped improving, for DNO Diagnostics: costs about ten more"
-            " iterations.",
+            " iterations, and needs the model's gradient.",
         ),
         io.Int.Input(
             "judge_every", default=1, min=1, max=10000, optional=True,
@@ -230,8 +230,8 @@ def limits_of_a_search():
         io.String.Input(
             "floors", default="", optional=True,
             tooltip="The least that the watched reward must be in a picture that may become the best: 0.8, or"
-            " start - 0.05 for no more than 0.05 below where each picture begins. Of several watched rewards each may"
-            " have its own: consistency: 0.8, contrast: start - 0.1. Empty sets none.",
+            " start - 0.05 for no more than 0.05 below where each picture begins. Where several scores are recorded"
+            " each is named: consistency: 0.8, belief: 0.5. Empty sets none.",
         ),
         io.String.Input(
             "target", default="", optional=True,
@@ -300,7 +300,7 @@ def outputs_of_a_search():
     """Return what every DNO Sampler gives."""
     return [
         io.Latent.Output("latent", display_name="latent", tooltip="Each picture's best latent."),
-        io.Image.Output("image", display_name="image", tooltip="That latent, decoded by the VAE."),
+        io.Image.Output("image", display_name="image", tooltip="Its clean latent, decoded by the VAE."),
         sockets.Noise.Output("best_noise", display_name="noise", tooltip="The noise that samples to it."),
         sockets.History.Output("history", display_name="history", tooltip="The record, for the report nodes."),
         io.Latent.Output(

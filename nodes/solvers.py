@@ -105,8 +105,9 @@ class DNOSolverZeNO(io.ComfyNode):
                 candidates_input("2 or more: their rewards are compared", least=2),
                 io.Float.Input(
                     "beta", default=0.0, min=0.0, max=1.0, step=0.01, round=0.0001,
-                    tooltip="How far the neighbours are, the share of the noise that is new. 0 takes 2.5 / iterations,"
-                    " between 0.01 and 0.3. With the geometric schedule it is the first, and 0 takes 0.3.",
+                    tooltip="How far the neighbours are, the share of the variance that is new: 0.09 is strength 0.3 of"
+                    " DNO Variations. 0 takes 2.5 / iterations, between 0.01 and 0.3. With the geometric schedule"
+                    " it is the first, and 0 takes 0.3.",
                 ),
                 io.Combo.Input(
                     "mode", options=["optimise", "sample", "resample"], default="optimise",
@@ -163,8 +164,8 @@ class DNOSolverSearch(io.ComfyNode):
                 candidates_input("pcn always tries one", least=1),
                 io.Float.Input(
                     "beta", default=0.1, min=0.0001, max=1.0, step=0.01, round=0.0001,
-                    tooltip="Of zero-order and pcn: the share of a neighbour's noise that is new. Small steps succeed"
-                    " more often and gain less. trs begins with it: 0.3. best-of-n does not use it.",
+                    tooltip="Of zero-order and pcn: the share of a neighbour's variance that is new. Small steps"
+                    " succeed more often and gain less. trs begins with it: set 0.3 there. best-of-n does not use it.",
                 ),
                 seed_input("noises that are tried"),
             ],
@@ -230,8 +231,9 @@ class DNOSolverTilt(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "through", options=["model", "decoder"], default="model",
-                    tooltip="model: the gradient goes through VAE and model, twice the time of plain sampling. decoder:"
-                    " through the VAE alone, for models that cannot be differentiated or hardly fit into memory.",
+                    tooltip="model: the gradient goes through VAE and model, twice the calls of plain sampling."
+                    " decoder: through the VAE alone, for models that cannot be differentiated or hardly fit into"
+                    " memory.",
                 ),
                 io.Float.Input(
                     "start", default=0.0, min=0.0, max=0.99, step=0.05, round=0.001,

@@ -25,6 +25,7 @@ from functools import partial
 import torch
 
 from ..estimators import Exact, Hybrid1
+from ..memory import is_out_of_memory
 from ..noise import Noise
 from ..problem import where
 from ..regularizer import ProbabilityRegularizer
@@ -108,7 +109,10 @@ class TrustAscent(SamplesItself):
     def step(self, problem, noise):
         """Evaluate the trial `noise`; return (the next trial, the Evaluation of this one)."""
         if self._held is None and self._tilter(problem.sample_map) is not None:
-            return self._first_by_a_tilt(problem, noise)
+            first = self._first_that_fits(problem, noise)
+            if first is not None:
+                return first
+            problem.warn("memory ran out in the tilted run, which takes more than a gradient: the climb begins without")
         if self._resumed:
             self._held, self._resumed = self._held.judged_by(problem), False
         with problem.trial(noise, self.estimator) as (evaluation, gradient_of):
@@ -134,6 +138,16 @@ class TrustAscent(SamplesItself):
             return None
         tilter = Tilt(strength, estimator=self.estimator)
         return tilter if tilter.can_tilt(sample_map) else None
+
+    def _first_that_fits(self, problem, noise):
+        """Return what `_first_by_a_tilt` does; None where memory ran out, and nothing is held then."""
+        try:
+            return self._first_by_a_tilt(problem, noise)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._held = None
+            return None
 
     def _first_by_a_tilt(self, problem, noise):
         """Return the tilted noise to try, and the Evaluation of the start, whose gradient may never be asked for."""

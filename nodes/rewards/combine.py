@@ -35,8 +35,8 @@ class DNOCombineRewards(io.ComfyNode):
                 io.Int.Input(
                     "calibrate_on", default=0, min=0, max=256,
                     tooltip="z-scored only: measure mean and standard deviation on pictures of so many noises, 8 or"
-                    " more, before the search. DNO Score Images and DNO Pick Best measure them on their own pictures. 0"
-                    " takes the priors.",
+                    " more, before the search. DNO Score Images, Pick Best and Gate measure them on their own pictures."
+                    " 0 takes the priors.",
                 ),
                 io.String.Input(
                     "priors", default="",
@@ -73,7 +73,7 @@ class Uncalibrated(rewards.Combine):
 
     def __call__(self, images, prompts=None):
         raise ValueError(
-            "this Combine Rewards has not been calibrated; expected a DNO Sampler, DNO Score Images or DNO Pick Best,"
+            "this Combine Rewards has not been calibrated; expected a DNO Sampler, DNO Score Images, Pick Best or Gate,"
             " which do that. Set its calibrate_on to 0 to use it elsewhere"
         )
 

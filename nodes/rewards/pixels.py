@@ -38,7 +38,7 @@ class DNOJPEGReward(io.ComfyNode):
             category=sockets.REWARDS,
             description=(
                 "How small the picture is as a JPEG file, minus its kilobytes at quality 95, or how large. The real"
-                " size has no gradient: use it with DNO Solver (Zeroth-Order), (ZeNO) or (Search)."
+                " size has no gradient: use it with DNO Solver (ZeNO), (Search) or (Zeroth-Order)."
             ),
             inputs=[
                 io.Boolean.Input(
@@ -126,7 +126,7 @@ class DNOColorReward(io.ComfyNode):
     def define_schema(cls):
         return schema(
             "DNOColorReward", "Color Reward",
-            "How near the pixels are to one colour, from -3 (its opposite) to 0 (all of that colour); with a mask, the"
+            "How near the pixels are to one colour, from -3 at worst to 0 (all of that colour); with a mask, the"
             " pixels inside it.",
             io.String.Input(
                 "color", default="#ff8000",

@@ -17,7 +17,8 @@ class DNOVLMJudgeReward(io.ComfyNode):
             category=sockets.REWARDS,
             description=(
                 "Ask a vision-language model (Qwen2-VL, LLaVA, SmolVLM, Gemma 3 ..) about the picture: how sure it is"
-                " of yes. Of HPSv3 it takes the score itself. It has no gradient: use DNO Solver (ZeNO) or (Search)."
+                " of yes. Of HPSv3 it takes the score itself. It has no gradient: use DNO Solver (ZeNO), (Search) or"
+                " (Zeroth-Order)."
             ),
             **sockets.aliases("reward", "score", "vlm", "vqascore", "hpsv3", "qwen", "llava", "question"),
             inputs=[

@@ -245,13 +245,14 @@ def test_a_reward_model_judges_by_its_file(name, kind, tower, tmp_path):
     assert record["best_row"]["score"][0] > record["rows"][0]["score"][0]
 
 
-def test_a_vision_language_model_judges_by_its_folder(tmp_path):
-    tiny_vlm.write_qwen2_vl(tmp_path / "Qwen2-VL")
+@pytest.mark.parametrize("rating, reward", [(False, "VLM judge"), (True, "HPSv3")])
+def test_a_vision_language_model_judges_by_its_folder(rating, reward, tmp_path):
+    tiny_vlm.write_qwen2_vl(tmp_path / "Qwen2-VL", rating=rating)
     arguments = ["run", "--prompt", "black cat", "--reward", "vlm", "--reward-file", str(tmp_path / "Qwen2-VL")]
     arguments += ["--solver", "best-of-n", "--candidates", "3", "--steps", "2", "--iterations", "1"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "history.json").read_text())
-    assert record["reward"] == "VLM judge"
+    assert record["reward"] == reward
     assert record["best_row"]["score"][0] >= record["rows"][0]["score"][0]
 
 

@@ -422,6 +422,17 @@ def test_memory_that_runs_out_once_the_start_was_judged_by_itself_keeps_the_star
     torch.testing.assert_close(result.noise.flat(), start(noise_map).flat())
 
 
+def test_memory_that_runs_out_in_the_tilted_run_alone_lets_the_climb_begin_without(monkeypatch):
+    def full(self, problem, noise):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(core.Tilt, "run", full)
+    found, plain = (run(solver=core.TrustAscent(tilt=tilt), iterations=6) for tilt in (0.3, 0.0))
+    assert found.history.stopped == "6 iterations done" and found.failure is None
+    assert found.history.column("score") == plain.history.column("score")
+    assert [each for each in found.history.warnings if "memory ran out in the tilted run" in each]
+
+
 @pytest.mark.parametrize("solver", [core.Search.best_of_n(candidates=4), core.ZeNO(candidates=4)])
 def test_memory_that_runs_out_among_the_first_candidates_keeps_the_best_that_was_evaluated(solver):
     noise_map = sample_map(batch=1, most_rows=1)
