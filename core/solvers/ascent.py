@@ -159,14 +159,20 @@ class GradientAscent(Solver):
         step = first * OU_FALL**problem.share_of_iterations
         angle, v = pushed.new_full((noise.batch,), math.asin(step)), sphere.unit(sphere.tangent(pushed))
         moved = sphere.turned(noise, angle, v)
-        for _ in range(HALVINGS):
-            log_p = torch.minimum(*problem.log_probabilities(moved))
-            improbable = (log_p < PROBABLE_ENOUGH) & (log_p < least_log_p(evaluation))
-            if not improbable.any():
-                break
-            angle = torch.where(improbable.to(angle.device), angle / 2, angle)
-            moved = sphere.turned(noise, angle, v)
+        improbable = self._made_improbable(problem, evaluation, moved)
+        if improbable.any():  # asked once: each answer is waited for on a device
+            for halving in range(HALVINGS):
+                angle = torch.where(improbable.to(angle.device), angle / 2, angle)
+                moved = sphere.turned(noise, angle, v)
+                if halving < HALVINGS - 1:
+                    improbable = self._made_improbable(problem, evaluation, moved)
         return moved
+
+    @staticmethod
+    def _made_improbable(problem, evaluation, moved):
+        """Return (B,) booleans: whose noise a step from an Evaluation's has made too improbable."""
+        log_p = torch.minimum(*problem.log_probabilities(moved))
+        return (log_p < PROBABLE_ENOUGH) & (log_p < least_log_p(evaluation))
 
     def _updated(self, noise, gradient):
         """Return (B, n), the noise after a step of PyTorch's optimiser."""

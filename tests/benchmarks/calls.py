@@ -176,7 +176,9 @@ def run(prompt, seed, steps, reward, solver):
         sample_map, judged, sample_map.randn(seed), chosen, regularizer,
         iterations=1 if isinstance(chosen, core.Tilt) else most, watch=[] if own else [rewards.Consistency()],
         floors={} if own else {"consistency": core.Drop(KEPT)}, callback=count,
-    ).whole()  # fmt: skip
+    )  # fmt: skip
+    if result.failure:  # an interrupt is the budget's
+        raise result.failure
     keys = {"score": "score", "consistency": "score" if own else "watch/consistency"}
     keys |= {"log_p": "log_p", "log_p_initial": "log_p_initial"}
     columns = {name: result.history.column(key) for name, key in keys.items()}
