@@ -33,6 +33,9 @@ from .words import counted, first_line
 
 log = logging.getLogger(__name__)
 
+BROKEN_DEVICE = "CUDA error", "HIP error"
+"""In the message of an error after which nothing on the device can be used."""
+
 """Why a run ended that somebody was in a hurry to end."""
 
 
@@ -256,7 +259,7 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
             raise
         history.stopped, done = str(error), None
     except RewardError as error:
-        if "CUDA error" in str(error) or not (history.rows or _has_found(problem, error)):
+        if any(name in str(error) for name in BROKEN_DEVICE) or not (history.rows or _has_found(problem, error)):
             raise
         log.exception("a reward failed: the search ends with what it has found")
         if not history.rows:

@@ -32,7 +32,7 @@ OF_NO_PICTURE = ("fid", "sfid", "fid_dinov2", "inception_score", "clipscore", "f
 PROBE = 256
 """Side of the picture on which a gradient is tried; some metrics take none below 176."""
 BYTES_A_PIXEL = 3072
-"""What a network keeps of a picture for its way back: VGG16 2.2 KB, ResNet50 about 1; unknown for most of pyiqa's."""
+"""What a network may keep of a picture for its way back, a guess: the layers of VGG16 add up to 2.2 KB a pixel."""
 LEAST_SLOPE = 0.1
 """Of what the gradient says. Of the metrics that need no weights psnr gave 1.00, ssim 0.91, vif 0.64, gmsd, whose
 gradient is in few pixels, 0.25; fsim 0.03 and vsi NaN, which no search can climb."""
@@ -110,22 +110,24 @@ class IQA:
         picture, reference = (coarse + fine / 4), ((other + coarse) / 2 if self.compares else None)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (picture / picture.max()).requires_grad_()
-            score = self._judged(leaf, reference)
+            with self.tower.judging(leaf) as device:
+                score = self._judged(leaf, reference, device)
             if not score.requires_grad:
                 return 0.0
             (gradient,) = torch.autograd.grad(score.sum(), leaf)
         if not gradient.isfinite().all() or not gradient.any():
             return 0.0
         step = gradient * (2 / 255 / gradient.abs().mean())
-        with torch.no_grad():
-            ends = [self._judged(leaf + sign * step, reference) for sign in (1, -1)]
+        with torch.no_grad(), self.tower.judging(leaf) as device:
+            ends = [self._judged(leaf + sign * step, reference, device) for sign in (1, -1)]
         return ((ends[0] - ends[1]) / (2 * gradient * step).sum()).item()
 
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), as many as references or a multiple, candidate-major."""
         images = clamp_through(rgb(images))
         references = self._references(images) if self.compares else [None] * len(images)
-        scores = [self._judged(*pair) for pair in zip(images.split(1), references, strict=True)]
+        with self.tower.judging(images) as device:
+            scores = [self._judged(*pair, device) for pair in zip(images.split(1), references, strict=True)]
         return -torch.cat(scores) if self.lower_is_better else torch.cat(scores)
 
     def _references(self, images):
@@ -139,9 +141,9 @@ class IQA:
             reference = F.interpolate(reference, images.shape[-2:], mode="bilinear", antialias=True)
         return reference.clamp(0, 1).split(1) * (len(images) // len(self.reference))
 
-    def _judged(self, picture, reference):
-        """Return the metric (1,) of one picture (1, 3, H, W)."""
-        with self.tower.judging(picture) as device, _explained(self.metric), _same_crops(device):
+    def _judged(self, picture, reference, device):
+        """Return the metric (1,) of one picture (1, 3, H, W), by the network on `device`."""
+        with _explained(self.metric), _same_crops(device):
             given = [each.to(device, torch.float32) for each in (picture, reference) if each is not None]
             found = self.tower.module(*given)
         return found.reshape(1, -1)[:, 0].to(picture)
@@ -159,15 +161,16 @@ class MetricTower(Tower):
         self.module = made(metric)
 
     @contextlib.contextmanager
-    def judging(self, picture):
-        """Yield the device to judge a picture (1, 3, H, W) on: the picture's, or where `on_use` loads the network."""
+    def judging(self, images):
+        """Yield the device to judge pictures (B, 3, H, W) on: theirs, or where `on_use` loads the network."""
         if self.on_use is None or next(self.module.parameters(), None) is None:
-            self.module.to(picture.device)
-            with outside_autocast(picture.device.type):
-                yield picture.device
+            self.module.to(images.device)
+            with outside_autocast(images.device.type):
+                yield images.device
         else:
-            per_pixel = BYTES_A_PIXEL if torch.is_grad_enabled() and picture.requires_grad else BYTES_A_PIXEL // 4
-            with self.running(per_pixel * picture[0, 0].numel()) as device:
+            # Each has its own graph; without a gradient one picture is held at a time, and of that a few layers.
+            kept = len(images) if torch.is_grad_enabled() and images.requires_grad else 0.25
+            with self.running(int(BYTES_A_PIXEL * kept * images[0, 0].numel())) as device:
                 yield device
 
 

@@ -154,7 +154,7 @@ class GradientAscent(Solver):
             if silent.any():
                 chance = noise.with_flat(problem.draw(0, noise.flat(), (getattr(self.estimator, "seed", 0), CHANCE)))
                 u = where(silent, sphere.unit(sphere.tangent(parts_of(chance))), u, dim=1)
-        pushed = kept_probable(problem, evaluation, u, ProbabilityRegularizer(structured=True))
+        pushed = kept_probable(problem, evaluation, sphere, u, ProbabilityRegularizer(structured=True))
         first = self.lr if self.lr is not None else min(OU_MOST, OU_FIRST / math.sqrt(max(problem.iterations, 1)))
         step = first * OU_FALL**problem.share_of_iterations
         angle, v = pushed.new_full((noise.batch,), math.asin(step)), sphere.unit(sphere.tangent(pushed))

@@ -69,13 +69,14 @@ class Sphere:
         return vectors / lengths(vectors).clamp(min=torch.finfo(vectors.dtype).tiny)
 
 
-def kept_probable(problem, evaluation, u, push):
+def kept_probable(problem, evaluation, sphere, u, push):
     """Return the directions u, pushed towards probable noise the more, the less probable a picture's is.
 
     Args:
         problem: the Problem; its regulariser of the noise pushes where it has one, but for one of the length alone,
             which has nothing to say of directions on spheres. Its weight does not count.
         evaluation: the Evaluation of the noise that u starts from.
+        sphere: the Sphere of that noise.
         u: (parts, B, C, H, W), each part a unit vector of the tangent plane.
         push: the regulariser that pushes otherwise.
     """
@@ -86,7 +87,6 @@ def kept_probable(problem, evaluation, u, push):
     pusher = _of_full_weight(problem.regularizer, push)
     extra = pusher.gradient(problem.sample_map, evaluation.noise, problem.iteration)[1]
     problem.end_where_not_finite({"the gradient of the regulariser": extra.norm()})
-    sphere = Sphere.of(problem.sample_map, evaluation.noise)
     d = sphere.tangent(parts_of(extra))
     length = d.square().flatten(2).sum(dim=(0, 2)).sqrt().clamp(min=torch.finfo(d.dtype).tiny)
     searched = (sphere.length.flatten(1) > 0).sum(dim=0, dtype=d.dtype)

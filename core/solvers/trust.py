@@ -202,7 +202,7 @@ class TrustAscent(SamplesItself):
         """Return u, the Noise of directions at the evaluated noise: whitened, on the spheres, pushed where need be."""
         sphere = Sphere.of(problem.sample_map, evaluation.noise)
         whitened = _whitened(sphere.tangent(parts_of(gradient)), self.whitening)
-        return noise_of(kept_probable(problem, evaluation, sphere.unit(sphere.tangent(whitened)), self.push))
+        return noise_of(kept_probable(problem, evaluation, sphere, sphere.unit(sphere.tangent(whitened)), self.push))
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def test_the_push_has_the_weight_of_the_parts_that_are_searched():
     problem = core.Problem(noise_map, lambda i, p: i.mean(dim=(1, 2, 3)))
     evaluation = problem.evaluate(noise)
     zero = torch.zeros_like(sphere.parts_of(noise))
-    pushed = sphere.kept_probable(problem, evaluation, zero, core.ProbabilityRegularizer())
+    on = sphere.Sphere.of(noise_map, noise)
+    pushed = sphere.kept_probable(problem, evaluation, on, zero, core.ProbabilityRegularizer())
     assert pushed[0].norm() == pytest.approx(2, rel=1e-4) and not pushed[1:].any()  # the most that lambda is
 
 
