@@ -35,7 +35,7 @@ from .checks import check_finite, check_whole
 from .pairings import log_pairing_probability
 from .precision import exactly, mixed_seed, wide
 
-GROUPS, BLOCKS = 64, 512
+GROUPS, BLOCKS, COLUMNS = 64, 512, 16
 P_SUSPICIOUS = 0.01
 """True noise has P(z) above this but for about one draw in 800 (k = 2, b = 100; 7 of 6,000 draws measured)."""
 
@@ -58,7 +58,7 @@ def log_probabilities(z, k=2):
     """
     z = wide(z)
     m = _rows(z.shape[-1], k)
-    sums, gram = _Moments.apply(z[..., : m * k].unflatten(-1, (m, k)).mT)
+    sums, gram = _RowMoments.apply(z, k)
     return _log_bounds(sums / m, gram / m, m)
 
 
@@ -85,8 +85,7 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, turn=0):
     n = z.shape[-1]
     groups, size = _blocks(n, k)
     *shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
-    shuffled = _Shuffled.apply(z.roll(turn, dims=-1) if turn else z, *shuffle)
-    sums, gram = _Moments.apply(shuffled.unflatten(-1, (k * groups, size)))
+    sums, gram = _BlockMoments.apply(z, k * groups, turn, *shuffle)
     order = order.view(permutations, k, groups)
     m = groups * size
     covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m
@@ -94,48 +93,71 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, turn=0):
     return tuple(torch.cat(pair, dim=-1) for pair in zip(first, rest, strict=True))
 
 
-class _Moments(torch.autograd.Function):
-    """The sum of each block of numbers (.., count, size), and the products of every two blocks, (.., count, count).
+class _RowMoments(torch.autograd.Function):
+    """The sum of z (.., n), seen as rows of k numbers, and the products of every two columns: (.., k) and (.., k, k).
 
-    Of block i the gradient is d_sums_i + sum_j (d_gram_ij + d_gram_ji) block_j; autograd would take that product twice.
+    A matrix of k = 2 columns is a processor's slowest, so several rows are one: of its products those within a row
+    count. Of a row the gradient is d_sums + (d_gram + d_gram^T) row.
     """
 
     @staticmethod
-    def forward(ctx, blocks):
-        ctx.save_for_backward(blocks)
+    def forward(ctx, z, k):
+        ctx.save_for_backward(z)
+        ctx.k, (several, rows) = k, _in_rows(z, k)
+        gram = (rows.mT @ rows).unflatten(-1, (several, k)).unflatten(-3, (several, k))
+        return rows.sum(dim=-2).unflatten(-1, (several, k)).sum(dim=-2), gram.diagonal(dim1=-4, dim2=-2).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx, d_sums, d_gram):
+        (z,) = ctx.saved_tensors
+        several, rows = _in_rows(z, ctx.k)
+        one_by_one = torch.kron(torch.eye(several, dtype=z.dtype, device=z.device), d_gram + d_gram.mT)
+        found = (rows @ one_by_one).add_(d_sums.tile(several)[..., None, :]).flatten(-2)
+        dropped = z.shape[-1] - found.shape[-1]
+        return torch.nn.functional.pad(found, (0, dropped)) if dropped else found, None
+
+
+def _in_rows(z, k):
+    """Return how many rows of k numbers are one, and z (.., n) as such."""
+    m = _rows(z.shape[-1], k)
+    several = math.gcd(m, max(COLUMNS // k, 1))
+    return several, z[..., : m * k].unflatten(-1, (m // several, several * k))
+
+
+class _BlockMoments(torch.autograd.Function):
+    """The sum of each of `count` blocks of a shuffled z (.., n), and the products of every two: one and two `count`s.
+
+    Of block i the gradient is d_sums_i + sum_j (d_gram_ij + d_gram_ji) block_j. It is picked by the shuffle's inverse:
+    to add each number where it belongs takes a CPU twice as long. `turn` is of `permuted_log_probabilities`, the last
+    arguments are of `_layouts`.
+    """
+
+    @staticmethod
+    def forward(ctx, z, count, turn, shuffle, inverse, dropped):
+        blocks = _picked(z.roll(turn, dims=-1) if turn else z, shuffle).unflatten(-1, (count, -1))
+        ctx.save_for_backward(blocks, inverse, dropped)
+        ctx.turn = turn
         return blocks.sum(dim=-1), blocks @ blocks.mT
 
     @staticmethod
     def backward(ctx, d_sums, d_gram):
-        (blocks,) = ctx.saved_tensors
-        return ((d_gram + d_gram.mT) @ blocks).add_(d_sums[..., None])
+        blocks, inverse, dropped = ctx.saved_tensors
+        found = ((d_gram + d_gram.mT) @ blocks).add_(d_sums[..., None]).flatten(-2)
+        end, start = inverse.tensor_split([ctx.turn])  # of z: the end was put before the beginning
+        found = _picked(found, start, end).index_fill_(-1, (dropped - ctx.turn) % len(inverse), 0.0)
+        return found, None, None, None, None, None
 
 
-class _Shuffled(torch.autograd.Function):
-    """Each row of z (.., n), picked by the places in `shuffle`, none of them twice; the arguments are of `_layouts`.
-
-    The gradient is picked by the inverse: to add each number where it belongs takes a CPU twice as long.
-    """
-
-    @staticmethod
-    def forward(ctx, z, shuffle, inverse, dropped):
-        ctx.save_for_backward(inverse, dropped)
-        return _picked(z, shuffle)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        inverse, dropped = ctx.saved_tensors
-        return _picked(gradient, inverse).index_fill_(-1, dropped, 0.0), None, None, None
-
-
-def _picked(rows, places):
-    """Return the numbers at `places` of each row of (.., n).
+def _picked(rows, *places):
+    """Return the numbers at `places`, vectors of which one follows another, of each row of (.., n).
 
     One row after another: along the last of two dimensions PyTorch's CPU kernels take up to 40 times longer.
     """
-    found = rows.new_empty(*rows.shape[:-1], len(places))
-    for row, place in zip(rows.reshape(-1, rows.shape[-1]), found.view(-1, len(places)), strict=True):
-        torch.index_select(row, 0, places, out=place)
+    sizes = [len(vector) for vector in places]
+    found = rows.new_empty(*rows.shape[:-1], sum(sizes))
+    for row, picked in zip(rows.reshape(-1, rows.shape[-1]), found.view(-1, sum(sizes)), strict=True):
+        for vector, part in zip(places, picked.split(sizes), strict=True):
+            torch.index_select(row, 0, vector, out=part)
     return found
 
 
@@ -243,9 +265,10 @@ class ProbabilityRegularizer:
             with torch.enable_grad():
                 value = self.gamma * self._term(parts, iteration) if parts else wide(rows.new_zeros(len(rows)))
             found = torch.autograd.grad(value.sum(), tuple(parts)) if parts else [rows]
-            gradients += torch.cat(found, dim=1)
+            gradients.append(torch.cat(found, dim=1))
             values.append(value.detach())
-        return torch.cat(values), sample_map.with_active(noise, gradients)
+        vectors = gradients[0] if len(gradients) == 1 else [row for rows in gradients for row in rows]
+        return torch.cat(values), sample_map.with_active(noise, vectors)
 
     def _term(self, parts, iteration):
         """Return E[ln p1 + ln p2] of each picture, summed over the parts (B, n) of its noise.

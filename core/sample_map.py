@@ -242,7 +242,8 @@ class SampleMap:
     def with_active(self, noise, vectors):
         """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: the inverse of `active`."""
         if self.optimises_everything:
-            return noise.with_flat(torch.stack(vectors).to(noise.initial))
+            flat = vectors if torch.is_tensor(vectors) else torch.stack(vectors)
+            return noise.with_flat(flat.to(noise.initial))
         flat = torch.zeros_like(noise.flat())
         for row, place, vector in zip(flat, self._places(noise), vectors, strict=True):
             row.index_add_(0, place, vector.to(row))

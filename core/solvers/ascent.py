@@ -190,7 +190,10 @@ class GradientAscent(Solver):
         params = [wide(tensor.detach()).clone() for tensor in (noise.initial, noise.injected)]
         if self.optimizer == "adam":
             # Decay would shrink z towards 0, which is improbable: plain Adam, never AdamW.
-            return torch.optim.Adam(params, lr=self.lr, maximize=True)
+            # PyTorch's default on a GPU, and on a CPU quicker than its default. (Its `fused` is quicker still, and
+            # takes the numbers of transposed gradients in a wrong order.)
+            foreach = True if params[0].device.type == "cpu" else None
+            return torch.optim.Adam(params, lr=self.lr, maximize=True, foreach=foreach)
         nesterov = self.momentum > 0
         return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, nesterov=nesterov, maximize=True)
 
