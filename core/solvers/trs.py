@@ -12,7 +12,9 @@ from .base import Leader, Solver, evaluated
 LEAST_SHARE, MOST_SHARE = 0.1, 0.9
 """What share of the entries a candidate changes: each region's candidates cover this range evenly."""
 GROW, SHRINK, SMALLEST = 2.0, 0.5, 1e-3
-"""What a region's size is multiplied by when it found something better and when not, and the smallest."""
+"""What a region's size is multiplied by when it grows and when it shrinks, and the smallest."""
+PATIENCE = 3
+"""How many iterations in a row a region finds something better before it grows, or nothing before it shrinks."""
 
 
 @dataclass
@@ -21,11 +23,12 @@ class TRS(Solver):
 
     R regions search in parallel, each around one of the R best noises found so far, and a candidate changes 10 to 90 %
     of a centre's entries. All centres and candidates compete for the next R centres. A region that found something
-    better than its centre grows, one that did not shrinks, and a candidate that becomes a centre inherits the size of
-    the region it comes from. The first iteration tries new noises, the start among the first centres.
+    better than its centre in three iterations in a row grows, one that found nothing in three shrinks, and one that
+    cannot shrink any more begins anew with the first size. A candidate that becomes a centre inherits the size of the
+    region it comes from. The first iteration tries new noises, the start among the first centres.
 
     [ours] A region of size beta proposes sqrt(1 - beta) z + sqrt(beta) xi in the entries that change, xi ~ N(0, I),
-    where the paper draws points of a cube: what is tried is true noise. The factors of growth are ours too.
+    where the paper draws points of a cube: what is tried is true noise. The sizes are ours too.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -78,7 +81,7 @@ class TRS(Solver):
             leader = leader.or_better(candidates, scores)
             for index, each in enumerate(scores, start=candidates.first):
                 contest.enter(index % len(old.beta), each, index, propose)
-        self._regions = contest.ended(resized=problem.iteration > 0)
+        self._regions = contest.ended(resized=problem.iteration > 0, first=self.beta)
         self._leader = leader
         return noise.with_flat(leader.flat), evaluation
 
@@ -106,18 +109,20 @@ class Regions:
         centres: (R, B, n).
         scores: (R, B), of the centres; -inf where a region waits for its first candidate.
         beta: (R, B), the sizes.
+        luck: (R, B), in how many iterations in a row something better was found; below 0, in how many nothing was.
     """
 
     centres: torch.Tensor
     scores: torch.Tensor
     beta: torch.Tensor
+    luck: torch.Tensor
 
     @classmethod
     def around(cls, leader, count, beta):
         """Return `count` regions around one noise, of which all but the first wait for something to hold."""
         scores = torch.full_like(leader.scores.expand(count, -1), -torch.inf)
         scores[0] = leader.scores
-        return cls(leader.flat.expand(count, -1, -1), scores, torch.full_like(scores, beta))
+        return cls(leader.flat.expand(count, -1, -1), scores, torch.full_like(scores, beta), torch.zeros_like(scores))
 
 
 class Contest:
@@ -152,8 +157,20 @@ class Contest:
         self.scores[lowest, rows] = torch.where(better, scores, self.scores[lowest, rows])
         self.origin[lowest, rows] = torch.where(better, region, self.origin[lowest, rows])
 
-    def ended(self, resized=True):
-        """Return the Regions of the next iteration; not `resized`, all keep the size of where they come from."""
-        factor = torch.where(self.found_better, GROW, SHRINK) if resized else 1.0
-        beta = (self.regions.beta * factor).clamp(SMALLEST, 1.0).gather(0, self.origin)
-        return Regions(self.centres, self.scores, beta)
+    def ended(self, resized=True, first=1.0):
+        """Return the Regions of the next iteration; not `resized`, all keep the size of where they come from.
+
+        Args:
+            resized: whether a region that has waited long enough grows or shrinks.
+            first: the size that one begins anew with.
+        """
+        beta, luck = self.regions.beta, self.regions.luck
+        if resized:
+            found = torch.where(self.found_better, 1.0, -1.0)
+            luck = torch.where(luck * found > 0, luck, 0.0) + found
+            changes = luck.abs() >= PATIENCE
+            factor = torch.where(changes, torch.where(self.found_better, GROW, SHRINK), 1.0)
+            anew = changes & ~self.found_better & (beta <= SMALLEST)
+            beta = torch.where(anew, first, (beta * factor).clamp(SMALLEST, 1.0))
+            luck = torch.where(changes, 0.0, luck)
+        return Regions(self.centres, self.scores, beta.gather(0, self.origin), luck.gather(0, self.origin))

@@ -1,9 +1,11 @@
 """Trust-region search: which regions grow, who becomes a centre, and what a candidate is."""
 
+import math
+
 import pytest
 import torch
 from comfyui_dno import core
-from comfyui_dno.core.solvers.trs import GROW, SHRINK, SMALLEST
+from comfyui_dno.core.solvers.trs import GROW, PATIENCE, SHRINK, SMALLEST
 from linear_rewards import identity_map, linear_reward
 from tiny_models import sample_map
 
@@ -23,22 +25,48 @@ def rising(images, prompts):
     return rising.count + images.mean(dim=(1, 2, 3)).sigmoid()
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_regions_grow_by_each_success_up_to_new_noise(iterations):
+@pytest.mark.parametrize(("iterations", "times"), [(1, 0), (PATIENCE, 0), (1 + PATIENCE, 1), (1 + 2 * PATIENCE, 2)])
+def test_regions_grow_by_successes_in_a_row(iterations, times):
     rising.count = 0
     noise_map = identity_map((3, 8, 8))
     noise_map.most_rows = 1  # one picture a call, so that the next is better
     solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, rising, iterations)
-    expected = min(0.1 * GROW ** (iterations - 1), 1.0)  # the first iteration is of new noises
+    expected = 0.1 * GROW**times  # the first iteration is of new noises
     torch.testing.assert_close(solver._regions.beta, torch.full((4, 1), expected, dtype=torch.float64))
 
 
-def test_regions_shrink_by_each_failure_down_to_the_smallest():
+def test_regions_grow_up_to_new_noise():
+    rising.count = 0
     noise_map = identity_map((3, 8, 8))
-    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, 3)
-    assert solver._regions.beta[0].item() == pytest.approx(0.1 * SHRINK**2)
-    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, lambda i, p: i.sum(dim=(1, 2, 3)) * 0, 20)
+    noise_map.most_rows = 1
+    solver, _ = stepped(core.TRS(8, beta=0.6), noise_map, rising, 2 + 2 * PATIENCE)
+    assert solver._regions.beta.unique().item() == 1
+
+
+def test_regions_shrink_by_failures_in_a_row_and_from_the_smallest_begin_anew():
+    """On a plateau, where nothing is ever better: what stayed at the smallest size would try one noise for ever."""
+    noise_map, flat = identity_map((3, 8, 8)), lambda i, p: i.sum(dim=(1, 2, 3)) * 0
+    down = math.ceil(math.log(SMALLEST / 0.1, SHRINK))
+    for times in (1, 2, down - 1):
+        solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, flat, 1 + times * PATIENCE)
+        assert solver._regions.beta[0].item() == pytest.approx(0.1 * SHRINK**times)
+        solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, flat, times * PATIENCE)  # one failure fewer
+        assert solver._regions.beta[0].item() == pytest.approx(0.1 * SHRINK ** (times - 1))
+    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, flat, 1 + down * PATIENCE)
     assert solver._regions.beta[0].item() == pytest.approx(SMALLEST)
+    solver, _ = stepped(core.TRS(8, beta=0.1), noise_map, flat, 1 + (down + 1) * PATIENCE)
+    assert solver._regions.beta[0].item() == pytest.approx(0.1)
+
+
+def test_a_success_between_failures_begins_the_count_anew():
+    """After the first iteration nothing better twice, then something once, then nothing twice: no region changes."""
+    answers = iter([0] * 9 + [0] * 16 + [1] + [0] * 7 + [1] * 16)
+    solver, _ = stepped(
+        core.TRS(8, regions=1, beta=0.1), identity_map((3, 8, 8)),
+        lambda i, p: i.sum(dim=(1, 2, 3)) * 0 + torch.tensor([float(next(answers)) for _ in i]), 6,
+    )  # fmt: skip
+    assert solver._regions.beta.item() == pytest.approx(0.1)
+    assert solver._regions.luck.item() == -2
 
 
 @pytest.mark.parametrize("most_rows", [None, 3])
