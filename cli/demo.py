@@ -14,7 +14,7 @@ def add_commands(commands):
     """Add `demo` and `toy` to the subparsers."""
     parser = commands.add_parser("demo", help=demo.__doc__, description=demo.__doc__)
     parser.set_defaults(command=demo, reward="brightness", solver="adam", watch=[], floors="", target=None)
-    parser.set_defaults(**dict.fromkeys(("reward_file", "clip_file", "model", "height", "width")))
+    parser.set_defaults(**dict.fromkeys(("reward_file", "clip_file", "reference", "model", "height", "width")))
     add_sampling(parser)
     add_ascent(parser, iterations=36, lr=0.03)
     add_single(parser)

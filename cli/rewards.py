@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
 from .. import core, rewards
 from ..rewards import weights
 
@@ -35,7 +39,16 @@ OF_FILES = {
 TOWERS = {rewards.Aesthetic: "CLIP ViT-L/14", rewards.AestheticV25: "SigLIP"}
 """Of those whose file is a head alone: the network that it is for."""
 
-NAMES = (*OWN, *OF_FILES)
+OF_A_PICTURE = {
+    "palette": (rewards.Palette, None),
+    "layout": (rewards.Layout, None),
+    "similarity": (rewards.Similarity, "CLIP ViT-L/14"),
+    "dinov2": (rewards.DINOv2Similarity, "DINOv2"),
+    "lpips": (rewards.LPIPS, "LPIPS"),
+}
+"""Those that compare with a picture: (class, of `weights.SOURCES` the file of its network or None)."""
+
+NAMES = (*OWN, *OF_FILES, *OF_A_PICTURE)
 
 BELIEF = "belief"
 WATCHED = (BELIEF, *OWN)
@@ -45,8 +58,13 @@ WATCHED = (BELIEF, *OWN)
 def add_reward(parser):
     """Add the choice of a reward."""
     parser.add_argument("--reward", choices=NAMES, default="brightness", help="what shall grow (default %(default)s)")
+    with_files = [*OF_FILES, *(name for name, (_, source) in OF_A_PICTURE.items() if source)]
     parser.add_argument(
-        "--reward-file", type=Path, help=f"weights of --reward {', '.join(OF_FILES)}; of vlm the model's folder"
+        "--reward-file", type=Path, help=f"weights of --reward {', '.join(with_files)}; of vlm the model's folder"
+    )
+    parser.add_argument(
+        "--reference", type=Path, metavar="PICTURE",
+        help=f"picture that --reward {', '.join(OF_A_PICTURE)} compare with",
     )
     parser.add_argument(
         "--watch", choices=WATCHED, nargs="+", default=[], metavar="NAME",
@@ -73,22 +91,49 @@ def reward_of(options, device, dtype):
         ValueError: files are missing or not wanted, or are not what they should be.
         FileNotFoundError: there is no such file.
     """
-    kind, source = OF_FILES.get(options.reward, (None, None))
-    wanted = {"reward_file": source} if kind else {}
-    if kind in TOWERS:
-        wanted["clip_file"] = TOWERS[kind]
-    for name in ("reward_file", "clip_file"):
-        option, given = "--" + name.replace("_", "-"), getattr(options, name)
-        if given is None and name in wanted:
-            known = weights.known_files([wanted[name]])
-            raise ValueError(f"--reward {options.reward} needs {option}; expected the path of {known}")
-        if given is not None and name not in wanted:
-            raise ValueError(f"--reward {options.reward} takes no {option}; leave it out")
+    kind, source = (OF_FILES | OF_A_PICTURE).get(options.reward, (None, None))
+    _check_given(options, _wanted(kind, source, options.reward in OF_A_PICTURE))
     if not kind:
         return OWN[options.reward](device)
+    if options.reward in OF_A_PICTURE:
+        reference = picture_of(options.reference)
+        return kind(rewards.load_tower(options.reward_file, device, dtype), reference) if source else kind(reference)
     if kind in TOWERS:
         return kind(rewards.load_tower(options.clip_file, device, dtype), options.reward_file)
     tower = rewards.load_tower(options.reward_file, device, dtype)
     if kind is rewards.VLMJudge and getattr(tower, "rates", False):
         return rewards.HPSv3(tower)  # asked yes or no, its head would go to waste
     return kind(tower)
+
+
+def _wanted(kind, source, of_a_picture):
+    """Return option -> what it shall be, of those that a reward needs."""
+    wanted = {"reward_file": source, "clip_file": TOWERS.get(kind)}
+    wanted = {option: f"the path of {weights.known_files([name])}" for option, name in wanted.items() if name}
+    return wanted | ({"reference": "the path of a picture"} if of_a_picture else {})
+
+
+def _check_given(options, wanted):
+    """Raise ValueError where one of the options that are wanted is not given, or one is that is not."""
+    for name in ("reward_file", "clip_file", "reference"):
+        option, given = "--" + name.replace("_", "-"), getattr(options, name)
+        if given is None and name in wanted:
+            raise ValueError(f"--reward {options.reward} needs {option}; expected {wanted[name]}")
+        if given is not None and name not in wanted:
+            raise ValueError(f"--reward {options.reward} takes no {option}; leave it out")
+
+
+def picture_of(path):
+    """Return a picture file, turned as its camera says, as pixels (1, 3, H, W) in [0, 1].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}; expected a picture")
+    try:
+        levels = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); expected a PNG or JPEG file") from error
+    return torch.from_numpy(levels).movedim(-1, 0)[None] / 255

@@ -57,7 +57,8 @@ class Setup:
             raise ValueError("--download fetches --model; the embedded model is here already")
         asked = {name: value for name, value in vars(options).items() if name in SAMPLING and value is not None}
         settings = {name: getattr(options, name) for name in ("reward", "device", "dtype")}
-        files = {name: str(getattr(options, name)) for name in ("reward_file", "clip_file") if getattr(options, name)}
+        names = ("reward_file", "clip_file", "reference")
+        files = {name: str(getattr(options, name)) for name in names if getattr(options, name)}
         settings |= files | (EMBEDDED if embedded else PIPELINE) | asked | solver_settings(options)
         reward = reward_of(options, device, DTYPES[options.dtype])
         check_reward(reward, options)

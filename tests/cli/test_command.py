@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import tiny_pipelines
 import tiny_rewards
@@ -19,6 +20,7 @@ import torch
 from comfyui_dno import core, rewards
 from comfyui_dno.__main__ import main
 from comfyui_dno.cli import run
+from comfyui_dno.cli.rewards import picture_of
 from comfyui_dno.cli.search import Setup
 from comfyui_dno.cli.solvers import SOLVERS, solver_of, solver_settings
 from comfyui_dno.core import plots
@@ -245,6 +247,35 @@ def test_a_reward_model_judges_by_its_file(name, kind, tower, tmp_path):
     assert record["best_row"]["score"][0] > record["rows"][0]["score"][0]
 
 
+@pytest.mark.parametrize("name, file, expected", [
+    ("palette", None, "palette"), ("layout", None, "layout by edges"), ("similarity", "clip_l", "similarity"),
+    ("dinov2", "dinov2", "DINOv2 similarity"), ("lpips", "squeezenet", "LPIPS"),
+])  # fmt: skip
+def test_a_reward_compares_with_a_picture(name, file, expected, tmp_path):
+    """The start's own picture is the nearest to itself: the first score is that of no difference."""
+    common = ["run", "--prompt", "black cat", "--steps", "2", "--out"]
+    assert main([*common, str(tmp_path / "first"), "--iterations", "0"]) == 0
+    reference = tmp_path / "first" / "after.png"
+    arguments = [*common, str(tmp_path / "out"), "--iterations", "1", "--reward", name, "--reference", str(reference)]
+    arguments += ["--reward-file", str(tiny_rewards.write(file, tmp_path))] if file else []
+    assert main(arguments) == 0
+    record = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert record["reward"] == expected and record["settings"]["reference"] == str(reference)
+    alike = 0.0 if name in ("palette", "lpips") else 1.0
+    assert record["rows"][0]["score"][0] == pytest.approx(alike, abs=0.01)
+
+
+def test_a_reference_is_turned_as_its_camera_says_and_its_transparency_left_out(tmp_path):
+    pixels = np.zeros((4, 8, 4), np.uint8)
+    pixels[0, 0] = 255, 0, 0, 128
+    picture, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    picture.save(tmp_path / "photo.png", exif=exif)
+    found = picture_of(tmp_path / "photo.png")
+    assert found.shape == (1, 3, 8, 4)
+    assert found.nonzero().tolist() == [[0, 0, 0, 3]] and found.max() == 1
+
+
 @pytest.mark.parametrize("rating, reward", [(False, "VLM judge"), (True, "HPSv3")])
 def test_a_vision_language_model_judges_by_its_folder(rating, reward, tmp_path):
     tiny_vlm.write_qwen2_vl(tmp_path / "Qwen2-VL", rating=rating)
@@ -260,6 +291,11 @@ def test_a_vision_language_model_judges_by_its_folder(rating, reward, tmp_path):
     (["--prompt", "black cat", "--reward", "hps"], "--reward hps needs --reward-file; .* HPS_v2.1_compressed.pt"),
     (["--prompt", "black cat", "--reward", "hps", "--reward-file", "gone.pt"], "there is no file .*gone.pt"),
     (["--prompt", "black cat", "--reward-file", "x.pt"], "--reward brightness takes no --reward-file; leave it out"),
+    (["--prompt", "black cat", "--reward", "palette"], "--reward palette needs --reference; expected the path of a p"),
+    (["--prompt", "black cat", "--reward", "dinov2", "--reference", "x.png"], "--reward-file; .*facebook/dinov2-base"),
+    (["--prompt", "black cat", "--reference", "x.png"], "--reward brightness takes no --reference; leave it out"),
+    (["--prompt", "black cat", "--reward", "palette", "--reference", "gone.png"], "there is no file gone.png"),
+    (["--prompt", "black cat", "--reward", "palette", "--reference", __file__], "cannot be read as a picture"),
     (["--prompt", "black unicorn"], "names no animal"),
     (["--prompt", "black cat", "--reward", "aesthetic-v25", "--reward-file", "x.pth"], "--clip-file; .*siglip-so400m"),
     (["--prompt", "black cat", "--eta", "2"], r"eta is 2.0; expected a number in \[0, 1\]"),
