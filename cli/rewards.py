@@ -133,7 +133,13 @@ def picture_of(path):
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}; expected a picture")
     try:
-        levels = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I;16"):  # of 16 bits, which "RGB" would cut off
+                return torch.from_numpy(np.array(picture, np.float32))[None, None].expand(-1, 3, -1, -1) / 65535
+            if picture.mode in ("I", "F"):
+                raise ValueError(f"{path} has pixels of mode {picture.mode}; expected a picture of 8 or 16 bits")
+            levels = np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}); expected a PNG or JPEG file") from error
     return torch.from_numpy(levels).movedim(-1, 0)[None] / 255

@@ -30,6 +30,11 @@ def run(options):
     """Optimise one noise, or a batch of --batch, and save the best pictures."""
     if options.model is None:
         vocabulary.words_of(options.prompt)  # raises before anything is loaded
+    if options.reference and _is_replaced(options.reference, options.out):
+        raise ValueError(
+            f"--reference {options.reference} is in --out, where this run's files replace it; expected another --out,"
+            " or a copy of the picture elsewhere"
+        )
     setup = Setup.of(options)
     sample_map = setup.sample_map([options.prompt] * options.batch)
     noise = setup.noise(sample_map, options.seed, options.start)
@@ -46,3 +51,8 @@ def run(options):
     if options.report:
         say(f"the report is {(options.out / REPORT).resolve()}")
     return ended(result)
+
+
+def _is_replaced(picture, folder):
+    """Return whether a search that is written to `folder` would put a file in a picture's place, or remove it."""
+    return picture.resolve().parent == folder.resolve() and bool(FILES_OF_A_SEARCH.fullmatch(picture.name))

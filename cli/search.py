@@ -1,5 +1,6 @@
 """One search as the options describe it, and the files that it leaves."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -62,6 +63,8 @@ class Setup:
         settings |= files | (EMBEDDED if embedded else PIPELINE) | asked | solver_settings(options)
         reward = reward_of(options, device, DTYPES[options.dtype])
         check_reward(reward, options)
+        if options.reference:  # a picture that is drawn anew keeps its name
+            settings["reference_sha256"] = hashlib.sha256(options.reference.read_bytes()).hexdigest()[:16]
         for name, asked in (("reward", [options.reward]), ("watch", options.watch)):
             if "consistency" in asked and not embedded:
                 raise ValueError(

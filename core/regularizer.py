@@ -85,7 +85,7 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, turn=0):
     n = z.shape[-1]
     groups, size = _blocks(n, k)
     *shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
-    sums, gram = _BlockMoments.apply(z, k * groups, turn, *shuffle)
+    sums, gram = _BlockMoments.apply(z, k * groups, turn % n, *shuffle)
     order = order.view(permutations, k, groups)
     m = groups * size
     covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m

@@ -12,7 +12,7 @@ from .base import Leader, Solver, evaluated
 LEAST_SHARE, MOST_SHARE = 0.1, 0.9
 """What share of the entries a candidate changes: each region's candidates cover this range evenly."""
 GROW, SHRINK, SMALLEST = 2.0, 0.5, 1e-3
-"""What a region's size is multiplied by when it grows and when it shrinks, and the smallest."""
+"""What a region's size is multiplied by when it grows and when it shrinks, and the smallest, unless the first is."""
 PATIENCE = 3
 """How many iterations in a row a region finds something better before it grows, or nothing before it shrinks."""
 
@@ -170,7 +170,8 @@ class Contest:
             luck = torch.where(luck * found > 0, luck, 0.0) + found
             changes = luck.abs() >= PATIENCE
             factor = torch.where(changes, torch.where(self.found_better, GROW, SHRINK), 1.0)
-            anew = changes & ~self.found_better & (beta <= SMALLEST)
-            beta = torch.where(anew, first, (beta * factor).clamp(SMALLEST, 1.0))
+            least = min(SMALLEST, first)
+            anew = changes & ~self.found_better & (beta <= least)
+            beta = torch.where(anew, first, (beta * factor).clamp(least, 1.0))
             luck = torch.where(changes, 0.0, luck)
         return Regions(self.centres, self.scores, beta.gather(0, self.origin), luck.gather(0, self.origin))

@@ -58,6 +58,11 @@ def test_regions_shrink_by_failures_in_a_row_and_from_the_smallest_begin_anew():
     assert solver._regions.beta[0].item() == pytest.approx(0.1)
 
 
+def test_a_first_size_below_the_smallest_stays():
+    solver, _ = stepped(core.TRS(8, beta=1e-4), identity_map((3, 8, 8)), lambda i, p: i.sum(dim=(1, 2, 3)) * 0, 9)
+    assert solver._regions.beta[0].item() == pytest.approx(1e-4)
+
+
 def test_a_success_between_failures_begins_the_count_anew():
     """After the first iteration nothing better twice, then something once, then nothing twice: no region changes."""
     answers = iter([0] * 9 + [0] * 16 + [1] + [0] * 7 + [1] * 16)
