@@ -6,7 +6,7 @@ from ..core.models.embedded import vocabulary
 from .options import add_model, add_output, add_sampling, add_search, add_single, at_least
 from .output import ended, say, together
 from .report import findings, page, table
-from .search import FILES_OF_A_SEARCH, REPORT, Setup, save, tell
+from .search import CURVES, FILES_OF_A_SEARCH, REPORT, Setup, save, tell
 
 
 def add_commands(commands):
@@ -55,4 +55,5 @@ def run(options):
 
 def _is_replaced(picture, folder):
     """Return whether a search that is written to `folder` would put a file in a picture's place, or remove it."""
-    return picture.resolve().parent == folder.resolve() and bool(FILES_OF_A_SEARCH.fullmatch(picture.name))
+    replaced = picture.name == CURVES or FILES_OF_A_SEARCH.fullmatch(picture.name)
+    return picture.resolve().parent == folder.resolve() and bool(replaced)

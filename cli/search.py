@@ -20,7 +20,7 @@ EMBEDDED = {"steps": 20, "cfg": 3.0, "memory": "fast", "most_rows": None}
 # A full-size model keeps the graphs that fit and samples one candidate at a time; None is its own default.
 PIPELINE = {"steps": None, "cfg": None, "memory": "auto", "most_rows": 1}
 
-REPORT = "report.html"
+REPORT, CURVES = "report.html", "curves.png"
 FILES_OF_A_SEARCH = re.compile(r"(\d\d+_)?(before|after|trajectory)\.png|report\.html")
 """Names of what a search may leave: pictures, which of a batch begin with their numbers, and its report."""
 
@@ -149,7 +149,7 @@ def save(result, before, folder, prefix=""):
     history = result.history
     (folder / f"{prefix}history.json").write_text(history.to_json())
     result.noise.to("cpu").save(folder / f"{prefix}noise.safetensors")
-    plots.curves(history).save(folder / f"{prefix}curves.png")
+    plots.curves(history).save(folder / f"{prefix}{CURVES}")
     pairs = zip(plots.to_pictures(before), plots.to_pictures(result.images), strict=True)
     for item, (first, best) in enumerate(pairs):
         name = f"{prefix}{item:02d}_" if len(result.images) > 1 else prefix

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 BROKEN_DEVICE = "CUDA error", "HIP error"
 """In the message of an error after which nothing on the device can be used."""
 
-"""Why a run ended that somebody was in a hurry to end."""
-
 
 @dataclass(frozen=True)
 class Result:

@@ -240,7 +240,7 @@ class SampleMap:
         return noise.with_flat(torch.where(self.active_entries(noise), noise.flat(), 0.0))
 
     def with_active(self, noise, vectors):
-        """Return a Noise of zeros but for its optimised entries, taken from B flat vectors: the inverse of `active`."""
+        """Return a Noise of zeros but for its optimised entries, from what `active` returns: a list, or (B, n)."""
         if self.optimises_everything:
             flat = vectors if torch.is_tensor(vectors) else torch.stack(vectors)
             return noise.with_flat(flat.to(noise.initial))

@@ -28,7 +28,8 @@ class TRS(Solver):
     region it comes from. The first iteration tries new noises, the start among the first centres.
 
     [ours] A region of size beta proposes sqrt(1 - beta) z + sqrt(beta) xi in the entries that change, xi ~ N(0, I),
-    where the paper draws points of a cube: what is tried is true noise. The sizes are ours too.
+    where the paper draws points of a cube: what is tried is true noise. The sizes are ours too; that a region waits for
+    three iterations is from its authors' code.
 
     Example:
         >>> sample_map = core.SampleMap(lambda x, sigma: x / 2, core.Schedule([2.0, 1.0, 0.0]), shape=(1, 3, 4, 4))
@@ -157,7 +158,7 @@ class Contest:
         self.scores[lowest, rows] = torch.where(better, scores, self.scores[lowest, rows])
         self.origin[lowest, rows] = torch.where(better, region, self.origin[lowest, rows])
 
-    def ended(self, resized=True, first=1.0):
+    def ended(self, resized, first):
         """Return the Regions of the next iteration; not `resized`, all keep the size of where they come from.
 
         Args:

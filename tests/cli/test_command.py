@@ -278,10 +278,10 @@ def test_a_reference_of_more_than_256_levels_keeps_them_and_what_has_no_scale_is
 def test_a_reference_that_the_run_would_replace_is_refused(tmp_path, capsys):
     common = ["run", "--prompt", "black cat", "--steps", "2", "--iterations", "0", "--out", str(tmp_path)]
     assert main([*common, "--batch", "2"]) == 0
-    reference = tmp_path / "01_after.png"
-    assert main([*common, "--reward", "palette", "--reference", str(reference)]) == 2
-    assert "01_after.png is in --out, where this run's files replace it" in capsys.readouterr().err
-    assert reference.exists()
+    for name in ("01_after.png", "curves.png"):
+        assert main([*common, "--reward", "palette", "--reference", str(tmp_path / name)]) == 2
+        assert f"{name} is in --out, where this run's files replace it" in capsys.readouterr().err
+        assert (tmp_path / name).exists()
 
 
 def test_a_batch_does_not_go_on_with_a_reference_that_has_changed(tmp_path, capsys):
