@@ -35,6 +35,7 @@ from torch.nn.functional import pad
 from .checks import check_finite, check_whole
 from .pairings import log_pairing_probability
 from .precision import exactly, mixed_seed, wide
+from .shuffle import Shuffle
 
 GROUPS, BLOCKS = 64, 512
 """Most blocks of z for each number of a sub-vector, and in all."""
@@ -88,8 +89,8 @@ def permuted_log_probabilities(z, k=2, permutations=100, seed=0, turn=0):
         return first
     n = z.shape[-1]
     groups, size = _blocks(n, k)
-    *shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
-    sums, gram = _BlockMoments.apply(z, k * groups, turn % n, *shuffle)
+    shuffle, order = _layouts(n, k * groups, size, permutations, seed, z.device)
+    sums, gram = _BlockMoments.apply(z, k * groups, turn % n, shuffle)
     order = order.view(permutations, k, groups)
     m = groups * size
     covariance = gram[..., order[:, :, None], order[:, None, :]].sum(dim=-1) / m
@@ -131,38 +132,22 @@ def _in_rows(z, k):
 class _BlockMoments(torch.autograd.Function):
     """The sum of each of `count` blocks of a shuffled z (.., n), and the products of every two: one and two `count`s.
 
-    Of block i the gradient is d_sums_i + sum_j (d_gram_ij + d_gram_ji) block_j. It is picked by the shuffle's inverse:
-    to add each number where it belongs takes a CPU twice as long. `turn` is of `permuted_log_probabilities`, the last
-    arguments are of `_layouts`.
+    Of block i the gradient is d_sums_i + sum_j (d_gram_ij + d_gram_ji) block_j. `turn` is of
+    `permuted_log_probabilities`.
     """
 
     @staticmethod
-    def forward(ctx, z, count, turn, shuffle, inverse, dropped):
-        blocks = _picked(z.roll(turn, dims=-1) if turn else z, shuffle).unflatten(-1, (count, -1))
-        ctx.save_for_backward(blocks, inverse, dropped)
-        ctx.turn = turn
+    def forward(ctx, z, count, turn, shuffle):
+        blocks = shuffle.pick(z, turn).unflatten(-1, (count, -1))
+        ctx.save_for_backward(blocks)
+        ctx.shuffle, ctx.turn = shuffle, turn
         return blocks.sum(dim=-1), blocks @ blocks.mT
 
     @staticmethod
     def backward(ctx, d_sums, d_gram):
-        blocks, inverse, dropped = ctx.saved_tensors
+        (blocks,) = ctx.saved_tensors
         found = ((d_gram + d_gram.mT) @ blocks).add_(d_sums[..., None]).flatten(-2)
-        end, start = inverse.tensor_split([ctx.turn])  # of z: the end was put before the beginning
-        found = _picked(found, start, end).index_fill_(-1, (dropped - ctx.turn) % len(inverse), 0.0)
-        return found, None, None, None, None, None
-
-
-def _picked(rows, *places):
-    """Return the numbers at `places`, vectors of which one follows another, of each row of (.., n).
-
-    One row after another: along the last of two dimensions PyTorch's CPU kernels take up to 40 times longer.
-    """
-    sizes = [len(vector) for vector in places]
-    found = rows.new_empty(*rows.shape[:-1], sum(sizes))
-    for row, picked in zip(rows.reshape(-1, rows.shape[-1]), found.view(-1, sum(sizes)), strict=True):
-        for vector, part in zip(places, picked.split(sizes), strict=True):
-            torch.index_select(row, 0, vector, out=part)
-    return found
+        return ctx.shuffle.put_back(found, ctx.turn), None, None, None
 
 
 @torch.no_grad()
@@ -369,22 +354,14 @@ def layouts_of_a_search():
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)  # whoever asks first: a search that comes later shall differentiate through them
 def _layouts(n, count, size, permutations, seed, device):
-    """Return the shuffle of z that cuts it into blocks, its inverse, what it drops, and the blocks' orders.
+    """Return the Shuffle of z that cuts it into blocks, and the blocks' orders, (permutations, count).
 
     Drawn on the CPU, so that a seed means the same permutations everywhere, and kept on the device.
-
-    Returns:
-        shuffle: (count * size,) int32, places in z.
-        inverse: (n,) int32, the place of each number of z in the blocks; 0 of those that are in none.
-        dropped: int64, the places in z of those.
-        order: (permutations, count).
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
-    shuffle, dropped = torch.randperm(n, generator=generator, device="cpu").tensor_split([count * size])
-    inverse = torch.zeros(n, dtype=torch.int32, device="cpu")
-    inverse[shuffle] = torch.arange(count * size, dtype=torch.int32, device="cpu")
+    permutation = torch.randperm(n, generator=generator, device="cpu")
     order = torch.rand((permutations, count), generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
-    return shuffle.to(device, torch.int32), inverse.to(device), dropped.to(device), order.to(device)
+    return Shuffle(permutation, count * size, device), order.to(device)
 
 
 def _rows(n, k):
