@@ -44,7 +44,7 @@ class Shuffle:
         self._dropped = dropped.to(device)
 
     def pick(self, z, turn=0):
-        """Return the picked numbers (.., p) of z (.., n), which is first turned: its last `turn` put before the rest."""
+        """Return the picked numbers (.., p) of z (.., n), first turned: its last `turn` numbers put before the rest."""
         found = z.roll(turn, dims=-1) if turn else z
         for order in self._orders:
             found = _picked(found, order)
@@ -61,7 +61,7 @@ class Shuffle:
     @functools.cached_property
     @torch.inference_mode(False)
     def _way_back(self):
-        """The orders that undo these; of what is left out the last says 0. Made when it is asked for, to save memory."""
+        """The orders that undo these; of what is left out the last says 0. Not made before it is asked for."""
         first, *rest = self._orders
         return [_inverse(order, len(order)) for order in reversed(rest)] + [_inverse(first, self.n)]
 
