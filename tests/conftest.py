@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 # Before torch is imported anywhere: tiny networks are many times slower on several contending threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +24,17 @@ def pytest_collection_finish():
 def comfy(tmp_path_factory):
     """A real ComfyUI server with this pack and the test nodes, one for the whole run."""
     server = ComfyServer(find_comfyui(), tmp_path_factory.mktemp("comfyui"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def comfy_with_pyiqa(tmp_path_factory):
+    """Another server, whose Python finds the stand-in for pyiqa."""
+    stub = Path(__file__).parent / "support" / "stub_pyiqa"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(stub), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        server = ComfyServer(find_comfyui(), tmp_path_factory.mktemp("pyiqa"))
     yield server
     server.stop()
 

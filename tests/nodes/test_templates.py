@@ -66,9 +66,9 @@ def comfy_with_files(comfy):
 
 
 @pytest.mark.parametrize("name", names())
-def test_the_source_runs_and_makes_its_pictures(comfy_with_files, name):
-    comfy = comfy_with_files
-    prompt = small(name)
+def test_the_source_runs_and_makes_its_pictures(request, name):
+    server = {None: "comfy_with_files", "pyiqa": "comfy_with_pyiqa"}[source(name).get("package")]
+    comfy, prompt = request.getfixturevalue(server), small(name)
     if "needs" in source(name):
         comfy.run(small(source(name)["needs"]))
     run = comfy.run(prompt)
@@ -93,8 +93,7 @@ def test_every_template_has_a_source_and_a_picture():
 
 
 def test_every_node_of_the_pack_is_shown_in_a_template():
-    """But for the one that needs a package, pyiqa, under a licence that not everybody may use."""
-    assert set(NODES) - {"DNOIQAReward"} <= {node["type"] for name in names() for node in template(name)["nodes"]}
+    assert set(NODES) <= {node["type"] for name in names() for node in template(name)["nodes"]}
 
 
 @pytest.mark.parametrize("name", names())

@@ -14,6 +14,8 @@ templates by their files' names, so a name is a number, by which they are sorted
     twin      of such a template, the family in `families` whose tiny model stands in for its files
     models    of such a template, the files that its nodes name, by node: the page offers those that are missing
     needs     name of a template that must have been run before, where there is one
+    package   of such a template, one of Python that ComfyUI does not have: this program needs it, and tests have a
+              stand-in for it
     layout    columns of the page, each a list of groups from top down, each with columns of nodes from top down
     prompt    the workflow in API format, with every widget, and in `_meta` the titles of nodes
 """

@@ -33,6 +33,13 @@ class Metric(torch.nn.Module):
     def error(self, target, ref):
         return (target - ref).square().mean(dim=(1, 2, 3))
 
+    def ssim(self, target, ref):
+        """SSIM of a single window, the whole picture."""
+        covariance = ((target - target.mean((2, 3), True)) * (ref - ref.mean((2, 3), True))).mean((2, 3))
+        means, variances = (target.mean((2, 3)), ref.mean((2, 3))), (target.var((2, 3)), ref.var((2, 3)))
+        light = (2 * means[0] * means[1] + 1e-4) / (means[0].square() + means[1].square() + 1e-4)
+        return (light * (2 * covariance + 9e-4) / (sum(variances) + 9e-4)).mean(dim=1)
+
     def rounded(self, target, ref):
         return (target * 255).round().mean(dim=(1, 2, 3)) / 255
 

@@ -1,4 +1,7 @@
-"""The list of metrics, in the form that pyiqa 0.1.16 has it; the names are our own, but for one of whole folders."""
+"""The list of metrics, in the form that pyiqa 0.1.16 has it.
+
+The names are our own, but for ssim, and for fid, which is of whole folders.
+"""
 
 DEFAULT_CONFIGS = {
     "mean": {"metric_mode": "NR", "score_range": "0, 1"},
@@ -9,5 +12,6 @@ DEFAULT_CONFIGS = {
     "not_here": {"metric_mode": "NR", "score_range": "0, 1"},
     "not_here_later": {"metric_mode": "NR", "score_range": "0, 1"},
     "broken": {"metric_mode": "NR", "score_range": "0, 1"},
+    "ssim": {"metric_mode": "FR", "score_range": "0, 1"},
     "fid": {"metric_mode": "NR", "lower_better": True, "score_range": "0, ~"},
 }
