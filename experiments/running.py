@@ -70,6 +70,8 @@ class Job:
     def result(self):
         """Return what a finished case has measured: what `run` gave, "case", "seconds", "commit" and "pictures".
 
+        Pictures are those that are there: a case may have come here without them, in the archive of a report.
+
         Raises:
             ValueError: the file holds a case of another setting, or cannot be read.
         """
@@ -84,8 +86,8 @@ class Job:
             raise ValueError(
                 f"{self.path} was made in the setting {setting!r}, which is now {self.setting!r}. {advice}"
             )
-        paths = {name: self.path.parent / file for name, file in pictures.items()}
-        return found | {"pictures": paths}
+        paths = {name: self.path.with_name(file) for name, file in pictures.items()}
+        return found | {"pictures": {name: path for name, path in paths.items() if path.is_file()}}
 
 
 def jobs_of(experiment, seeds, out, commit="unknown"):

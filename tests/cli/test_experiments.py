@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ def command(out, *words):
 def test_the_report_has_a_verdict_for_every_claim_and_the_pictures_beside_it(tmp_path, capsys):
     assert command(tmp_path, "toy", "--seeds", "3") == 0
     assert {path.name for path in tmp_path.iterdir()} == {
-        "cases", "report.md", "report.html", "verdicts.csv", "toy.csv", "toy.png", "toy_pictures.jpg",
+        "cases", "cases.zip", "report.md", "report.html", "verdicts.csv", "toy.csv", "toy.png", "toy_pictures.jpg",
     }  # fmt: skip
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     for told in ("Is high more than low?", "No model.", "Figure 0: high is more than low.", "does not hold", "3 seeds"):
@@ -42,6 +43,21 @@ def test_the_report_has_a_verdict_for_every_claim_and_the_pictures_beside_it(tmp
     assert float(cases[1]["level"]) == pytest.approx(0.9)
     assert [float(cases[1][f"curve {end}"]) for end in ("start", "end")] == pytest.approx([0, 0.9])
     assert re.search(r"toy +holds +\+0\.8 +Figure 0", capsys.readouterr().out)
+
+
+def test_a_reports_archive_serves_another_folder_which_runs_only_what_it_lacks(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    command(first, "toy", "--seeds", "3")
+    zipfile.main(["-e", str(first / "cases.zip"), str(second)])
+    ran = []
+    toy = replace(toy_experiments.TOY, run=lambda **case: ran.append(case) or toy_experiments.measure(**case))
+    monkeypatch.setitem(all_experiments.ALL, "toy", toy)
+    assert command(second, "toy", "--seeds", "3") == 0 and ran == []
+    assert not (second / "toy_pictures.jpg").exists(), "pictures are not in the archive"
+    for name in ("verdicts.csv", "toy.csv", "cases.zip"):
+        assert (second / name).read_bytes() == (first / name).read_bytes(), name
+    assert command(second, "toy", "--seeds", "4") == 0 and [case["seed"] for case in ran] == [3, 3]
+    assert (second / "toy_pictures.jpg").exists()
 
 
 def test_a_failed_case_is_said_and_the_rest_is_reported(tmp_path, capsys):
