@@ -24,6 +24,7 @@ from itertools import count
 
 import torch
 
+from .limits import Stopped
 from .memory import is_out_of_memory
 from .precision import outside_autocast, wide
 
@@ -34,6 +35,10 @@ class NotFiniteError(ValueError):
 
 class RewardError(RuntimeError):
     """A reward raised an error; the message names it, the cause is chained."""
+
+
+class RefusedByRewardError(RewardError, ValueError):
+    """A reward raised a ValueError, whose message speaks for itself: this one's is the same; the cause is chained."""
 
 
 class LostGradientError(RewardError):
@@ -94,6 +99,9 @@ def shown(images, finite):
 def asked(reward, function, *args):
     """Return function(*args) of a reward; an error that would stand bare there says which reward raised it.
 
+    Rewards of others can raise anything, and a search that one ends keeps what it has found. Passed on as they are: out
+    of memory, and interruptions, which are known by their class's name, such as ComfyUI's InterruptProcessingException.
+
     Args:
         reward: whose name the message has.
         function: the reward itself, or a method of it.
@@ -101,9 +109,12 @@ def asked(reward, function, *args):
     """
     try:
         return function(*args)
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError) as error:
-        if is_out_of_memory(error) or isinstance(error, (RewardError, FileNotFoundError)):  # these say it themselves
+    except Exception as error:
+        says_it = (RewardError, NotFiniteError, FileNotFoundError, Stopped)
+        if is_out_of_memory(error) or isinstance(error, says_it) or "Interrupt" in type(error).__name__:
             raise
+        if isinstance(error, ValueError):
+            raise RefusedByRewardError(str(error)) from error
         raise RewardError(f"the reward {name_of(reward)} failed: {type(error).__name__}: {error}") from error
 
 

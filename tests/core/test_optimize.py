@@ -484,6 +484,17 @@ def test_a_reward_that_fails_once_it_has_worked_keeps_the_best(solver, watched, 
     assert run(noise_map, iterations=1).whole().history.stopped == "1 iteration done"
 
 
+@pytest.mark.parametrize("error", [ValueError("no face is left"), AssertionError(), Exception("onnxruntime's")])
+def test_whatever_a_reward_raises_once_it_has_worked_the_best_is_kept(error):
+    reward = Fragile(5)
+    reward.error = error
+    result = run(sample_map(batch=1), solver=core.GradientAscent(lr=0.1), iterations=20, reward=reward)
+    assert result.history.stopped.endswith(", at iteration 5") and result.history.best_row["score"]
+    assert isinstance(result.failure, RewardError)
+    with pytest.raises(type(error) if isinstance(error, ValueError) else RewardError):
+        result.whole()
+
+
 @pytest.mark.parametrize("solver", [core.Search.best_of_n(8), core.ZeNO(8)])
 def test_a_reward_that_fails_among_the_first_candidates_keeps_the_best_of_those_before(solver):
     noise_map = sample_map(batch=1, most_rows=2)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_dno import core, rewards
+from comfyui_dno.core.limits import Stopped
 from comfyui_dno.core.scoring import RewardError, exact, name_of, numbered, remarks, score
 
 
@@ -52,7 +53,8 @@ def test_a_picture_that_is_not_finite_scores_minus_infinity_with_a_gradient_of_z
 
 @pytest.mark.parametrize("error", [
     KeyError("tokens"), AttributeError("no such thing"), TypeError("an int"), ZeroDivisionError("division by zero"),
-    RuntimeError("mat1 and mat2"), ConnectionError("the server is gone"),
+    RuntimeError("mat1 and mat2"), ConnectionError("the server is gone"), AssertionError("one picture"),
+    type("error", (Exception,), {})("as OpenCV's and onnxruntime's, of no built-in kind"),
 ])
 @pytest.mark.parametrize("ask", [score, exact])
 def test_an_error_that_would_stand_bare_names_the_reward(ask, error):
@@ -72,8 +74,20 @@ def test_a_part_that_fails_is_named_and_not_what_it_is_a_part_of():
         exact(rewards.Combine([fragile, mean_pixel]), pictures())
 
 
+def test_a_valueerror_speaks_for_itself_and_is_a_rewards_error_all_the_same():
+    error = ValueError("expected RGB; convert it first")
+
+    def refuses(images, prompts):
+        raise error
+
+    with pytest.raises(ValueError, match="^expected RGB; convert it first$") as caught:
+        score(rewards.Combine([refuses, mean_pixel]), pictures())
+    assert isinstance(caught.value, RewardError) and caught.value.__cause__ is error
+
+
 @pytest.mark.parametrize("error", [
-    torch.cuda.OutOfMemoryError("out of memory"), ValueError("a clear message"), KeyboardInterrupt(),
+    torch.cuda.OutOfMemoryError("out of memory"), core.NotFiniteError("picture 0"), KeyboardInterrupt(),
+    Stopped("stopped by hand"), type("InterruptProcessingException", (Exception,), {})("as ComfyUI's"),
 ])
 def test_errors_that_speak_for_themselves_keep_their_type(error):
     def raises(images, prompts):
