@@ -122,6 +122,8 @@ def _section(found, out):
         with_them = ", with all else of its seed" if experiment.whole_seeds else ""
         blocks += [("p", f"{counted(found.missing, 'case')} failed: missing below{with_them}.")]
     blocks += [("table", [VERDICT, *(_row(claim, verdict) for claim, verdict in found.claimed)])]
+    if experiment.table is not None and found.judged:
+        blocks += [("table", experiment.table(found.judged))]
     pictures = [file for file in (_figure(experiment), _sheet(experiment)) if (out / file).is_file()]
     return blocks + [("image", experiment.title, file) for file in pictures]
 

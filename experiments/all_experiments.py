@@ -16,6 +16,7 @@ MODULES = (
     "dno_table_1",
     "dno_theorem_1",
     "zeno_scaling",
+    "zeno_process",
     "zeno_deterministic",
     "zeno_black_box",
     "zeno_tilted_law",

@@ -73,7 +73,7 @@ def at_equal_reward(results, levels):
             ends = [max(found[arm]["reward"][item]) for arm in ARMS]
             start = found["with"]["reward"][item][0]
             for level in levels:
-                wanted = start + level * (min(ends) - start)
+                wanted = min(start + level * (min(ends) - start), *ends)  # rounded, the sum may be above its end
                 differences.append(at_reward(found["with"], item, wanted) - at_reward(found["without"], item, wanted))
         effects.append(statistics.fmean(differences))
     return by_seed(results, effects)

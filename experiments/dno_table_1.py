@@ -8,6 +8,7 @@ other one is watched: what one of them likes for its own errors, the other does 
 import itertools
 import statistics
 import time
+from collections import Counter
 
 from .. import core, rewards
 from .drawing import panels
@@ -172,6 +173,20 @@ def spread(results, reward):
     return statistics.stdev(starts) if starts else None
 
 
+def lost_on_others(results, way):
+    """Return a tuned model's gain on the prompts that it was tuned on, minus that on others: one for each noise."""
+    found = {"seen": {}, "unseen": {}}
+    for prompts, by_noise in found.items():
+        for reward in REWARDS:
+            for tuning in of(results, way, reward).values():
+                noises = Counter()  # every prompt was sampled from the same ones
+                for row in tuning[prompts]:
+                    gain = (row["score"] - row["start"]) / spread(results, reward)
+                    by_noise.setdefault(noises[row["prompt"]], []).append(gain)
+                    noises[row["prompt"]] += 1
+    return [statistics.fmean(gain) - statistics.fmean(found["unseen"][noise]) for noise, gain in found["seen"].items()]
+
+
 def over(one, other):
     """Return the differences of two dicts of gains, one for each seed that both have."""
     return [one[seed] - other[seed] for seed in one if seed in other]
@@ -181,6 +196,42 @@ def over_tuned(results, way):
     """Return PRNO's gain by the largest budget, less that of a tuned model on the same prompt: one a seed."""
     by_prompt, ours = tuned_gains(results, way), gains(results, "PRNO")
     return over(ours, {seed: by_prompt[p] for seed in ours if (p := PROMPTS[seed % len(PROMPTS)]) in by_prompt})
+
+
+def table(results):
+    """Return the table's rows: mean gains over rewards and seeds, in standard deviations of plain pictures' scores."""
+    budgets = [f"gain by {budget} s" for budget in BUDGETS]
+    beside = ["on other prompts", "by the other scorer", "consistency"]
+    rows = [["system", "tuned for", *budgets, "gain of a whole run", *beside]]
+    rows.append(["plain sampling", "", *["0"] * (len(rows[0]) - 2)])
+    for way in SEARCHES:
+        found = [(reward, row) for reward in REWARDS for row in of(results, way, reward).values()]
+        if gained := gains(results, way):
+            seconds = statistics.fmean(row["seconds_spent"] for _, row in found)
+            whole = f"{_mean(gained.values())}, {seconds:.0f} s" if way in ONE_RUN else ""
+            by_budget = [gains(results, way, budget).values() for budget in BUDGETS if way not in ONE_RUN]
+            cells = [_mean(values) for values in by_budget] or [""] * len(BUDGETS)
+            rows.append([way, "", *cells, whole, "", *_beside(results, found)])
+    for way in TUNINGS:
+        tunings = [(reward, tuning) for reward in REWARDS for tuning in of(results, way, reward).values()]
+        if tunings:
+            seconds = statistics.fmean(tuning["seconds_spent"] for _, tuning in tunings)
+            seen, unseen = (_mean(tuned_gains(results, way, prompts).values()) for prompts in ("seen", "unseen"))
+            beside = _beside(results, [(reward, row) for reward, tuning in tunings for row in tuning["seen"]])
+            rows.append([way, f"{seconds:.0f} s", *[""] * len(BUDGETS), seen, unseen, *beside])
+    return rows
+
+
+def _beside(results, found):
+    """Return the mean gain by the other scorer, and that of the consistency, of pairs of a reward and a row."""
+    units = {reward: spread(results, REWARDS[1 - place]) for place, reward in enumerate(REWARDS)}
+    other = [row["other"] / units[reward] for reward, row in found if units[reward]]
+    return [_mean(other), _mean(row["kept"] for _, row in found)]
+
+
+def _mean(values):
+    values = list(values)
+    return f"{statistics.fmean(values):+.2f}" if values else ""
 
 
 def draw(results):
@@ -206,7 +257,8 @@ def draw(results):
         place.set(xlabel="seconds of one core for a picture", ylabel="gain, standard deviations of plain pictures")
         place.set_title(f"searched: the {reward} preference scorer", fontsize=11)
         place.grid(alpha=0.3)
-    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    if axes[1].lines:
+        axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -242,12 +294,32 @@ EXPERIMENT = Experiment(
             f" first {FEW} seeds",
             lambda results: over(gains(results, "PRNO"), gains(results, "LGD, n = 100")),
         ),
+        Claim(
+            "Table 1: LGD is no better than plain sampling.",
+            "minus the gain of LGD, n = 10, standard deviations of plain pictures",
+            lambda results: [-gain for gain in gains(results, "LGD, n = 10").values()],
+        ),
+        Claim(
+            "Table 1: LGD is no better with 100 samples than with 10.",
+            f"gain of LGD with 10 samples minus that with 100, standard deviations of plain pictures; the first {FEW}"
+            " seeds",
+            lambda results: over(gains(results, "LGD, n = 10"), gains(results, "LGD, n = 100")),
+        ),
         *(
             Claim(
                 f"Table 1: PRNO in its longest time is above {name}, without any tuning.",
                 f"gain of PRNO in {BUDGETS[-1]} s minus that of {name} on the same prompt, standard deviations of plain"
                 " pictures",
                 lambda results, way=way: over_tuned(results, way),
+            )
+            for way, name in (("spin", "SPIN"), ("ddpo", "DDPO"), ("alignprop", "AlignProp"))
+        ),
+        *(
+            Claim(
+                f"Section 1.2: {name} generalises less well to prompts that it was not tuned on.",
+                f"gain of {name} on its prompts minus that on others, standard deviations of plain pictures; of one"
+                f" tuning, {SAMPLES} noises",
+                lambda results, way=way: lost_on_others(results, way),
             )
             for way, name in (("spin", "SPIN"), ("ddpo", "DDPO"), ("alignprop", "AlignProp"))
         ),
@@ -263,6 +335,7 @@ EXPERIMENT = Experiment(
         ),
     ),
     draw=draw,
+    table=table,
     whole_seeds=False,  # the tunings are of seed 0, and compared with the searches of all
     needs={"peft": "peft"},
 )

@@ -57,6 +57,7 @@ class Experiment:
         claims: of the paper.
         draw: results, one or more -> a matplotlib Figure. A result is what `run` returned with "case", "seconds" and,
             by name, the paths of its "pictures".
+        table: results -> rows of texts, the first of which names the columns: what the paper shows as a table, or None.
         whole_seeds: whether claims and figure compare the cases of a seed, so that they are not shown a seed of which
             one has failed.
         needs: names of the modules that it imports and the pack does not require, each with the package that pip
@@ -71,6 +72,7 @@ class Experiment:
     run: Callable[..., dict]
     claims: tuple[Claim, ...]
     draw: Callable
+    table: Callable[[list[dict]], list[list[str]]] | None = None
     whole_seeds: bool = True
     needs: dict[str, str] = field(default_factory=dict)
 

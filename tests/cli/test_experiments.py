@@ -60,6 +60,14 @@ def test_a_reports_archive_serves_another_folder_which_runs_only_what_it_lacks(t
     assert (second / "toy_pictures.jpg").exists()
 
 
+def test_a_table_of_the_papers_stands_in_both_reports(tmp_path, monkeypatch):
+    toy = replace(toy_experiments.TOY, table=lambda results: [["arm", "cases"], ["low | high", str(len(results))]])
+    monkeypatch.setitem(all_experiments.ALL, "toy", toy)
+    assert command(tmp_path, "toy", "--seeds", "2") == 0
+    assert "| arm | cases |\n|---|---|\n| low \\| high | 4 |" in (tmp_path / "report.md").read_text()
+    assert "low | high" in (tmp_path / "report.html").read_text()
+
+
 def test_a_failed_case_is_said_and_the_rest_is_reported(tmp_path, capsys):
     assert command(tmp_path, "flawed", "--seeds", "3") == 1
     text = (tmp_path / "report.md").read_text()

@@ -67,6 +67,14 @@ def test_equal_reward_is_judged_where_both_searches_have_been():
     assert effect(dno_figure_5, results, "early stopping") == pytest.approx((0.05 + 0.125 + 0.2) / 3)
 
 
+def test_a_searchs_highest_reward_is_found_where_a_sum_would_round_above_it():
+    case = {"seed": 0, "reward": "whiteness"}
+    with_it, without = arm([0.29, 0.86, 0.85], [1, 0.8, 0.1]), arm([0.29, 0.575, 1.36], [1, 0.8, 0.3])
+    assert 0.29 + 1.0 * (0.86 - 0.29) > 0.86
+    found = effect(dno_figure_5, [{"case": case, "with": with_it, "without": without}], "Figure 6")
+    assert found == pytest.approx(0.8 - (0.8 - 0.5 * (0.86 - 0.575) / (1.36 - 0.575)))
+
+
 def test_the_other_score_is_compared_by_what_it_gained():
     def searched(other, reward):
         return {"other": [other], "reward": [reward], "log10_p": [[0.0, -1.0]]}
@@ -86,6 +94,9 @@ def test_a_slow_method_is_compared_when_the_quick_one_is_done():
     assert dno_figure_8.ahead(results, "jpeg", "Hybrid-2", "ZO-SGD") == [-2.0]
     assert dno_figure_8.ahead(results, "jpeg", "Hybrid-2", "ZO-SGD", by_second=True) == [1.0]
     assert dno_figure_8.ahead(results, "scorer", "Hybrid-2", "ZO-SGD") == []
+    seeds = [{"case": {"seed": seed, "reward": "scorer"}, "Hybrid-2": {"best": [1.0, 1.0 + seed]}} for seed in (0, 1)]
+    true = {"case": {"seed": 1, "reward": dno_figure_8.TRUE}, "true": {"best": [1.0, 5.0]}}
+    assert dno_figure_8.ahead_by_its_gradient([*results, *seeds, true]) == [4.0 - 1.0]
 
 
 def test_the_usual_setting_is_run_once_and_compared_with_every_other():

@@ -11,16 +11,22 @@ from comfyui_dno.experiments import dno_table_1 as table
 def a_search(way, reward, seed, start, gains):
     by_budget = {str(budget): start + gain for budget, gain in zip(table.BUDGETS, gains, strict=True)}
     case = {"way": way, "reward": reward, "seed": seed}
-    return {"case": case, "start": start, "by_budget": by_budget, "end": start + gains[-1], "seconds_spent": 30.0}
+    measured = {"start": start, "by_budget": by_budget, "end": start + gains[-1], "seconds_spent": 30.0}
+    return {"case": case, "kept": -0.1, "other": 0.5} | measured
 
 
-def a_tuning(way, reward, gain):
-    rows = [
-        {"prompt": prompt, "start": start, "score": start + gain * (1 + place)}
-        for place, prompt in enumerate(table.PROMPTS)
-        for start in (0.0, 2.0)
-    ]
-    return {"case": {"way": way, "reward": reward, "seed": 0}, "seen": rows, "unseen": rows}
+def a_tuning(way, reward, gain, lost=(0.0, 0.0)):
+    """Two noises a prompt; on other prompts each gains less by what it has `lost`."""
+    seen, unseen = (
+        [
+            {"prompt": prompt, "start": start, "score": start + gain * (1 + place) - less, "kept": -0.2, "other": 1.0}
+            for place, prompt in enumerate(prompts)
+            for start, less in zip((0.0, 2.0), losses, strict=True)
+        ]
+        for prompts, losses in ((table.PROMPTS, (0.0, 0.0)), (table.UNSEEN, lost))
+    )
+    case = {"way": way, "reward": reward, "seed": 0}
+    return {"case": case, "seen": seen, "unseen": unseen, "seconds_spent": 60.0}
 
 
 def test_gains_are_in_units_of_plain_pictures_and_averaged_over_both_rewards():
@@ -36,17 +42,35 @@ def test_gains_are_in_units_of_plain_pictures_and_averaged_over_both_rewards():
 
 
 @pytest.mark.parametrize(("tuned", "counts"), [
-    (("first", "second"), [2, 2, 0, 2, 0, 0, 1, 2]), (("first",), [0] * 8), ((), [0] * 8),
+    (("first", "second"), [2, 2, 0, 2, 0, 2, 0, 0, 2, 0, 0, 1, 2]), (("first",), [0] * 8 + [2, 0, 0, 0, 0]),
+    ((), [0] * 13),
 ])  # fmt: skip
 def test_a_report_is_made_where_cases_have_failed(tuned, counts):
     """Trust has lost another seed than PRNO, LGD with 100 samples all, and PRNO's seed 3 one reward."""
-    results = [a_tuning("spin", reward, 1.0) | {"seconds_spent": 60.0} for reward in tuned]
+    results = [a_tuning("spin", reward, 1.0) for reward in tuned]
     results.append(a_search("PRNO", "second", 3, 5.0, range(4)))
     for way in ("PRNO", "Trust", "Tilt", "LGD, n = 10"):
         seeds = (1, 2) if way == "Trust" else (0, 1)
         results += [a_search(way, reward, seed, 5.0, range(4)) for reward in table.REWARDS for seed in seeds]
     assert [len(claim.values(results)) for claim in table.EXPERIMENT.claims] == counts
     assert len(table.EXPERIMENT.draw(results).axes) == 2
+    assert len({len(row) for row in table.EXPERIMENT.table(results)}) == 1
+
+
+def test_the_table_says_of_every_system_what_it_costs_and_gains():
+    results = [a_tuning("alignprop", reward, 1.0, lost=(0.5, 1.5)) for reward in table.REWARDS]
+    for way in ("PRNO", "Tilt"):
+        results += [a_search(way, reward, seed, 5.0, [1, 2, 3, 4]) for reward in table.REWARDS for seed in (0, 1)]
+    unit = torch.tensor([0.0, 2.0] * len(table.PROMPTS)).std().item()
+    assert table.lost_on_others(results, "alignprop") == pytest.approx([0.5 / unit, 1.5 / unit])
+    gain = [f"{value / unit:+.2f}" for value in (1, 2, 3, 4, 2.5, 1.5, 0.5, 1.0)]
+    assert table.EXPERIMENT.table(results)[1:] == [
+        ["plain sampling", "", "0", "0", "0", "0", "0", "0", "0", "0"],
+        ["PRNO", "", *gain[:4], "", "", gain[6], "-0.10"],
+        ["Tilt", "", "", "", "", "", f"{gain[3]}, 30 s", "", gain[6], "-0.10"],
+        # On its four prompts it gains 1, 2, 3 and 4, on the others 1 less in the mean.
+        ["alignprop", "60 s", "", "", "", "", gain[4], gain[5], gain[7], "-0.20"],
+    ]
 
 
 def test_more_seeds_add_searches_and_tune_nothing_anew():

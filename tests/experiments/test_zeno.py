@@ -11,6 +11,7 @@ from comfyui_dno.experiments import (
     zeno_black_box,
     zeno_deterministic,
     zeno_gan,
+    zeno_process,
     zeno_protein,
     zeno_scaling,
     zeno_tilted_law,
@@ -47,6 +48,28 @@ def test_scaling_takes_the_least_rise_from_budget_to_budget():
     assert zeno_scaling.least_rises(results, generator) == [0.5]
     assert zeno_scaling.leads(results, generator) == [3.0]
     zeno_scaling.EXPERIMENT.draw(results)
+
+
+def test_which_beta_is_best_is_chosen_by_the_other_seeds():
+    def result(variant, seed, gain):
+        case = {"reward": "brightness", "variant": variant, "seed": seed}
+        return {"case": case, "best": [1.0, 1.0 + gain]}
+
+    by_variant = {"linear": (1.0, 2.0, 9.0), "beta 0.01": (3.0, 3.0, 1.0), "beta 0.5": (0.0, 0.0, 0.5)}
+    results = [result(v, seed, gain) for v, gains in by_variant.items() for seed, gain in enumerate(gains)]
+    # Without seed 2 beta 0.01 is the best, 3 in the mean; else 0.1, 5.5 and 5. The worst is always 0.5.
+    assert zeno_process.of_beta(results, "brightness") == [1.0 - 0.0, 2.0 - 0.0, 1.0 - 0.5]
+    results += [result("softmax", 0, 0.25), result("softmax", 2, 8.0)]
+    assert zeno_process.of_the_approximation(results, "brightness") == [1.0 - 0.25, 9.0 - 8.0]
+    assert zeno_process.of_beta([r for r in results if r["case"]["seed"] == 0], "brightness") == []
+    zeno_process.EXPERIMENT.draw(results)
+
+
+def test_linear_weights_gain_more_than_the_softmax_within_the_same_evaluations():
+    """The claim of ZeNO's approximation, on three seeds of the experiment's own."""
+    wanted = [case for case in zeno_process.cases(3) if case["variant"] in ("linear", "softmax")]
+    results = [{"case": case} | zeno_process.run(**case) for case in wanted if case["reward"] == "brightness"]
+    assert verdict(zeno_process.of_the_approximation(results, "brightness")).mean > 0
 
 
 def test_the_arms_of_a_search_make_as_many_evaluations():
