@@ -194,10 +194,10 @@ def optional_of_a_search():
             "seconds", default=0.0, min=0.0, max=1000000.0, step=1.0, round=0.1, optional=True,
             tooltip="Time budget: no iteration begins that would outlast it. 0 sets none.",
         ),
-        io.Boolean.Input(
+        sockets.out_of_sight(io.Boolean.Input(
             "keep_graphs", default=False, optional=True,
             tooltip="Of workflows older than memory: on is its 'fast', where that is left at auto.",
-        ),
+        )),
         sockets.Noise.Input(
             "start_noise", optional=True,
             tooltip="Start from this noise of an earlier search instead of the seed's. The same kind of solver goes on"

@@ -18,3 +18,9 @@ def aliases(*words):
     """Return, as arguments of a Schema, other words that find a node; ComfyUI 0.3.75 knows none."""
     known = "search_aliases" in {field.name for field in fields(io.Schema)}
     return {"search_aliases": list(words)} if known else {}
+
+
+def out_of_sight(widget):
+    """Return an Input that is on the node, so that saved workflows stay valid, and that the page does not show."""
+    widget.extra_dict = {**(widget.extra_dict or {}), "hidden": True}
+    return widget

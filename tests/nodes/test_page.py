@@ -186,6 +186,19 @@ def page(comfy):
         yield page
 
 
+def test_in_a_browser_a_widget_of_older_workflows_is_out_of_sight_and_keeps_its_value(comfy, page):
+    graph = Workflow()
+    ours = graph.dno(iterations=1, steps=3, keep_graphs=True)
+    page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+    node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
+    hidden = page.evaluate(f"{node}.widgets.filter(w => !{node}.isWidgetVisible(w)).map(w => w.name)")
+    assert hidden == ["keep_graphs"]
+    names = page.evaluate(f"{node}.widgets.map(w => w.name)")
+    values = page.evaluate(f"{node}.serialize().widgets_values")
+    assert values[names.index("keep_graphs")] is True and values[names.index("part")] == "all"
+    assert page.evaluate("app.graphToPrompt().then(p => p.output)")[str(ours.id)]["inputs"]["keep_graphs"] is True
+
+
 def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy, page):
     graph = Workflow(obstacle="slow")
     ours = graph.dno(iterations=200, steps=4)
