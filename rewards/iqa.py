@@ -73,7 +73,8 @@ class IQA:
         if self.compares:
             if self.reference is None:
                 raise ValueError(f"{self.metric} compares pictures with a reference; expected one, and found none")
-            rgb(self.reference, "the reference's pictures")
+            if not rgb(self.reference, "reference").isfinite().all():
+                raise ValueError("reference holds NaN or infinity; expected finite pictures")
         self.tower = MetricTower(self.metric)
 
     @property
@@ -106,9 +107,9 @@ class IQA:
 
         The step is of 2 of 255 levels, since some metrics round pixels, on a picture of coarse and fine shapes.
         """
-        fine, coarse, other = (pattern(side, seed) for seed, side in enumerate((64, 16, 32)))
-        picture, reference = (coarse + fine / 4), ((other + coarse) / 2 if self.compares else None)
         with torch.inference_mode(False), torch.enable_grad():
+            fine, coarse, other = (pattern(side, seed) for seed, side in enumerate((64, 16, 32)))
+            picture, reference = (coarse + fine / 4), ((other + coarse) / 2 if self.compares else None)
             leaf = (picture / picture.max()).requires_grad_()
             with self.tower.judging(leaf) as device:
                 score = self._judged(leaf, reference, device)
@@ -176,7 +177,7 @@ class MetricTower(Tower):
 
 def pattern(side, seed):
     """Return one picture (1, 3, PROBE, PROBE) of random shapes, `side` of them along each side."""
-    drawn = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(seed), device="cpu")
     return F.interpolate(drawn, PROBE, mode="bilinear")
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch.nn import functional as F
 
+from ..core.precision import exactly
 from .pictures import rgb
 from .pixels import luma
 
@@ -51,6 +52,7 @@ class Palette:
     def __post_init__(self):
         _check_reference(self.reference)
 
+    @exactly
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
         found = _quantiles(rgb(images))
@@ -92,6 +94,7 @@ class Symmetry:
     def name(self):
         return "asymmetry" if self.negative else "symmetry"
 
+    @exactly
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
         images = rgb(images)
@@ -132,6 +135,7 @@ class Layout:
     def name(self):
         return f"layout by {self.by}"
 
+    @exactly
     def __call__(self, images, prompts=None):
         """Return (B,) scores of images (B, 3, H, W), as many as references or a multiple, candidate-major."""
         images = rgb(images)
@@ -173,7 +177,7 @@ def _repeated(along):
 
 def _directions():
     """Return (DIRECTIONS, 3) unit vectors, evenly over the half sphere: a Fibonacci lattice, the same for ever."""
-    place = torch.arange(DIRECTIONS, dtype=torch.float64) + 0.5
+    place = torch.arange(DIRECTIONS, dtype=torch.float64, device="cpu") + 0.5
     height = place / DIRECTIONS
     angle = torch.pi * (1 + 5**0.5) * place
     radius = (1 - height.square()).sqrt()

@@ -168,6 +168,8 @@ class ONNX:
         """Return (B,) scores of images (B, 3, H, W), nominally [0, 1]."""
         images = rgb(images)
         scores = self._number(self.found(images)).to(images.device)
+        # A network may say which is the largest, and then NaN is lost on the way.
+        scores = torch.where(images.isfinite().flatten(1).all(dim=1), scores, torch.nan)
         return -scores if self.negative else scores
 
     def found(self, images):
@@ -182,6 +184,7 @@ class ONNX:
 
     def _number(self, found):
         """Return (B,) of the output (B, classes, ..)."""
+        found = found if found.is_floating_point() else found.to(torch.float32)  # numbers of classes, say
         found = ACTIVATIONS[self.activation](found[:, None] if found.ndim == 1 else found)
         found = found.flatten(2).mean(dim=2) if found.ndim > 2 else found
         if self.class_index is None:
@@ -203,6 +206,11 @@ class ONNX:
             raise ValueError(
                 f"class_index is {self.class_index}; expected 0 to {classes - 1}, since the output of {tower.name} is"
                 f" {shape} for one picture"
+            )
+        if self.activation == "softmax" and classes == 1:
+            raise ValueError(
+                f"activation is softmax, but the output of {tower.name} is {shape} for one picture: the softmax of one"
+                " number is 1 whatever it is; expected none or sigmoid"
             )
         self.differentiable = found[number].requires_grad
         self._with_graph, self._without_graph = sum(sizes), 3 * max(sizes)

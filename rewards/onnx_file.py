@@ -9,6 +9,7 @@ fields that are not listed, such as documentation, are skipped.
 import mmap
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,11 +146,21 @@ def read(path, dtype=torch.float32):
 
 def metadata_of(path):
     """Return name -> text, what a file says of itself; its graph is passed over. Of what is no such file, nothing."""
+    path = Path(path)
     try:
-        entries = [_parsed(value, "entry") for number, value in fields(_mapped(Path(path))) if number == METADATA]
+        status = path.stat()
+        return dict(_metadata(path, status.st_mtime_ns, status.st_size))
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return {entry.key: entry.value for entry in entries}
+
+
+@lru_cache(maxsize=256)  # the lists of many nodes ask for it, each time that a page is loaded
+def _metadata(path, modified, size):
+    try:
+        entries = [_parsed(value, "entry") for number, value in fields(_mapped(path)) if number == METADATA]
+    except (ValueError, LookupError, TypeError):
+        return ()
+    return tuple((entry.key, entry.value) for entry in entries)
 
 
 def _mapped(path):
@@ -164,12 +175,18 @@ def _damaged(path):
     )
 
 
+LONGEST = 70
+"""Bits of the ten bytes that the longest integer takes."""
+
+
 def _varint(part, place):
     """Return an integer, signed, of seven bits a byte, and the place behind it."""
     value = shift = 0
     while True:
         byte = part[place]
         value, shift, place = value | (byte & 0x7F) << shift, shift + 7, place + 1
+        if shift > LONGEST:
+            raise IndexError(place)
         if byte < 0x80:
             return (value - (1 << 64) if value >> 63 else value), place
 
@@ -180,6 +197,8 @@ def fields(part):
     while place < len(part):
         key, place = _varint(part, place)
         wire = key & 7
+        if key >> 3 < 1:  # as in a file of zeros, which a download has not filled yet
+            raise IndexError(place)
         if wire == 0:
             value, place = _varint(part, place)
         else:
@@ -262,10 +281,18 @@ def _node(node, path, opset, dtype):
     own = node.domain in ("", "ai.onnx")
     attributes = {attribute.name: _attribute(attribute, path, dtype) for attribute in node.attribute}
     if own and node.op_type == "Cast":
-        kind = DTYPES.get(attributes["to"])
-        attributes["to"] = dtype if kind is not None and kind.is_floating_point else kind
+        kind = _known(attributes["to"], f"{path.name} casts to", "a cast to")
+        attributes["to"] = dtype if kind.is_floating_point else kind
     op = node.op_type if own else f"{node.domain}.{node.op_type}"
     return Node(op, node.name, node.input, node.output, attributes, opset)
+
+
+def _known(number, found, expected):
+    """Return PyTorch's dtype of one of ONNX's types; ValueError, in words that go around it, where there is none."""
+    if number not in DTYPES:
+        known = ", ".join(str(kind).removeprefix("torch.") for kind in DTYPES.values())
+        raise ValueError(f"{found} ONNX's type {number}; expected {expected} one of {known}")
+    return DTYPES[number]
 
 
 def _attribute(attribute, path, dtype):
@@ -274,12 +301,7 @@ def _attribute(attribute, path, dtype):
 
 
 def _tensor(tensor, path, dtype):
-    kind = DTYPES.get(tensor.data_type)
-    if kind is None:
-        raise ValueError(
-            f"{path.name} holds {tensor.name!r} as ONNX's type {tensor.data_type}; expected numbers of one of"
-            f" {', '.join(str(known).removeprefix('torch.') for known in DTYPES.values())}"
-        )
+    kind = _known(tensor.data_type, f"{path.name} holds {tensor.name!r} as", "numbers of")
     values = _values(tensor, path, kind).reshape(tensor.dims)
     return values.to(dtype) if kind.is_floating_point else values
 

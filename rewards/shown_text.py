@@ -63,6 +63,11 @@ class ShownText:
             raise ValueError(
                 f"box is {tuple(self.box)}; expected left, top, width and height as shares of the picture, inside of it"
             )
+        if len(self.tower.outputs) != 1:
+            raise ValueError(
+                f"{self.tower.name} has {len(self.tower.outputs)} outputs, {', '.join(self.tower.outputs)}; expected a"
+                " recogniser of text lines with one, the probability of each character at each place"
+            )
         self._labels = _labels(self.text, self._characters, self.tower.name)
         self._sizes = {}
 

@@ -205,7 +205,7 @@ def _read(folder):
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = _kind(folder / "config.json")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         if kind in CONFIG_MAPPING_NAMES:
             advice = "which does not answer questions about pictures"
@@ -219,6 +219,17 @@ def _read(folder):
     with _explained(folder):
         config = transformers.AutoConfig.from_pretrained(folder, **read)
         return config, transformers.AutoProcessor.from_pretrained(folder, **read)
+
+
+def _kind(path):
+    """Return what a config.json says that a model is."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path.parent.name}/{path.name} is damaged ({error}); expected a model's configuration. Download the"
+            " whole folder again"
+        ) from error
 
 
 def _model(folder, config):
@@ -256,16 +267,24 @@ def _rating_head(folder):
     """Return HPSv3's head in float32, None where the weights have none."""
     from safetensors import safe_open
 
-    files = [path for path in folder.glob("*.safetensors") if "rm_head.0.weight" in tensors_of(path)]
-    if not files:
+    within = {name: path for path in folder.glob("*.safetensors") for name in tensors_of(path)}
+    names = [f"rm_head.{place}.{part}" for place in RATING_LAYERS for part in ("weight", "bias")]
+    missing = [name for name in names if name not in within]
+    if len(missing) == len(names):
         return None
+    if missing:
+        lost = ", ".join(missing)
+        raise ValueError(f"{folder.name} has a rating head without {lost}. Download the whole folder again")
     layers = []
-    with safe_open(files[0], "pt") as file:
-        for place in RATING_LAYERS:
-            weight, bias = (file.get_tensor(f"rm_head.{place}.{part}").float() for part in ("weight", "bias"))
-            layer = nn.Linear(*weight.shape[::-1])
-            layer.load_state_dict({"weight": weight, "bias": bias})
-            layers += [layer, nn.ReLU()]
+    for place in RATING_LAYERS:
+        found = {}
+        for part in ("weight", "bias"):
+            name = f"rm_head.{place}.{part}"
+            with safe_open(within[name], "pt") as file:  # a file of several may end within the head
+                found[part] = file.get_tensor(name).float()
+        layer = nn.Linear(*found["weight"].shape[::-1])
+        layer.load_state_dict(found)
+        layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -59,6 +59,19 @@ def test_importing_the_core_loads_no_model_library(tmp_path):
     assert found.stdout.strip() == "[]"
 
 
+def test_what_no_node_uses_is_not_imported_and_takes_no_memory(tmp_path):
+    """Beside PyTorch and Python's own, rewards import Pillow and safetensors: no network's library."""
+    code = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        import comfyui_dno.core, comfyui_dno.rewards
+        print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+    """
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    private = {name for name in found.stdout.split() if name.startswith("_")}  # of Python's own, or of these packages
+    assert set(found.stdout.split()) - private <= {"comfyui_dno", "torch", "PIL", "safetensors", "numpy"}
+
+
 def test_requirements_agree_with_pyproject():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

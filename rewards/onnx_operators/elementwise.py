@@ -37,7 +37,9 @@ def mean(node, *args):
 
 
 def clip(node, x, least=None, greatest=None):
-    least, greatest = node.setting("min", least), node.setting("max", greatest)
+    # Files may hold either as a list of one number, which onnxruntime takes too.
+    bounds = (node.setting("min", least), node.setting("max", greatest))
+    least, greatest = (bound[0] if isinstance(bound, list) else bound for bound in bounds)
     return x if least is None and greatest is None else x.clamp(least, greatest)
 
 

@@ -21,6 +21,11 @@ def product(x, axes, keepdim):
     return x
 
 
+def length(x, axes, keepdim):
+    """Return the Euclidean length, whose gradient is 0, not NaN, where it is 0."""
+    return torch.linalg.vector_norm(x if x.is_floating_point() else x.float(), dim=axes, keepdim=keepdim).to(x.dtype)
+
+
 def softmax_by(function):
     """Return Softmax or LogSoftmax: over one axis, and before operator set 13 over this one and all behind it."""
 
@@ -35,8 +40,8 @@ def softmax_by(function):
 
 def lp_normalization(node, x):
     axis, p = node.get("axis", -1), node.get("p", 2)
-    norm = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
-    return torch.where(norm == 0, 0.0, x / norm)
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / torch.where(norm == 0, 1.0, norm)
 
 
 def cumsum(node, x, axis):
@@ -72,7 +77,7 @@ OPERATORS = {
     "LogSoftmax": softmax_by(torch.log_softmax),
     "LpNormalization": lp_normalization,
     "ReduceL1": reduced(lambda x, axes, keepdim: x.abs().sum(axes, keepdim)),
-    "ReduceL2": reduced(lambda x, axes, keepdim: x.square().sum(axes, keepdim).sqrt()),
+    "ReduceL2": reduced(length),
     "ReduceLogSum": reduced(lambda x, axes, keepdim: x.sum(axes, keepdim).log()),
     "ReduceLogSumExp": reduced(torch.logsumexp),
     "ReduceMax": reduced(torch.amax),

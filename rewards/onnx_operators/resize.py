@@ -30,7 +30,7 @@ def resize(node, x, roi=None, scales=None, sizes=None):
         lengths, scales = _lengths(node, x, axes, sizes.tolist())
     else:
         scales = scales.tolist()
-        lengths = [math.floor(x.shape[axis] * scale) for axis, scale in zip(axes, scales, strict=True)]
+        lengths = [_scaled(x.shape[axis], scale) for axis, scale in zip(axes, scales, strict=True)]
     where = node.get("coordinate_transformation_mode", "half_pixel")
     return _resized(node, x, zip(axes, lengths, scales, strict=True), where)
 
@@ -38,8 +38,13 @@ def resize(node, x, roi=None, scales=None, sizes=None):
 def resize_of_set_10(node, x, scales):
     """Resize as it was in operator set 10, and Upsample before it."""
     scales = node.setting("scales", scales)
-    sizes = [(axis, math.floor(x.shape[axis] * scale), scale) for axis, scale in enumerate(scales)]
+    sizes = [(axis, _scaled(x.shape[axis], scale), scale) for axis, scale in enumerate(scales)]
     return _resized(node, x, sizes, "asymmetric", "floor")
+
+
+def _scaled(length, scale):
+    """Return an output's length as onnxruntime counts it, in float32: 5/3 of 3 are 5, in float64 they would be 4."""
+    return int((torch.tensor(scale, dtype=torch.float32, device="cpu") * length).floor())
 
 
 def _lengths(node, x, axes, sizes):
@@ -76,8 +81,10 @@ def _summed(x, axis, indices, shares):
 
 def _taps(node, length, out, scale, where, nearest):
     """Return which inputs of an axis make each output, (out, taps), and their shares, which sum to 1."""
-    at = PLACES[where](torch.arange(out, dtype=torch.float64, device="cpu"), scale, length, out)
     mode = node.get("mode", "nearest")
+    # onnxruntime's places are float32: halfway between two inputs it matters which is nearest.
+    dtype = torch.float32 if mode == "nearest" else torch.float64
+    at = PLACES[where](torch.arange(out, dtype=dtype, device="cpu"), scale, length, out)
     if mode == "nearest":
         index = NEAREST[node.get("nearest_mode", nearest)](at).long().clamp(0, length - 1)
         return index[:, None], torch.ones(out, 1, dtype=torch.float64, device="cpu")

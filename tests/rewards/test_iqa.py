@@ -13,6 +13,7 @@ import torch
 from comfyui_dno import rewards
 from comfyui_dno.core.scoring import exact, score
 from comfyui_dno.rewards.iqa import metrics
+from reward_laws import gained_by_ten_steps
 
 STUB = Path(__file__).parents[1] / "support" / "stub_pyiqa"
 INSTALLED = importlib.util.find_spec("pyiqa") is not None
@@ -105,6 +106,27 @@ def test_the_gradient_is_minus_that_of_what_is_better_when_lower_and_a_pixel_out
     images, reference = pictures(2, 3, 6, 6), pictures(1, 3, 6, 6, seed=1)
     _, gradient = exact(rewards.IQA("error", reference), images)
     torch.testing.assert_close(gradient, -2 * (images.clamp(0, 1) - reference.clamp(0, 1)) / images[0].numel())
+
+
+@pytest.mark.parametrize("metric", ["mean", "error", "ssim"])
+def test_ten_ascent_steps_raise_the_score(stub, metric):
+    reference = pictures(1, 3, 64, 64, seed=1).clamp(0, 1) if metric != "mean" else None
+    assert (gained_by_ten_steps(rewards.IQA(metric, reference), pictures(2, 3, 64, 64).clamp(0.1, 0.9)) > 0).all()
+
+
+def test_a_metric_that_compares_may_be_asked_for_its_gradient_in_inference_mode_and_under_any_default_device(stub):
+    reference = pictures(1, 3, 64, 64, seed=1).clamp(0, 1)
+    reward = rewards.IQA("ssim", reference)
+    with torch.inference_mode(), torch.device("meta"):
+        slope = reward.slope
+    assert slope == rewards.IQA("ssim", reference).slope > 0.5
+
+
+def test_a_reference_that_is_not_finite_is_refused(stub):
+    reference = pictures(1, 3, 64, 64, seed=1)
+    reference[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="reference holds NaN or infinity; expected finite pictures"):
+        rewards.IQA("ssim", reference)
 
 
 def test_the_network_runs_where_it_is_loaded_to_and_says_first_what_it_takes(stub, device):

@@ -185,6 +185,25 @@ def test_a_network_that_only_chooses_says_that_it_has_no_gradient(tmp_path, imag
     assert torch.equal(reward(images), reference(images).argmax(dim=1).float())
 
 
+def test_a_number_of_a_class_is_taken_as_it_is_and_of_a_picture_that_is_not_finite_there_is_none(tmp_path, images):
+    nodes = [*tiny_onnx.scorer_nodes(), tiny_onnx.node("ArgMax", ["logits"], ["y"], axis=1)]
+    outputs = [tiny_onnx.value("y", "batch", 1, code=7)]
+    tower = saved(tmp_path, nodes, tiny_onnx.network().state_dict(), outputs=outputs)
+    reward = rewards.ONNX(tower)
+    assert torch.equal(reward(images), reward(images).round()) and not reward.differentiable
+    images[0, 0, 0, 0] = torch.nan
+    assert reward(images).isnan().tolist() == [True, False]
+    rewards.ONNX(tower, activation="sigmoid")(images)
+
+
+def test_the_softmax_of_a_single_number_is_refused(tmp_path):
+    nodes = [*tiny_onnx.scorer_nodes(), tiny_onnx.node("ReduceMean", ["logits"], ["y"], axes=[1])]
+    outputs = [tiny_onnx.value("y", "batch", 1)]
+    tower = saved(tmp_path, nodes, tiny_onnx.network().state_dict(), outputs=outputs)
+    with pytest.raises(ValueError, match="the softmax of one number is 1 whatever it is; expected none or sigmoid"):
+        rewards.ONNX(tower, activation="softmax")
+
+
 def test_it_can_be_made_and_differentiated_in_inference_mode(scorer, images):
     with torch.inference_mode():
         reward = rewards.ONNX(rewards.load_tower(scorer))

@@ -1,5 +1,7 @@
 """ONNX files are read as the onnx package reads them, and what is none of them is refused in one way."""
 
+import time
+
 import pytest
 import tiny_onnx
 import torch
@@ -92,6 +94,27 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="page.onnx is no whole ONNX file.*download the file again"):
         onnx_file.read(path)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0x80])
+def test_of_a_large_file_of_nothing_its_metadata_are_none_at_once(tmp_path, byte):
+    """As a download that reserves its room first; lists of nodes look into every file of the folder."""
+    path = tmp_path / "reserved.onnx"
+    path.write_bytes(bytes([byte]) * 2**25)
+    started = time.process_time()
+    assert onnx_file.metadata_of(path) == {}
+    assert time.process_time() - started < 0.5
+
+
+def test_metadata_are_read_once_and_anew_where_the_file_has_changed(tmp_path, monkeypatch):
+    path = tiny_onnx.write_recogniser(tmp_path / "text.onnx")
+    expected = onnx_file.metadata_of(path)
+    assert expected["character"]
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_file, "_mapped", lambda path: 1 / 0)
+        assert onnx_file.metadata_of(path) == expected
+    tiny_onnx.write_scorer(path)
+    assert "character" not in onnx_file.metadata_of(path)
 
 
 def test_operators_of_an_old_set_are_refused(tmp_path):

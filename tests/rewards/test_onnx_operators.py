@@ -1,5 +1,6 @@
 """Every operator against ONNX's own test cases, which come with the onnx package: its numbers, by NumPy."""
 
+import importlib.util
 import re
 import warnings
 
@@ -100,6 +101,60 @@ def test_before_operator_set_13_softmax_is_over_all_axes_from_the_one_that_is_na
     (found,) = Network(onnx_file.read(path), "softmax")(torch.rand(2, 3, 4))
     sums = found.sum(sums_over)
     torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def alone(tmp_path, nodes, weights, sizes, opset=17):
+    """Return the network, in float32, of some nodes from "x" to "y"."""
+    inputs = [tiny_onnx.value("x", *sizes)]
+    outputs = [tiny_onnx.value("y", *(f"side {k}" for k, _ in enumerate(sizes)))]
+    return Network(onnx_file.read(tiny_onnx.save(tmp_path / "one.onnx", nodes, weights, inputs, outputs, opset)), "one")
+
+
+@pytest.mark.parametrize(("length", "scale", "expected"), [
+    (3, 5 / 3, 5), (3, 7 / 3, 7), (5, 1.4, 7), (10, 2.3, 23), (3, 4 / 3, 4), (10, 1.1, 11), (7, 1.45, 10),
+])
+@pytest.mark.parametrize("opset", [9, 10, 17])
+def test_a_scaled_length_is_onnxruntimes_which_multiplies_in_float32(tmp_path, length, scale, expected, opset):
+    """What onnxruntime 1.23 gives; where it can be imported it is asked."""
+    scales = torch.tensor([1.0, 1.0, 1.0, scale])
+    if opset == 17:
+        nodes = [tiny_onnx.node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
+    else:
+        nodes = [tiny_onnx.node("Upsample" if opset == 9 else "Resize", ["x", "scales"], ["y"], mode="nearest")]
+    network = alone(tmp_path, nodes, {"scales": scales}, (1, 1, 1, length), opset)
+    x = torch.arange(float(length)).view(1, 1, 1, length)
+    (found,) = network(x)
+    assert found.shape[3] == expected
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=["CPUExecutionProvider"])
+        assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), found)
+
+
+@pytest.mark.parametrize("nodes", [
+    [tiny_onnx.node("ReduceL2", ["x"], ["y"], axes=[1])], [tiny_onnx.node("LpNormalization", ["x"], ["y"], axis=1)],
+    [tiny_onnx.node("LpNormalization", ["x"], ["y"], axis=1, p=1)],
+])
+def test_a_vector_of_zeros_has_a_length_whose_gradient_is_finite(tmp_path, nodes):
+    network = alone(tmp_path, nodes, {}, ("batch", 3), opset=13)
+    x = torch.zeros((2, 3))
+    x[1] = torch.tensor([3.0, 0.0, 4.0])
+    x.requires_grad_()
+    (found,) = network(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert not found[0].any() and gradient.isfinite().all()
+
+
+def test_the_bounds_of_a_clip_may_be_lists_of_one_number(tmp_path):
+    bounds = {"least": torch.tensor([-1.0]), "greatest": torch.tensor([0.5])}
+    network = alone(tmp_path, [tiny_onnx.node("Clip", ["x", *bounds], ["y"])], bounds, (3,))
+    assert network(torch.tensor([-2.0, 0.0, 2.0]))[0].tolist() == [-1, 0, 0.5]
+
+
+def test_a_cast_to_what_pytorch_lacks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="one.onnx casts to ONNX's type 12; expected a cast to one of float32, uint8"):
+        alone(tmp_path, [tiny_onnx.node("Cast", ["x"], ["y"], to=12)], {}, (3,))
 
 
 def test_what_is_read_as_numbers_is_an_implemented_operators():

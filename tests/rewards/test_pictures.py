@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny_onnx
 import tiny_rewards
 import torch
 from blip_reference import blip
@@ -9,6 +10,7 @@ from comfyui_dno import rewards
 from comfyui_dno.core.scoring import exact, score
 from comfyui_dno.rewards.pictures import rgb
 
+REFERENCE = tiny_rewards.pictures(1, seed=5).clamp(0, 1)
 PIXELS = {
     "Brightness": rewards.Brightness(),
     "Contrast": rewards.Contrast(),
@@ -21,18 +23,31 @@ PIXELS = {
     "Consistency": rewards.Consistency(),
     "Jittered": rewards.Jittered(rewards.Contrast()),
     "Jittered JPEG": rewards.Jittered(rewards.JPEG(), scale=(0.5, 0.6)),
+    "Palette": rewards.Palette(REFERENCE),
+    "Layout": rewards.Layout(REFERENCE),
+    "Layout by light": rewards.Layout(REFERENCE, by="light"),
+    "Symmetry": rewards.Symmetry(),
     "Combine": rewards.Combine([rewards.Contrast(), rewards.Sharpness()]),
 }
-NETWORKS = ("HPS", "PickScore", "CLIPScore L", "Aesthetic", "Similarity", "Directions", "ImageReward")
+NETWORKS = (
+    "HPS", "PickScore", "CLIPScore L", "Aesthetic", "Similarity", "Directions", "ImageReward", "DINOv2Similarity",
+    "MPS", "ONNX", "ShownText",
+)  # fmt: skip
 EVERY = (*PIXELS, *NETWORKS)
 PROMPTS = ["black cat", "red owl"]
 
 
 @pytest.fixture(scope="module")
-def reward_of(build, blip_files):
+def reward_of(build, blip_files, files, tmp_path_factory):
     """reward_of(name) -> one of every kind of reward."""
-    image_reward = rewards.ImageReward(blip(blip_files / "ImageReward.pt"))
-    made = PIXELS | {"ImageReward": image_reward}
+    folder = tmp_path_factory.mktemp("onnx")
+    made = PIXELS | {
+        "ImageReward": rewards.ImageReward(blip(blip_files / "ImageReward.pt")),
+        "DINOv2Similarity": rewards.DINOv2Similarity(rewards.load_tower(files["dinov2"]), REFERENCE),
+        "MPS": rewards.MPS(rewards.load_tower(files["mps"])),
+        "ONNX": rewards.ONNX(rewards.load_tower(tiny_onnx.write_scorer(folder / "scorer.onnx"))),
+        "ShownText": rewards.ShownText(rewards.load_tower(tiny_onnx.write_recogniser(folder / "rec.onnx")), "AB"),
+    }
     return lambda name: made[name] if name in made else build(name)
 
 

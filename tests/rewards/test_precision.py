@@ -2,6 +2,7 @@
 
 import pytest
 import tiny_faces
+import tiny_onnx
 import tiny_rewards
 import torch
 from blip_reference import blip
@@ -14,6 +15,7 @@ from comfyui_dno.rewards.onnx_tower import OnnxTower
 from comfyui_dno.rewards.vision_tower import VisionTower
 from comfyui_dno.rewards.weights import read
 
+REFERENCE = tiny_rewards.pictures(1, seed=5).clamp(0, 1)
 PIXELS = {
     "Brightness": rewards.Brightness,
     "Contrast": rewards.Contrast,
@@ -23,6 +25,9 @@ PIXELS = {
     "JPEG": rewards.JPEG,
     "JPEGProxy": rewards.JPEGProxy,
     "Jittered": lambda: rewards.Jittered(rewards.Contrast()),
+    "Palette": lambda: rewards.Palette(REFERENCE),
+    "Layout": lambda: rewards.Layout(REFERENCE),
+    "Symmetry": rewards.Symmetry,
     "Combine": lambda: rewards.Combine([rewards.Contrast(), rewards.JPEGProxy()], [1, 0.5], [(0.25, 0.5), None]),
 }
 PROMPTS = ["black cat", "red owl"]
@@ -57,6 +62,8 @@ def towers(files, blip_files):
         "AestheticV25": lambda: rewards.AestheticV25(vision("siglip"), files["aesthetic_v25"]),
         "MPS": lambda: rewards.MPS(MpsTower({key: value.clone() for key, value in read(files["mps"]).items()})),
         "FaceSimilarity": lambda: face(facenet()),
+        "ONNX": lambda: rewards.ONNX(OnnxTower(files.folder / "scorer.onnx")),
+        "ShownText": lambda: rewards.ShownText(OnnxTower(files.folder / "rec.onnx"), "AB"),
         "FaceSimilarity by ONNX": lambda: face(OnnxTower(files.folder / "arcface.onnx")),
         "ImageReward": lambda: rewards.ImageReward(blip(blip_files / "ImageReward.pt")),
         "Consistency": rewards.Consistency,
@@ -69,6 +76,8 @@ EVERY = (*PIXELS, *towers(None, None))
 @pytest.fixture(scope="module")
 def makers(files, blip_files):
     tiny_faces.write_all(files.folder)
+    tiny_onnx.write_scorer(files.folder / "scorer.onnx")
+    tiny_onnx.write_recogniser(files.folder / "rec.onnx")
     return PIXELS | towers(files, blip_files)
 
 
@@ -109,7 +118,7 @@ def test_the_default_dtype_changes_no_bit(makers, name):
     "name",
     [
         *PIXELS, "HPS", "Aesthetic", "Directions", "Similarity", "DINOv2Similarity", "AestheticV25", "MPS",
-        "FaceSimilarity", "FaceSimilarity by ONNX",
+        "FaceSimilarity", "FaceSimilarity by ONNX", "ONNX", "ShownText",
     ],
 )  # fmt: skip
 def test_nothing_is_made_on_the_default_device(makers, name):

@@ -157,6 +157,10 @@ def test_files_that_are_no_recogniser_are_refused(tmp_path, build):
     other = rewards.load_tower(tiny_onnx.write_recogniser(tmp_path / "other.onnx", classes=60))
     with pytest.raises(ValueError, match="other.onnx gives 60 classes and lists 62 characters; expected two more"):
         rewards.ShownText(other, "A")(pictures(1))
+    two = rewards.load_tower(tiny_onnx.write_recogniser(tmp_path / "two.onnx"))
+    two.outputs.append("places")
+    with pytest.raises(ValueError, match="two.onnx has 2 outputs, chances, places; expected a recogniser"):
+        rewards.ShownText(two, "A")
     with pytest.raises(ValueError, match="needs a tower of kind ONNX.*of kind CLIP. Use Text: ch_PP-OCRv4"):
         rewards.ShownText(build("CLIPScore L").tower, "A")
 

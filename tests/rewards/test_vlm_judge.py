@@ -8,7 +8,7 @@ import pytest
 import tiny_rewards
 import tiny_vlm
 import torch
-from comfyui_dno import rewards
+from comfyui_dno import core, rewards
 from comfyui_dno.core.scoring import exact, score
 from comfyui_dno.rewards import vlm_judge
 from comfyui_dno.rewards.vlm_tower import AT_ONCE
@@ -163,6 +163,17 @@ def test_everything_may_happen_in_inference_mode(folders, tower):
     assert not any(weight.is_inference() for weight in made.module.parameters())
 
 
+@pytest.mark.parametrize("make", [
+    lambda tower: rewards.VLMJudge(tower("llava"), "Is it a cat?"),
+    lambda tower: rewards.HPSv3(tower("hpsv3"), "a cat"),
+])
+def test_a_search_of_three_iterations_without_gradients_raises_the_score(tower, make):
+    sample_map = core.generator_map(lambda z: z.sigmoid(), (3, 56, 56))
+    solver = core.ZeNO(4, beta=0.3)
+    result = core.optimize(sample_map, make(tower), sample_map.randn(0), solver, iterations=3)
+    assert result.history.best_row["score"][0] > result.history.rows[0]["score"][0]
+
+
 def test_a_solver_that_needs_a_gradient_is_told_which_ones_do_not(tower):
     with pytest.raises(ValueError, match="VLM judge is not differentiable.*ZeNO or Search"):
         exact(rewards.VLMJudge(tower("llava"), QUESTION, "a cat"), pictures(1))
@@ -227,6 +238,36 @@ def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
     del state[name]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="cannot read broken .no weights of .*layers.1.*Download the whole folder"):
+        rewards.load_tower(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_configuration_that_is_damaged_is_refused_as_that(folders, tmp_path, content):
+    folder = shutil.copytree(folders["llava"], tmp_path / "broken")
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="broken/config.json is damaged .*Download the whole folder again"):
+        rewards.load_tower(folder)
+
+
+def test_a_rating_head_may_lie_in_several_files_and_is_missed_where_a_part_is(folders, tmp_path):
+    image, question = pictures(1), "a cat"
+    expected = rewards.HPSv3(rewards.load_tower(folders["hpsv3"]), question)(image)
+    folder = shutil.copytree(folders["hpsv3"], tmp_path / "sharded")
+    state = load_file(folder / "model.safetensors")
+    last = [name for name in state if name.startswith("rm_head")][-1:]
+    files = {"model-00001-of-00002.safetensors": state.keys() - set(last), "model-00002-of-00002.safetensors": last}
+    for file, names in files.items():
+        save_file({name: state[name] for name in names}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, names in files.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    torch.testing.assert_close(rewards.HPSv3(rewards.load_tower(folder), question)(image), expected)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    kept = load_file(folder / "model-00001-of-00002.safetensors")
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    for file in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"sharded has a rating head without {last[0]}. Download the whole folder"):
         rewards.load_tower(folder)
 
 
