@@ -99,13 +99,14 @@ def refuse_undifferentiable(patcher):
     if getattr(patcher, "get_additional_models_with_key", lambda _: [])("multigpu"):
         raise RuntimeError(
             "the model is split over several GPUs, whose copies run without gradients; expected one GPU."
-            " Remove the multi-GPU node before the DNO Sampler"
+            " Remove the multi-GPU node before the DNO Sampler, or use DNO Solver (ZeNO) or (Search), which take none"
         )
     kinds = tuple(getattr(comfy.ops, name).Linear for name in ("fp8_ops", "cublas_ops") if hasattr(comfy.ops, name))
     if any(isinstance(module, kinds) for module in patcher.model.modules()):
         raise RuntimeError(
             "the model was loaded for fast float8 or cuBLAS arithmetic, which has no backward pass."
-            " Load it with weight_dtype fp8_e4m3fn instead of fp8_e4m3fn_fast, and start ComfyUI without --fast"
+            " Load it with weight_dtype fp8_e4m3fn instead of fp8_e4m3fn_fast, and start ComfyUI without --fast; or use"
+            " DNO Solver (ZeNO) or (Search), which take no gradient"
         )
 
 

@@ -63,8 +63,8 @@ def test_without_a_step_there_is_nothing_to_optimise(comfy):
         ("fused kernel", ["cannot be differentiated in this ComfyUI version", "no_formula", "another model"]),
         ("stateful", ["another result the second time", "TeaCache"]),
         ("weakly stateful", ["another result the second time", "TeaCache"]),
-        ("fast fp8", ["fast float8", "fp8_e4m3fn instead of"]),
-        ("multigpu", ["several GPUs", "Remove the multi-GPU node"]),
+        ("fast fp8", ["fast float8", "fp8_e4m3fn instead of", "DNO Solver (ZeNO) or (Search)"]),
+        ("multigpu", ["several GPUs", "Remove the multi-GPU node", "DNO Solver (ZeNO) or (Search)"]),
     ],
 )
 def test_a_model_without_gradients_is_refused_with_what_to_do(comfy, obstacle, words):
