@@ -5,7 +5,7 @@ verdicts.csv              a row a claim, with the effect of every seed
 <experiment>.csv          a row a case, with its numbers, of each curve start and end
 <experiment>.png          its figure
 <experiment>_pictures.jpg its contact sheet, where it has pictures
-cases.zip                 what every case has measured, curves and all; unpacked into another --out it need not be run
+cases.zip                 what every case has measured, curves and all; unpacked into another --out, none is run anew
 """
 
 import csv
@@ -82,7 +82,7 @@ def write(experiments, jobs, options):
         for each in found for claim, verdict in each.claimed
     ]  # fmt: skip
     _write_csv(options.out / "verdicts.csv", verdicts)
-    _write_archive([job for each in experiments for job in jobs[each.name] if job.finished], options.out)
+    _write_archive(options.out)
     blocks = _head(found, options) + [block for each in found for block in _section(each, options.out)]
     for name, render in (("report.md", _markdown), (PAGE, _page)):
         with whole_file(options.out / name) as path:
@@ -179,12 +179,13 @@ def _write_csv(path, rows):
         writer.writerows(rows)
 
 
-def _write_archive(jobs, out):
-    """Put the files of finished cases into cases.zip, without their pictures; the same cases make the same bytes."""
+def _write_archive(out):
+    """Put the files of all finished cases that lie there into cases.zip, without their pictures."""
     with whole_file(out / "cases.zip") as path, zipfile.ZipFile(path, "w") as archive:
-        for job in jobs:
-            file = zipfile.ZipInfo(job.path.relative_to(out).as_posix())
-            archive.writestr(file, job.path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
+        for case in sorted(out.glob("cases/*/*.json")):
+            file = zipfile.ZipInfo(case.relative_to(out).as_posix())  # without a date: the same cases, the same bytes
+            file.create_system = 3  # Windows would say otherwise
+            archive.writestr(file, case.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
 def _write_pictures(found, out):

@@ -27,6 +27,7 @@ from .scoring import (
     name_of,
     remarks,
     require_differentiable,
+    why_failed,
 )
 from .solvers import Fast, GradientAscent, default_solver
 from .words import counted, first_line
@@ -256,14 +257,14 @@ def _iterate(problem, solver, noise, first, earlier, history, callback):
         if not history.rows:
             raise
         history.stopped, done = str(error), None
-    except RewardError as error:
+    except (RewardError, FileNotFoundError) as error:
         if any(name in str(error) for name in BROKEN_DEVICE) or not (history.rows or _has_found(problem, error)):
             raise
         log.exception("a reward failed: the search ends with what it has found")
         if not history.rows:
             history.record(problem.latest)
         problem.fail(error)
-        history.stopped = f"{first_line(error)}, at iteration {problem.iteration}"
+        history.stopped = f"{why_failed(error)}, at iteration {problem.iteration}"
     except RuntimeError as error:
         if problem.latest is None or not is_out_of_memory(error):
             raise

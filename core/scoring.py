@@ -27,6 +27,10 @@ import torch
 from .limits import Stopped
 from .memory import is_out_of_memory
 from .precision import outside_autocast, wide
+from .words import first_line
+
+INTERRUPTION = "InterruptProcessingException"
+"""What ComfyUI's interruption is called: the core does not know its class."""
 
 
 class NotFiniteError(ValueError):
@@ -38,7 +42,15 @@ class RewardError(RuntimeError):
 
 
 class RefusedByRewardError(RewardError, ValueError):
-    """A reward raised a ValueError, whose message speaks for itself: this one's is the same; the cause is chained."""
+    """A reward raised a ValueError, whose message speaks for itself: this one's is the same; the cause is chained.
+
+    Attributes:
+        reward: its name.
+    """
+
+    def __init__(self, text, reward=""):
+        super().__init__(text)
+        self.reward = reward
 
 
 class LostGradientError(RewardError):
@@ -63,8 +75,8 @@ def part_scores(reward, images, prompts=None):
     if not callable(getattr(reward, "part_scores", None)):
         return {}
     if not is_video(images) or judges_latents(reward):
-        return reward.part_scores(images, prompts)
-    frames = [reward.part_scores(frame, prompts) for frame in images.unbind(1)]
+        return asked(reward, reward.part_scores, images, prompts)
+    frames = [asked(reward, reward.part_scores, frame, prompts) for frame in images.unbind(1)]
     return {name: torch.stack([frame[name] for frame in frames]).mean(dim=0) for name in frames[0]}
 
 
@@ -97,10 +109,11 @@ def shown(images, finite):
 
 
 def asked(reward, function, *args):
-    """Return function(*args) of a reward; an error that would stand bare there says which reward raised it.
+    """Return function(*args) of a reward; what it raises becomes a RewardError, which says which reward it was.
 
-    Rewards of others can raise anything, and a search that one ends keeps what it has found. Passed on as they are: out
-    of memory, and interruptions, which are known by their class's name, such as ComfyUI's InterruptProcessingException.
+    Rewards of others can raise anything, and a search that one of them ends keeps what it has found. Passed on as they
+    are: out of memory; a RewardError and a NotFiniteError of a part; a FileNotFoundError, which names the file; what
+    interrupts, `Stopped` and ComfyUI's InterruptProcessingException, an Exception in its older versions.
 
     Args:
         reward: whose name the message has.
@@ -111,11 +124,18 @@ def asked(reward, function, *args):
         return function(*args)
     except Exception as error:
         says_it = (RewardError, NotFiniteError, FileNotFoundError, Stopped)
-        if is_out_of_memory(error) or isinstance(error, says_it) or "Interrupt" in type(error).__name__:
+        interrupts = any(kind.__name__ == INTERRUPTION for kind in type(error).__mro__)
+        if is_out_of_memory(error) or isinstance(error, says_it) or interrupts:
             raise
-        if isinstance(error, ValueError):
-            raise RefusedByRewardError(str(error)) from error
+        if isinstance(error, ValueError) and str(error):
+            raise RefusedByRewardError(str(error), name_of(reward)) from error
         raise RewardError(f"the reward {name_of(reward)} failed: {type(error).__name__}: {error}") from error
+
+
+def why_failed(error):
+    """Return in one line which reward has failed, and why."""
+    name = getattr(error, "reward", "")
+    return first_line(error) if not name or name in str(error) else f"the reward {name} failed: {first_line(error)}"
 
 
 def exact(reward, images, prompts=None):
@@ -153,7 +173,8 @@ def _own_gradient(reward, images, prompts):
     scores, d_images = asked(reward, reward.image_gradient, images, prompts)
     if not torch.is_tensor(d_images) or d_images.shape != images.shape:
         found = tuple(d_images.shape) if torch.is_tensor(d_images) else type(d_images).__name__
-        raise ValueError(f"{name_of(reward)}'s image_gradient gave {found}; expected {tuple(images.shape)}")
+        told = f"{name_of(reward)}'s image_gradient gave {found}; expected {tuple(images.shape)}"
+        raise RefusedByRewardError(told, name_of(reward))
     return checked(reward, scores, images), wide(d_images.detach())
 
 
@@ -168,7 +189,7 @@ def _gradient_by_autograd(reward, images, prompts):
             " detach, round or convert them, or enter no_grad or inference_mode"
         )
     with outside_autocast(images.device.type):  # it would round the gradients of a float32 graph too
-        (d_images,) = torch.autograd.grad(scores, images, torch.ones_like(scores))
+        (d_images,) = asked(reward, torch.autograd.grad, scores, images, torch.ones_like(scores))
     return scores, d_images
 
 
@@ -198,7 +219,7 @@ def checked(reward, scores, images):
     if not torch.is_tensor(scores) or scores.shape != images.shape[:1]:
         found = tuple(scores.shape) if torch.is_tensor(scores) else type(scores).__name__
         expected = f"one score per picture, a tensor of shape ({len(images)},)"
-        raise ValueError(f"{name_of(reward)} returned {found}; expected {expected}")
+        raise RefusedByRewardError(f"{name_of(reward)} returned {found}; expected {expected}", name_of(reward))
     return wide(scores.to(images.device))
 
 

@@ -41,11 +41,11 @@ class Shuffle:
             self._orders = [places[order].to(torch.int32), _inverse(order, kept)]
         else:
             self._orders = [places.to(device, torch.int32)]
-        self._dropped = dropped.to(device)
+        self._dropped = dropped.clone().to(device)  # of the permutation itself nothing is kept
 
     def pick(self, z, turn=0):
         """Return the picked numbers (.., p) of z (.., n), first turned: its last `turn` numbers put before the rest."""
-        found = z.roll(turn, dims=-1) if turn else z
+        found = z.roll(turn, dims=-1) if turn % self.n else z
         for order in self._orders:
             found = _picked(found, order)
         return found
@@ -55,7 +55,7 @@ class Shuffle:
         *orders, last = self._way_back
         for order in orders:
             found = _picked(found, order)
-        end, start = last.tensor_split([turn])
+        end, start = last.tensor_split([turn % self.n])
         return _picked(found, start, end).index_fill_(-1, (self._dropped - turn) % self.n, 0.0)
 
     @functools.cached_property
@@ -69,7 +69,7 @@ class Shuffle:
 def _inverse(order, n):
     """Return (n,) int32: at which place of `order` each number below n stands; 0 where it does not."""
     places = torch.zeros(n, dtype=torch.int32, device="cpu")
-    places[order.long().cpu()] = torch.arange(len(order), dtype=torch.int32, device="cpu")
+    places[order.cpu().long()] = torch.arange(len(order), dtype=torch.int32, device="cpu")
     return places.to(order.device)
 
 

@@ -31,20 +31,21 @@ def cases(seeds):
 
 
 def run(reward, variant, seed):
-    """Search once; return the start's score, the best so far after each iteration, and the seconds."""
+    """Search once; return the start's score, the best after each iteration, with its candidates, and the seconds."""
     solver = core.ZeNO(IN_ONE_CALL, seed=seed, **VARIANTS[variant](reward))
     sample_map, started, best = noise_searches.random_network(), time.process_time(), []
-    core.optimize(
+    result = core.optimize(
         sample_map, REWARDS[reward](), sample_map.randn(seed), solver, iterations=EVALUATIONS // (IN_ONE_CALL + 1),
         callback=lambda evaluation, found: best.append(found.scores.item()),
     ).whole()  # fmt: skip
-    return {"best": best, "seconds_spent": time.process_time() - started}
+    start = result.history.column("score")[0]
+    return {"start": start, "best": best, "seconds_spent": time.process_time() - started}
 
 
 def gains(results, reward, variant):
     """Return how far the best is above the start, seed -> gain."""
     found = chosen(results, reward=reward, variant=variant)
-    return {seed: result["best"][-1] - result["best"][0] for seed, result in found.items()}
+    return {seed: result["best"][-1] - result["start"] for seed, result in found.items()}
 
 
 def of_the_approximation(results, reward):
@@ -87,7 +88,7 @@ def draw(results):
         for variant in VARIANTS:
             found = chosen(results, reward=reward, variant=variant).values()
             if found:
-                curves = zip(*([best - each["best"][0] for best in each["best"]] for each in found), strict=True)
+                curves = zip(*([best - each["start"] for best in each["best"]] for each in found), strict=True)
                 axes.plot([statistics.fmean(at_once) for at_once in curves], label=variant)
         axes.set(xlabel="iteration", ylabel="gain of the best", title=reward)
         axes.grid(alpha=0.3)

@@ -224,7 +224,10 @@ def _read(folder):
 def _kind(path):
     """Return what a config.json says that a model is."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        if not isinstance(kind, (str, type(None))):
+            raise ValueError(f"its model_type is {kind!r}")
+        return kind
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path.parent.name}/{path.name} is damaged ({error}); expected a model's configuration. Download the"

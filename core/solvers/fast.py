@@ -23,7 +23,7 @@ from ..limits import INTERRUPTED, Stopped
 from ..memory import is_out_of_memory
 from ..problem import Problem
 from ..regularizer import log_noise_probability
-from ..scoring import LostGradientError, NotFiniteError, RewardError
+from ..scoring import LostGradientError, NotFiniteError, RewardError, why_failed
 from ..words import first_line
 from .base import Leader, SamplesItself, refuse_another_sampler
 from .trust import TrustAscent
@@ -146,7 +146,7 @@ class Fast(SamplesItself):
         wanted = torch.ones(noise.batch, dtype=torch.bool, device=noise.initial.device)
         if sample_map.schedule.steps <= self.coarse_steps:
             best, ended = self._climbed(problem, sample_map, noise, once, problem.best.least)
-            self._offer(problem, (best.noise, best.latent, best.images, best.scores), wanted)
+            self._offer(problem, (best.noise, best.latent, best.images, best.scores), wanted, best.passed)
             _go_on_unless_interrupted(ended)
             return
         may_be_refused = _probable(problem, noise)
@@ -156,7 +156,7 @@ class Fast(SamplesItself):
             found = self._lifted(problem, coarse, best, noise)
             strayed = (strays(sample_map, found[0]) | (may_be_refused & ~_probable(problem, found[0]))) & wanted
             is_last = bool(ended) or not strayed.any() or steps == self._grids(sample_map)[-1]
-            self._offer(problem, found, wanted if is_last else wanted & ~strayed)
+            self._offer(problem, found, wanted if is_last else wanted & ~strayed, best.passed)
             _go_on_unless_interrupted(ended)
             if is_last:
                 break
@@ -195,11 +195,11 @@ class Fast(SamplesItself):
                 ended = ended or (trial < updates and climb.limits.outlasted(problem.started, left_to_do))
                 if ended:
                     break
-        except (Stopped, NotFiniteError, KeyboardInterrupt, RuntimeError) as error:
+        except (Stopped, NotFiniteError, KeyboardInterrupt, RuntimeError, FileNotFoundError) as error:
             if climb.best.noise is None:
                 raise
             ended = _why_ended(error)
-            if isinstance(error, RuntimeError):
+            if isinstance(error, (RuntimeError, FileNotFoundError)):
                 problem.fail(error)
         if ended:
             problem.warn(f"the climb on {coarse.schedule.steps} steps ended after {trial} of {updates} trials: {ended}")
@@ -219,20 +219,27 @@ class Fast(SamplesItself):
             problem.finishing = False
         try:
             scores = problem.score(images[None])[0]
-        except RewardError as error:
+        except (RewardError, FileNotFoundError) as error:
             problem.fail(error)
             scores = best.scores
         return found, latent, images, scores.to(own.initial.device)
 
     @staticmethod
-    def _offer(problem, found, wanted):
-        """Let those of the wanted pictures (B,) that are better become the best."""
+    def _offer(problem, found, wanted, passed):
+        """Let those of the wanted pictures (B,) that are better become the best.
+
+        Where a watched reward fails now, it must do that it has `passed` (B,) the floors in the climb.
+        """
         noise, latent, images, scores = found
         log_p = torch.minimum(*problem.log_probabilities(noise))
         scores = torch.where(wanted, scores, -torch.inf)
-        problem.best.offer(
-            noise, latent, images, scores, log_p, problem.iteration + 1, problem.under_floors(latent, images)
-        )
+        try:
+            watched = problem.under_floors(latent, images)
+        except (RewardError, FileNotFoundError) as error:
+            problem.fail(error)
+            scores = torch.where(passed.to(scores.device), scores, -torch.inf)
+            watched = {name: least.to(scores.device) for name, least in problem.best.least.items()}
+        problem.best.offer(noise, latent, images, scores, log_p, problem.iteration + 1, watched)
 
     def _updates(self, steps):
         """Return how many updates of the noise `calls` pay for: forward and backward each, and the last's forward."""
@@ -245,8 +252,8 @@ def _why_ended(error):
         return INTERRUPTED
     if isinstance(error, (Stopped, NotFiniteError)):
         return str(error)
-    if isinstance(error, RewardError) and not isinstance(error, LostGradientError):
-        return first_line(error)
+    if isinstance(error, (RewardError, FileNotFoundError)) and not isinstance(error, LostGradientError):
+        return why_failed(error)
     if is_out_of_memory(error):
         return f"out of memory: {first_line(error)}"
     raise

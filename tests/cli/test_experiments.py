@@ -56,6 +56,8 @@ def test_a_reports_archive_serves_another_folder_which_runs_only_what_it_lacks(t
     assert not (second / "toy_pictures.jpg").exists(), "pictures are not in the archive"
     for name in ("verdicts.csv", "toy.csv", "cases.zip"):
         assert (second / name).read_bytes() == (first / name).read_bytes(), name
+    assert command(second, "toy", "--seeds", "1") == 0
+    assert (second / "cases.zip").read_bytes() == (first / "cases.zip").read_bytes(), "it holds what lies there"
     assert command(second, "toy", "--seeds", "4") == 0 and [case["seed"] for case in ran] == [3, 3]
     assert (second / "toy_pictures.jpg").exists()
 

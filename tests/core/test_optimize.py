@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_dno import core, rewards
-from comfyui_dno.core.scoring import RewardError
+from comfyui_dno.core.scoring import RewardError, part_scores
 from tiny_models import SIGMAS, sample_map
 
 
@@ -484,15 +485,65 @@ def test_a_reward_that_fails_once_it_has_worked_keeps_the_best(solver, watched, 
     assert run(noise_map, iterations=1).whole().history.stopped == "1 iteration done"
 
 
-@pytest.mark.parametrize("error", [ValueError("no face is left"), AssertionError(), Exception("onnxruntime's")])
+@pytest.mark.parametrize("error", [
+    ValueError("no face is left"), ValueError(), AssertionError(), Exception("onnxruntime's"),
+    InterruptedError("a system call"), FileNotFoundError("no such file"),
+])
 def test_whatever_a_reward_raises_once_it_has_worked_the_best_is_kept(error):
     reward = Fragile(5)
     reward.error = error
     result = run(sample_map(batch=1), solver=core.GradientAscent(lr=0.1), iterations=20, reward=reward)
-    assert result.history.stopped.endswith(", at iteration 5") and result.history.best_row["score"]
-    assert isinstance(result.failure, RewardError)
-    with pytest.raises(type(error) if isinstance(error, ValueError) else RewardError):
+    names_the_file = isinstance(error, FileNotFoundError)
+    assert result.history.stopped.startswith("no such file" if names_the_file else "the reward fragile failed: ")
+    assert result.history.stopped.endswith(", at iteration 5")
+    assert result.history.best_row["score"][0] > result.history.rows[0]["score"][0]
+    speaks_for_itself = names_the_file or (isinstance(error, ValueError) and str(error))
+    with pytest.raises(type(error) if speaks_for_itself else RewardError):
         result.whole()
+
+
+class FailsOnItsWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores):
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx, d_scores):
+        raise RuntimeError("no kernel image is available")
+
+
+class Changing(Fragile):
+    """A reward that from its nth picture on does something else, which is no answer."""
+
+    def __init__(self, pictures, otherwise):
+        super().__init__(pictures)
+        self.otherwise = otherwise
+
+    def __call__(self, images, prompts):
+        self.left -= len(images)
+        scores = mean_pixel(images, prompts)
+        return self.otherwise(scores) if self.left < 0 else scores
+
+
+@pytest.mark.parametrize(("otherwise", "told"), [
+    (lambda scores: scores[:, None], r"fragile returned \(1, 1\); expected one score per picture"),
+    (lambda scores: None, "fragile returned NoneType; expected one score per picture"),
+    (FailsOnItsWayBack.apply, "the reward fragile failed: RuntimeError: no kernel image is available"),
+])
+def test_an_answer_that_is_none_and_a_failing_way_back_keep_the_best_too(otherwise, told):
+    reward = Changing(5, otherwise)
+    result = run(sample_map(batch=1), solver=core.GradientAscent(lr=0.1), iterations=20, reward=reward)
+    assert re.match(told, result.history.stopped) and result.history.stopped.endswith(", at iteration 5")
+    assert result.history.best_row["score"][0] > result.history.rows[0]["score"][0]
+
+
+def test_parts_that_fail_keep_the_best_too():
+    parts = rewards.Combine([mean_pixel, Fragile(12)])
+    result = run(sample_map(batch=1), solver=core.GradientAscent(lr=0.1), iterations=20, reward=parts)
+    assert result.history.stopped.startswith("the reward fragile failed: ConnectionError")
+    parts.part_scores = lambda images, prompts: 1 / 0
+    with pytest.raises(RewardError, match="^the reward .* failed: ZeroDivisionError: division by zero$"):
+        part_scores(parts, torch.zeros(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize("solver", [core.Search.best_of_n(8), core.ZeNO(8)])

@@ -148,6 +148,25 @@ def test_the_regulariser_keeps_the_animal_that_the_plain_search_loses(monkeypatc
         assert effect(dno_figure_5, [found], words) > 0, words
 
 
+def test_a_larger_gamma_is_slower_and_keeps_more_of_the_colour(monkeypatch):
+    for name, value in {"STEPS": 6, "ITERATIONS": 10, "LR": 0.1}.items():
+        monkeypatch.setattr(dno_figure_16, name, value)
+    cases = [{"seed": 0, "name": "gamma", "value": gamma} for gamma in (0.1, 10.0)]
+    results = [{"case": case} | dno_figure_16.run(**case) for case in cases]
+    for words in ("a larger gamma makes the search slower", "a larger gamma makes it safer"):
+        assert effect(dno_figure_16, results, words) > 0, words
+
+
+def test_hybrid_2_is_ahead_of_zo_sgd_and_the_true_gradient_of_hybrid_2(monkeypatch):
+    for name, value in {"STEPS": 4, "ITERATIONS": 6}.items():
+        monkeypatch.setattr(dno_figure_8, name, value)
+    cases = [{"seed": 0, "reward": reward} for reward in ("scorer", dno_figure_8.TRUE)]
+    results = [{"case": case} | dno_figure_8.run(**case) for case in cases]
+    assert dno_figure_8.ahead(results, "scorer", "Hybrid-2", "ZO-SGD")[0] > 0
+    assert dno_figure_8.ahead_by_its_gradient(results)[0] > 0
+    dno_figure_8.EXPERIMENT.draw(results)
+
+
 def test_every_small_step_raises_the_mean_reward(monkeypatch):
     for name, value in {"POINTS": 100, "RING_ITERATIONS": 5, "PICTURES": 2, "STEPS": 4, "ITERATIONS": 2}.items():
         monkeypatch.setattr(dno_theorem_1, name, value)

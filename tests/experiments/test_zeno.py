@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from comfyui_dno import core
+from comfyui_dno import core, rewards
 from comfyui_dno.experiments import (
     noise_searches,
     real_network,
@@ -53,7 +53,7 @@ def test_scaling_takes_the_least_rise_from_budget_to_budget():
 def test_which_beta_is_best_is_chosen_by_the_other_seeds():
     def result(variant, seed, gain):
         case = {"reward": "brightness", "variant": variant, "seed": seed}
-        return {"case": case, "best": [1.0, 1.0 + gain]}
+        return {"case": case, "start": 1.0, "best": [1.0 + gain / 2, 1.0 + gain]}
 
     by_variant = {"linear": (1.0, 2.0, 9.0), "beta 0.01": (3.0, 3.0, 1.0), "beta 0.5": (0.0, 0.0, 0.5)}
     results = [result(v, seed, gain) for v, gains in by_variant.items() for seed, gain in enumerate(gains)]
@@ -70,6 +70,9 @@ def test_linear_weights_gain_more_than_the_softmax_within_the_same_evaluations()
     wanted = [case for case in zeno_process.cases(3) if case["variant"] in ("linear", "softmax")]
     results = [{"case": case} | zeno_process.run(**case) for case in wanted if case["reward"] == "brightness"]
     assert verdict(zeno_process.of_the_approximation(results, "brightness")).mean > 0
+    sample_map = noise_searches.random_network()
+    plain = rewards.Brightness()(sample_map.sample(sample_map.randn(2))).item()
+    assert results[-1]["case"]["seed"] == 2 and results[-1]["start"] == pytest.approx(plain)
 
 
 def test_the_arms_of_a_search_make_as_many_evaluations():

@@ -186,17 +186,20 @@ def page(comfy):
         yield page
 
 
-def test_in_a_browser_a_widget_of_older_workflows_is_out_of_sight_and_keeps_its_value(comfy, page):
+@pytest.mark.parametrize("on", [False, True])
+def test_in_a_browser_a_widget_of_older_workflows_is_out_of_sight_unless_it_is_on_and_keeps_its_value(comfy, page, on):
     graph = Workflow()
-    ours = graph.dno(iterations=1, steps=3, keep_graphs=True)
+    ours = graph.dno(iterations=1, steps=3, keep_graphs=on)
     page.evaluate("prompt => app.loadApiJson(prompt, 'dno')", graph.prompt)
+    saved = page.evaluate("(app.rootGraph ?? app.graph).serialize()")
+    page.evaluate("graph => app.loadGraphData(graph)", saved)
     node = f"(app.rootGraph ?? app.graph).getNodeById({ours.id})"
     hidden = page.evaluate(f"{node}.widgets.filter(w => !{node}.isWidgetVisible(w)).map(w => w.name)")
-    assert hidden == ["keep_graphs"]
+    assert hidden == ([] if on else ["keep_graphs"])
     names = page.evaluate(f"{node}.widgets.map(w => w.name)")
     values = page.evaluate(f"{node}.serialize().widgets_values")
-    assert values[names.index("keep_graphs")] is True and values[names.index("part")] == "all"
-    assert page.evaluate("app.graphToPrompt().then(p => p.output)")[str(ours.id)]["inputs"]["keep_graphs"] is True
+    assert values[names.index("keep_graphs")] is on and values[names.index("part")] == "all"
+    assert page.evaluate("app.graphToPrompt().then(p => p.output)")[str(ours.id)]["inputs"]["keep_graphs"] is on
 
 
 def test_in_a_browser_the_running_node_shows_picture_text_and_a_button_to_stop(comfy, page):

@@ -241,7 +241,7 @@ def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
         rewards.load_tower(folder)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"model_type": []}'])
 def test_a_configuration_that_is_damaged_is_refused_as_that(folders, tmp_path, content):
     folder = shutil.copytree(folders["llava"], tmp_path / "broken")
     (folder / "config.json").write_bytes(content.encode("latin-1"))

@@ -221,6 +221,23 @@ def test_what_a_climb_has_found_is_kept_where_the_reward_never_works_again(coars
         found.whole()
 
 
+@pytest.mark.parametrize("answers", range(3, 40, 4))
+def test_what_a_climb_has_found_is_kept_where_a_watched_reward_with_a_floor_fails(answers):
+    """In the climb, or as late as at the picture that was lifted."""
+    left = [answers]
+
+    def watched(images, prompts):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyError("tokens")
+        return torch.zeros(len(images))
+
+    found = run(fine_map(), solver=core.Fast(calls=60, coarse_steps=4), watch=(watched,), floors={"watched": -1.0})
+    first, best = found.history.rows[0]["score"], found.history.best_row["score"]
+    assert found.failure is None or "the reward watched failed: KeyError: 'tokens'" in str(found.failure)
+    assert all(b > a for a, b in zip(first, best, strict=True))
+
+
 def test_a_reward_that_loses_the_gradient_is_refused():
     with pytest.raises(RuntimeError, match="lost the gradient"):
         run(fine_map(), reward=lambda images, prompts: mean_pixel(images, prompts).detach())
