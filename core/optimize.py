@@ -63,14 +63,14 @@ class Result:
     images: torch.Tensor
     latent: torch.Tensor
     history: History
-    failure: RuntimeError | None = None
+    failure: Exception | None = None
 
     def whole(self):
         """Return itself, for studies: half a search is none.
 
         Raises:
             KeyboardInterrupt: it was interrupted.
-            RuntimeError: its `failure`.
+            RuntimeError or FileNotFoundError: its `failure`.
         """
         if self.history.stopped == INTERRUPTED:
             raise KeyboardInterrupt
