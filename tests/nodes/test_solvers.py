@@ -192,7 +192,7 @@ def way(comfy, kind, settings, iterations=2):
     [
         ("hybrid-2", {"q": 0, "mu": 0.0}, {"q": 4, "mu": 0.02}, {"q": 5, "mu": 0.02}),
         ("hybrid-1", {"q": 0, "mu": 0.0}, {"q": 8, "mu": 0.01}, {"q": 9, "mu": 0.01}),
-        ("zo-sgd", {"q": 0, "mu": 0.0}, {"q": 16, "mu": 0.01}, {"q": 16, "mu": 0.02}),
+        ("zo-sgd", {"q": 0, "mu": 0.0}, {"q": 16, "mu": 0.01}, {"q": 16, "mu": 0.5}),
         ("zeno", {"beta": 0.0, "candidates": 2}, {"beta": 0.25, "candidates": 2}, {"beta": 0.2, "candidates": 2}),
     ],
 )

@@ -11,7 +11,7 @@ from workflows import history_of, rose
 def test_the_list_offers_what_judges_a_picture(comfy_with_pyiqa):
     (kind, *options) = comfy_with_pyiqa.get("/object_info/DNOIQAReward")["DNOIQAReward"]["input"]["required"]["metric"]
     offered = kind if isinstance(kind, list) else options[0]["options"]
-    assert offered[:3] == ["mean", "error", "rounded"] and "fid" not in offered
+    assert offered[:3] == ["topiq_nr", "mean", "error"] and "fid" not in offered
 
 
 def test_a_picture_is_judged_and_the_node_says_range_and_direction(comfy_with_pyiqa):

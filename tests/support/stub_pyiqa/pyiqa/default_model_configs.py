@@ -1,6 +1,6 @@
 """The list of metrics, in the form that pyiqa 0.1.16 has it.
 
-The names are our own, but for ssim, and for fid, which is of whole folders.
+The names are our own, but for ssim, topiq_nr, and fid, which is of whole folders.
 """
 
 DEFAULT_CONFIGS = {
@@ -13,5 +13,6 @@ DEFAULT_CONFIGS = {
     "not_here_later": {"metric_mode": "NR", "score_range": "0, 1"},
     "broken": {"metric_mode": "NR", "score_range": "0, 1"},
     "ssim": {"metric_mode": "FR", "score_range": "0, 1"},
+    "topiq_nr": {"metric_mode": "NR", "score_range": "0, 1"},
     "fid": {"metric_mode": "NR", "lower_better": True, "score_range": "0, ~"},
 }
