@@ -216,4 +216,5 @@ def draw_curves(axes, results, unit, names):
     logarithmic(axes)
     axes.set(xlabel=unit, ylabel="gain of the best")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)

@@ -158,7 +158,7 @@ def test_a_larger_gamma_is_slower_and_keeps_more_of_the_colour(monkeypatch):
 
 
 def test_hybrid_2_is_ahead_of_zo_sgd_and_the_true_gradient_of_hybrid_2(monkeypatch):
-    for name, value in {"STEPS": 4, "ITERATIONS": 6}.items():
+    for name, value in {"STEPS": 4, "ITERATIONS": 4}.items():
         monkeypatch.setattr(dno_figure_8, name, value)
     cases = [{"seed": 0, "reward": reward} for reward in ("scorer", dno_figure_8.TRUE)]
     results = [{"case": case} | dno_figure_8.run(**case) for case in cases]
