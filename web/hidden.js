@@ -13,7 +13,8 @@ app.registerExtension({
         const hidden = (node.widgets ?? []).filter((widget) => widget.options?.hidden)
         for (const widget of hidden) {
             // Asked each time: a saved workflow's values and links come when the node is there.
-            const answer = { get: () => !widget.value && !isLinked(node, widget), configurable: true, enumerable: true }
+            const get = () => !widget.value && !isLinked(node, widget)
+            const answer = { get, set() {}, configurable: true, enumerable: true } // without a setter, setting it throws
             Object.defineProperty(widget, "hidden", answer) // what classic nodes look at
             Object.defineProperty(widget.options, "hidden", answer) // and what Nodes 2.0 does
         }
