@@ -3,7 +3,8 @@
 A processor waits for most numbers that it reads in random order, since its near caches hold a part of the vector
 alone. On a CPU an order of many numbers is therefore two, one after the other: the first takes part by part of the
 vector, and puts each part's numbers as they are wanted; the second reads all those parts at once, each from its
-beginning to its end. It takes half the time of one, and gives the same. A GPU hides such waits, and keeps one order.
+beginning to its end. It gives the same in three quarters of the time for three million numbers, and in less than half
+for seven. A GPU hides such waits, and keeps one order.
 """
 
 import functools
